@@ -1,0 +1,53 @@
+# Sigmoid + binary cross-entropy, from logits z and targets y in [0, 1], a = 1 / (1 + e**-z).
+#
+#   loss  -y log a - (1 - y) log(1 - a)  =  |z| (1 - y if z > 0 else y) + log1p(e),  e = e**-|z|
+#   grad  a - y                          =  ((1 - y) - y e  if z >= 0 else  (1 - y) e - y) / (1 + e)
+#   hess  a (1 - a)                      =  e / (1 + e)**2
+#
+# No term overflows, and for y of 0 or 1 none is a difference: each is exact until its own underflow.
+
+
+cdef inline real bce_value(real z, real y, real e) noexcept nogil:
+    cdef real against = 1 - y if z > 0 else y
+    # 0 * inf counts as 0: an infinite logit on the side of its target costs nothing
+    return (0 if against == 0 else absolute(z) * against) + log1p_unit(e)
+
+
+cdef inline real bce_numerator(real z, real y, real e) noexcept nogil:
+    """(1 + e) (a - y)."""
+    return fma(-y, e, 1 - y) if z >= 0 else fma(1 - y, e, -y)
+
+
+cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+    cdef real divisor = <real>job.divisor
+    cdef real* value = scratch + VALUE
+    cdef real* grad = scratch + GRAD
+    cdef real* hess = scratch + HESS
+    cdef const real* z
+    cdef const real* y
+    cdef real e, one_plus_e
+    cdef Py_ssize_t at, n, i
+    for at from start <= at < stop by CHUNK:
+        n = min(<Py_ssize_t>CHUNK, stop - at)
+        z = open_chunk(job, at, n, scratch, &y)
+        if job.want == WANT_LOSS:
+            for i in range(n):
+                value[i] = bce_value(z[i], y[i], exp_negative(-absolute(z[i])))
+        elif job.want == WANT_LOSS | WANT_GRAD:
+            for i in range(n):
+                e = exp_negative(-absolute(z[i]))
+                value[i] = bce_value(z[i], y[i], e)
+                # the divisor goes into 1 + e, where it costs no rounding of its own
+                grad[i] = bce_numerator(z[i], y[i], e) / fma(divisor, e, divisor)
+        else:
+            for i in range(n):
+                e = exp_negative(-absolute(z[i]))
+                one_plus_e = 1 + e
+                grad[i] = bce_numerator(z[i], y[i], e) / one_plus_e
+                hess[i] = e / one_plus_e / one_plus_e
+        close_chunk(job, at, n, scratch, total)
+
+
+def sigmoid_bce(logits, targets, weight, out, hess, int want, int reduction, double clip):
+    cdef Kernel kernel = Kernel(sigmoid_bce_kernel[float], sigmoid_bce_kernel[double])
+    return sigmoid_loss(logits, targets, weight, out, hess, want, reduction, clip, &kernel)

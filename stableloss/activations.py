@@ -1,0 +1,192 @@
+"""Activations for prediction time, from the kernels of the losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stableloss._arrays import prepared_activation
+from stableloss._dispatch import kernels
+
+__all__ = ["log_sigmoid", "log_softmax", "logsumexp", "sigmoid", "softmax"]
+
+
+def sigmoid(x: Any, out: Any = None) -> Any:
+    """Logistic sigmoid 1 / (1 + exp(-x)), element by element.
+
+    Parameters
+    ----------
+    x : array_like
+        Real numbers of any shape. float32 is computed as float32, all else as float64.
+    out : ndarray, optional
+        Array of the result's shape and dtype to write to; ``out=x`` works in place.
+
+    Returns
+    -------
+    ndarray
+        Of the shape of `x`; 0 at -inf, 1 at +inf, NaN at NaN.
+
+    Raises
+    ------
+    TypeError
+        If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
+    ValueError
+        If `out` has another shape or is read-only.
+
+    See Also
+    --------
+    log_sigmoid : its logarithm, exact where the sigmoid rounds to 0 or 1.
+
+    Examples
+    --------
+    >>> import stableloss as sl
+    >>> sl.sigmoid([-100.0, 0.0, 100.0])
+    array([3.72007598e-44, 5.00000000e-01, 1.00000000e+00])
+    """
+    result = kernels.sigmoid(x, out)
+    return prepared_activation(kernels.sigmoid, x, out, None) if result is None else result
+
+
+def log_sigmoid(x: Any, out: Any = None) -> Any:
+    """Logarithm of the logistic sigmoid, -log(1 + exp(-x)), element by element.
+
+    Parameters
+    ----------
+    x : array_like
+        Real numbers of any shape. float32 is computed as float32, all else as float64.
+    out : ndarray, optional
+        Array of the result's shape and dtype to write to; ``out=x`` works in place.
+
+    Returns
+    -------
+    ndarray
+        Of the shape of `x`; -inf at -inf, 0 at +inf, NaN at NaN.
+
+    Raises
+    ------
+    TypeError
+        If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
+    ValueError
+        If `out` has another shape or is read-only.
+
+    Notes
+    -----
+    Computed as min(x, 0) - log1p(exp(-abs(x))): relatively accurate near 0 too.
+
+    Examples
+    --------
+    >>> import stableloss as sl
+    >>> sl.log_sigmoid([-1000.0, 40.0])
+    array([-1.00000000e+03, -4.24835426e-18])
+    """
+    result = kernels.log_sigmoid(x, out)
+    return prepared_activation(kernels.log_sigmoid, x, out, None) if result is None else result
+
+
+def softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
+    """Softmax exp(x_k) / sum_j exp(x_j) along one axis.
+
+    Parameters
+    ----------
+    x : array_like
+        Real numbers of any shape. float32 is computed as float32, all else as float64.
+    axis : int, default: -1
+        The axis of the classes.
+    out : ndarray, optional
+        Array of the result's shape and dtype to write to; ``out=x`` works in place.
+
+    Returns
+    -------
+    ndarray
+        Of the shape of `x`. Several +inf along the axis share the probability equally; a slice with
+        NaN, or of nothing but -inf, is NaN.
+
+    Raises
+    ------
+    TypeError
+        If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
+    ValueError
+        If `x` is empty along the axis, or `out` has another shape or is read-only.
+
+    See Also
+    --------
+    log_softmax : its logarithm, exact where the softmax rounds to 0 or 1.
+
+    Examples
+    --------
+    >>> import stableloss as sl
+    >>> sl.softmax([[1000.0, 1000.0], [0.0, -float("inf")]])
+    array([[0.5, 0.5],
+           [1. , 0. ]])
+    """
+    return prepared_activation(kernels.softmax, x, out, axis)
+
+
+def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
+    """Logarithm of the softmax along one axis.
+
+    Parameters
+    ----------
+    x : array_like
+        Real numbers of any shape. float32 is computed as float32, all else as float64.
+    axis : int, default: -1
+        The axis of the classes.
+    out : ndarray, optional
+        Array of the result's shape and dtype to write to; ``out=x`` works in place.
+
+    Returns
+    -------
+    ndarray
+        Of the shape of `x`; a slice with NaN, or of nothing but -inf, is NaN.
+
+    Raises
+    ------
+    TypeError
+        If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
+    ValueError
+        If `x` is empty along the axis, or `out` has another shape or is read-only.
+
+    Notes
+    -----
+    The entry of the largest logit is -log1p of the other exponentials' sum, so that it keeps its
+    digits however close to 0 it is.
+
+    Examples
+    --------
+    >>> import stableloss as sl
+    >>> sl.log_softmax([40.0, 0.0])
+    array([-4.24835426e-18, -4.00000000e+01])
+    """
+    return prepared_activation(kernels.log_softmax, x, out, axis)
+
+
+def logsumexp(x: Any, axis: int = -1, out: Any = None) -> Any:
+    """Logarithm of the sum of exponentials along one axis, without overflow.
+
+    Parameters
+    ----------
+    x : array_like
+        Real numbers of any shape. float32 is computed as float32, all else as float64.
+    axis : int, default: -1
+        The axis to sum over; the result does not have it.
+    out : ndarray, optional
+        Array of the result's shape and dtype to write to.
+
+    Returns
+    -------
+    ndarray or scalar
+        -inf for a slice of nothing but -inf, +inf for one with a +inf, NaN for one with NaN.
+
+    Raises
+    ------
+    TypeError
+        If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
+    ValueError
+        If `x` is empty along the axis, or `out` has another shape or is read-only.
+
+    Examples
+    --------
+    >>> import stableloss as sl
+    >>> float(sl.logsumexp([1000.0, 1000.0]))
+    1000.6931471805599
+    """
+    return prepared_activation(kernels.logsumexp, x, out, axis, keeps_axis=False)
