@@ -11,6 +11,35 @@ cdef extern from *:
     #define SL_PREFETCH(p) __builtin_prefetch(p, 0, 3)
     #define SL_PREFETCH_WRITE(p) __builtin_prefetch(p, 1, 3)
 
+    /* Transpose 4 x 4 float32 or 2 x 2 float64 between rows that lie `stride` elements apart. Compilers
+       turn neither a loop nor this many scalar moves into shuffles. */
+    typedef float sl_f32x4 __attribute__((vector_size(16), aligned(4), may_alias));
+    typedef double sl_f64x2 __attribute__((vector_size(16), aligned(8), may_alias));
+    #if defined(__clang__) || __GNUC__ >= 12
+    #define SL_SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+    #define SL_SHUFFLE2(a, b, i, j) __builtin_shufflevector(a, b, i, j)
+    #else
+    typedef int32_t sl_i32x4 __attribute__((vector_size(16)));
+    typedef int64_t sl_i64x2 __attribute__((vector_size(16)));
+    #define SL_SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, (sl_i32x4){i, j, k, l})
+    #define SL_SHUFFLE2(a, b, i, j) __builtin_shuffle(a, b, (sl_i64x2){i, j})
+    #endif
+    static inline void sl_transpose_f32(const float *from, Py_ssize_t from_stride, float *to, Py_ssize_t to_stride) {
+        sl_f32x4 a = *(const sl_f32x4 *)from, b = *(const sl_f32x4 *)(from + from_stride);
+        sl_f32x4 c = *(const sl_f32x4 *)(from + 2 * from_stride), d = *(const sl_f32x4 *)(from + 3 * from_stride);
+        sl_f32x4 ab_low = SL_SHUFFLE4(a, b, 0, 4, 1, 5), ab_high = SL_SHUFFLE4(a, b, 2, 6, 3, 7);
+        sl_f32x4 cd_low = SL_SHUFFLE4(c, d, 0, 4, 1, 5), cd_high = SL_SHUFFLE4(c, d, 2, 6, 3, 7);
+        *(sl_f32x4 *)to = SL_SHUFFLE4(ab_low, cd_low, 0, 1, 4, 5);
+        *(sl_f32x4 *)(to + to_stride) = SL_SHUFFLE4(ab_low, cd_low, 2, 3, 6, 7);
+        *(sl_f32x4 *)(to + 2 * to_stride) = SL_SHUFFLE4(ab_high, cd_high, 0, 1, 4, 5);
+        *(sl_f32x4 *)(to + 3 * to_stride) = SL_SHUFFLE4(ab_high, cd_high, 2, 3, 6, 7);
+    }
+    static inline void sl_transpose_f64(const double *from, Py_ssize_t from_stride, double *to, Py_ssize_t to_stride) {
+        sl_f64x2 a = *(const sl_f64x2 *)from, b = *(const sl_f64x2 *)(from + from_stride);
+        *(sl_f64x2 *)to = SL_SHUFFLE2(a, b, 0, 2);
+        *(sl_f64x2 *)(to + to_stride) = SL_SHUFFLE2(a, b, 1, 3);
+    }
+
     #if defined(__FMA__) || defined(__aarch64__)
     #define SL_PRODUCT_ERROR(a, b, product) __builtin_fma(a, b, -(product))
     #else
@@ -26,6 +55,8 @@ cdef extern from *:
     double SL_PRODUCT_ERROR(double, double, double) noexcept nogil
     void SL_PREFETCH(const void*) noexcept nogil
     void SL_PREFETCH_WRITE(const void*) noexcept nogil
+    void sl_transpose_f32(const float*, Py_ssize_t, float*, Py_ssize_t) noexcept nogil
+    void sl_transpose_f64(const double*, Py_ssize_t, double*, Py_ssize_t) noexcept nogil
 
 cdef extern from "numpy/arrayobject.h":
     object PyArray_NewLikeArray(np.ndarray, np.NPY_ORDER, void*, int)
@@ -45,7 +76,7 @@ cdef enum:
     MAX_DIMS = 64           # NPY_MAXDIMS of numpy 2
     LANES = 32              # lanes of a sum; fixed, so that every level adds in the same order
     BLOCK_ITEMS = 32768     # logits per block: a block is the unit of partial sums and of threads
-    SCRATCH_BYTES = 32768   # per thread, on the stack: about the size of an L1 data cache
+    SCRATCH_BYTES = 49152   # per thread, on the stack: three pieces of float64
     RELEASE_GIL = 2048      # logits below which dropping the GIL costs more than it gives
 
 ctypedef fused element:
@@ -307,6 +338,27 @@ cdef inline double evaluate(const Sum* total) noexcept nogil:
     return s if s - s == 0 else total.hi
 
 
+cdef inline double fold(double* lane) noexcept nogil:
+    """Sum of LANES numbers, as a tree; overwrites them."""
+    cdef int j
+    for j in range(16):
+        lane[j] += lane[j + 16]
+    for j in range(8):
+        lane[j] += lane[j + 8]
+    for j in range(4):
+        lane[j] += lane[j + 4]
+    return (lane[0] + lane[2]) + (lane[1] + lane[3])
+
+
+cdef inline void fold_exactly(double* lane, double* lost, int width) noexcept nogil:
+    """One step of the tree, with the rounding errors added to `lost`."""
+    cdef double error
+    cdef int j
+    for j in range(width):
+        lane[j] = two_sum(lane[j], lane[j + width], &error)
+        lost[j] += lost[j + width] + error
+
+
 cdef inline double lane_sum(const real* v, Py_ssize_t n, double* error) noexcept nogil:
     """Sum of n numbers, n a multiple of LANES, in a fixed order; `error` gets what rounding lost.
 
@@ -315,7 +367,7 @@ cdef inline double lane_sum(const real* v, Py_ssize_t n, double* error) noexcept
     term that it meets, and such a step costs one rounding at most.
     """
     cdef Py_ssize_t i
-    cdef int j, width
+    cdef int j
     cdef double lane[LANES]
     cdef double lost[LANES]
     cdef double s
@@ -325,13 +377,8 @@ cdef inline double lane_sum(const real* v, Py_ssize_t n, double* error) noexcept
         for i in range(n // LANES):
             for j in range(LANES):
                 lane[j] += <double>v[i * LANES + j]
-        width = LANES // 2
-        while width:
-            for j in range(width):
-                lane[j] += lane[j + width]
-            width //= 2
         error[0] = 0
-        return lane[0]
+        return fold(lane)
     else:
         for j in range(LANES // 2):
             lane[j] = 0
@@ -341,12 +388,10 @@ cdef inline double lane_sum(const real* v, Py_ssize_t n, double* error) noexcept
                 s = lane[j] + v[i * (LANES // 2) + j]
                 lost[j] += (lane[j] - s) + v[i * (LANES // 2) + j]
                 lane[j] = s
-        width = LANES // 4
-        while width:
-            for j in range(width):
-                lane[j] = two_sum(lane[j], lane[j + width], &s)
-                lost[j] += lost[j + width] + s
-            width //= 2
+        fold_exactly(lane, lost, 8)
+        fold_exactly(lane, lost, 4)
+        fold_exactly(lane, lost, 2)
+        fold_exactly(lane, lost, 1)
         error[0] = lost[0]
         return lane[0]
 

@@ -127,6 +127,8 @@ cdef extern from *:
     const double SL_LOG0_F64, SL_LOG1_F64, SL_LOG2_F64, SL_LOG3_F64, SL_LOG4_F64
     const double SL_LOG5_F64, SL_LOG6_F64, SL_LOG7_F64
 
+# A literal beside a float is cast to `real`: as it stands it would be a C double, and take the whole
+# expression to float64 with it.
 ctypedef fused real:
     float
     double
@@ -154,7 +156,7 @@ cdef inline real exp_tail(real shifted, real r) noexcept nogil:
         q = fma(q, r, SL_EXP2_F32)
         q = fma(q, r, SL_EXP1_F32)
         q = fma(q, r, SL_EXP0_F32)
-        return (1 + fma(r * r, q, r)) * sl_pow2_f32(shifted)
+        return (<real>1 + fma(r * r, q, r)) * sl_pow2_f32(shifted)
     else:
         q = fma(SL_EXP9_F64, r, SL_EXP8_F64)
         q = fma(q, r, SL_EXP7_F64)
@@ -193,9 +195,9 @@ cdef inline void split_maximum(real m, real* a, real* b_hi, real* b_lo) noexcept
     """
     cdef real b
     if real is float:
-        a[0] = m if absolute(m) >= 256 else 0
+        a[0] = m if absolute(m) >= <real>256 else 0
         b = m - a[0]
-        b_hi[0] = (b + 768) - 768
+        b_hi[0] = (b + <real>768) - <real>768
     else:
         a[0] = m if absolute(m) >= 2048 else 0
         b = m - a[0]

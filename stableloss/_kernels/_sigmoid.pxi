@@ -10,6 +10,7 @@ cdef enum:
     VALUE = 2 * CHUNK
     GRAD = 3 * CHUNK
     HESS = 4 * CHUNK
+    EXPONENTIAL = 5 * CHUNK
 
 cdef inline void clamp(const real* x, Py_ssize_t n, double clip, real* to) noexcept nogil:
     """Clamp to [-clip, clip]; NaN stays NaN."""

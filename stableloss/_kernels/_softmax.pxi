@@ -12,7 +12,7 @@
 cdef enum:
     GROUP = 32              # rows whose per-row arithmetic is done together, as lanes
     PIECE = 2048            # logits of a wide row in scratch at once
-    NARROW = 32             # classes up to which rows are lanes
+    NARROW = 64             # classes up to which rows are lanes
 
 
 cdef inline bint is_positive_infinity(real x) noexcept nogil:
@@ -28,29 +28,66 @@ cdef inline real indicator_logit(real x) noexcept nogil:
 
 # ---- rows as lanes --------------------------------------------------------------------------------
 
-cdef inline void load_lanes(const Operand* op, const Py_ssize_t* offset, int count, Py_ssize_t k, real* s) noexcept nogil:
-    """s[c, j] = class c of row j, of any element type; lanes without a row are 0."""
+cdef inline void transpose(const real* source, Py_ssize_t source_stride, Py_ssize_t rows, Py_ssize_t columns, real* to, Py_ssize_t to_stride) noexcept nogil:
+    """to[c, r] = source[r, c]; strides in elements."""
+    cdef Py_ssize_t side = 4 if real is float else 2
+    cdef Py_ssize_t r, c, whole_rows = 0
+    if columns >= side:
+        whole_rows = rows - rows % side
+        for r from 0 <= r < whole_rows by side:
+            c = 0
+            while c < columns:
+                c = min(c, columns - side)              # the last tile may overlap the one before
+                if real is float:
+                    sl_transpose_f32(source + r * source_stride + c, source_stride, to + c * to_stride + r, to_stride)
+                else:
+                    sl_transpose_f64(source + r * source_stride + c, source_stride, to + c * to_stride + r, to_stride)
+                c += side
+    for r in range(whole_rows, rows):
+        for c in range(columns):
+            to[c * to_stride + r] = source[r * source_stride + c]
+
+
+cdef inline bint transposable(const Operand* op, real hint) noexcept nogil:
+    """Whether the rows are contiguous floats at one distance."""
     cdef int kind = np.NPY_FLOAT if real is float else np.NPY_DOUBLE
-    cdef Py_ssize_t c
+    return (op.ndim == 1 and op.kind == kind and op.inner == <Py_ssize_t>sizeof(real)
+            and op.stride[0] % <Py_ssize_t>sizeof(real) == 0)
+
+
+cdef inline void load_lanes(const Operand* op, Py_ssize_t start, int count, Py_ssize_t k, real* s) noexcept nogil:
+    """s[c, j] = class c of row start + j, of any element type; lanes without a row are 0."""
+    cdef Py_ssize_t offset[GROUP]
+    cdef Py_ssize_t c, stride
     cdef int j
     cdef real line[NARROW]
-    cdef const real* row
-    for j in range(count):
-        row = <const real*>(op.data + offset[j])
-        if op.kind != kind or op.inner != <Py_ssize_t>sizeof(real):
+    if transposable(op, s[0]):
+        stride = op.stride[0] // <Py_ssize_t>sizeof(real)
+        transpose(<const real*>op.data + start * stride, stride, count, k, s, GROUP)
+    else:
+        row_offsets(op, start, count, offset)
+        for j in range(count):
             gather(op.data + offset[j], op.kind, op.inner, k, line)
-            row = line
-        for c in range(k):
-            s[c * GROUP + j] = row[c]
+            for c in range(k):
+                s[c * GROUP + j] = line[c]
     for j in range(count, GROUP):
         for c in range(k):
             s[c * GROUP + j] = 0
 
 
-cdef inline void store_lanes(const real* s, const Operand* op, const Py_ssize_t* offset, int count, Py_ssize_t k) noexcept nogil:
-    cdef Py_ssize_t c
+cdef inline void store_lanes(const real* s, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k) noexcept nogil:
+    cdef Py_ssize_t offset[GROUP]
+    cdef Py_ssize_t c, stride
     cdef int j
     cdef char* row
+    if transposable(op, s[0]):
+        stride = op.stride[0] // <Py_ssize_t>sizeof(real)
+        if count == GROUP:
+            transpose(s, GROUP, k, GROUP, <real*>op.data + start * stride, stride)
+        else:
+            transpose(s, GROUP, k, count, <real*>op.data + start * stride, stride)
+        return
+    row_offsets(op, start, count, offset)
     for j in range(count):
         row = op.data + offset[j]
         for c in range(k):
@@ -97,9 +134,9 @@ cdef inline void lane_totals(const real* s, Py_ssize_t k, double* total, double*
     cdef int j
     cdef double t
     for j in range(GROUP):
-        total[j] = 0
+        total[j] = <double>s[j]
         lost[j] = 0
-    for c in range(k):
+    for c in range(1, k):
         for j in range(GROUP):
             if real is float:
                 total[j] += <double>s[c * GROUP + j]
@@ -138,21 +175,27 @@ cdef inline void load_piece(const Job* job, const char* row, Py_ssize_t start, P
         s[i] = -SL_INFINITY
 
 
+cdef inline void fold_maximum(real* lane, int width) noexcept nogil:
+    cdef int j
+    for j in range(width):
+        lane[j] = lane[j + width] if lane[j + width] > lane[j] else lane[j]
+
+
 cdef inline real piece_maximum(const real* s, Py_ssize_t n) noexcept nogil:
     """Maximum of n numbers, n a multiple of LANES; NaN may lose."""
     cdef real lane[LANES]
     cdef Py_ssize_t i
-    cdef int j, width
+    cdef int j
     for j in range(LANES):
         lane[j] = s[j]
     for i in range(1, n // LANES):
         for j in range(LANES):
             lane[j] = s[i * LANES + j] if s[i * LANES + j] > lane[j] else lane[j]
-    width = LANES // 2
-    while width:
-        for j in range(width):
-            lane[j] = lane[j + width] if lane[j + width] > lane[j] else lane[j]
-        width //= 2
+    fold_maximum(lane, 16)
+    fold_maximum(lane, 8)
+    fold_maximum(lane, 4)
+    fold_maximum(lane, 2)
+    fold_maximum(lane, 1)
     return lane[0]
 
 
@@ -235,14 +278,23 @@ cdef inline void load_classes(const Job* job, Py_ssize_t start, int count, Py_ss
 
 
 cdef inline void close_rows(const Job* job, Py_ssize_t start, int count, double* loss, const double* weight, Sum* total, real hint) noexcept nogil:
-    """Store the losses of a group, or add them up."""
+    """Weigh the losses of a group, and store them or add them up."""
+    cdef double lost[GROUP]
     cdef int j
-    for j in range(count):
-        loss[j] = 0 if weight[j] == 0 else loss[j] * weight[j]
-        if job.loss != NULL:
+    for j in range(GROUP):
+        loss[j] = loss[j] * weight[j] if weight[j] != 0 and j < count else 0
+        lost[j] = 0
+    if job.loss != NULL:
+        for j in range(count):
             (<real*>job.loss)[start + j] = <real>loss[j]
-        elif job.want & WANT_LOSS:
-            add(total, loss[j])
+    elif job.want & WANT_LOSS:
+        fold_exactly(loss, lost, 16)
+        fold_exactly(loss, lost, 8)
+        fold_exactly(loss, lost, 4)
+        fold_exactly(loss, lost, 2)
+        fold_exactly(loss, lost, 1)
+        add(total, loss[0])
+        total.lo += lost[0]
 
 
 cdef struct WideGroup:
@@ -294,13 +346,11 @@ cdef inline void open_wide(const Job* job, Py_ssize_t start, int count, WideGrou
 
 cdef inline void open_lanes(const Job* job, Py_ssize_t start, int count, double* weight, real* s, real* t, real* m) noexcept nogil:
     """Logits, target probabilities, weights and maxima of a group."""
-    cdef Py_ssize_t offset[GROUP]
     cdef Py_ssize_t y[GROUP]
     cdef Py_ssize_t i
     cdef int j
     load_weights(job, start, count, weight)
-    row_offsets(&job.x, start, count, offset)
-    load_lanes(&job.x, offset, count, job.k, s)
+    load_lanes(&job.x, start, count, job.k, s)
     if job.clip < SL_INFINITY:
         clamp(s, job.k * GROUP, job.clip, s)
     if job.hard:
@@ -310,8 +360,7 @@ cdef inline void open_lanes(const Job* job, Py_ssize_t start, int count, double*
         for j in range(GROUP):
             t[y[j] * GROUP + j] = 1
     else:
-        row_offsets(&job.t, start, count, offset)
-        load_lanes(&job.t, offset, count, job.k, t)
+        load_lanes(&job.t, start, count, job.k, t)
     if job.weighted:
         clear_lanes(s, job.k, weight)
     lane_maximum(s, job.k, m)
@@ -398,18 +447,13 @@ cdef inline double products(const real* s, const real* t, Py_ssize_t n, real m) 
     """Sum of t (m - x) over a piece, n a multiple of LANES."""
     cdef double lane[LANES]
     cdef Py_ssize_t i
-    cdef int j, width
+    cdef int j
     for j in range(LANES):
         lane[j] = 0
     for i in range(n // LANES):
         for j in range(LANES):
             lane[j] += 0 if t[i * LANES + j] == 0 else <double>t[i * LANES + j] * (<double>m - <double>s[i * LANES + j])
-    width = LANES // 2
-    while width:
-        for j in range(width):
-            lane[j] += lane[j + width]
-        width //= 2
-    return lane[0]
+    return fold(lane)
 
 
 cdef struct SoftRow:

@@ -17,8 +17,8 @@ cdef void sigmoid_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum*
         x = view_flat(&job.x, at, n, scratch)
         for i in range(n):
             e = exp_negative(-absolute(x[i]))
-            t = 1 + e
-            q = reciprocal(t, e - (t - 1))
+            t = <real>1 + e
+            q = reciprocal(t, e - (t - <real>1))
             y[i] = e * q if x[i] < 0 else q
         store_flat(&job.g, at, n, <const real*>y)
 
@@ -98,8 +98,7 @@ cdef void activation_lanes(const Job* job, Py_ssize_t start, int count, real* s)
     cdef real* e = s + PIECE
     cdef Py_ssize_t c, k = job.k
     cdef int j
-    row_offsets(&job.x, start, count, offset)
-    load_lanes(&job.x, offset, count, k, s)
+    load_lanes(&job.x, start, count, k, s)
     for j in range(GROUP):
         infinite[j] = False
         for c in range(k):
@@ -111,8 +110,8 @@ cdef void activation_lanes(const Job* job, Py_ssize_t start, int count, real* s)
     for j in range(GROUP):
         log_sum[j] = log_of_sum(below[j], lost[j], ones[j])
         inverse[j] = <real>soft_scale(m[j], 1, 1, below[j], lost[j], ones[j])
-    row_offsets(&job.g, start, count, offset)
     if job.want == LOGSUMEXP:
+        row_offsets(&job.g, start, count, offset)
         for j in range(count):
             if m[j] == -SL_INFINITY:
                 for c in range(k):
@@ -125,7 +124,7 @@ cdef void activation_lanes(const Job* job, Py_ssize_t start, int count, real* s)
                 s[c * GROUP + j] = e[c * GROUP + j] * inverse[j]
             else:
                 s[c * GROUP + j] = <real>((<double>s[c * GROUP + j] - <double>m[j]) - log_sum[j])
-    store_lanes(<const real*>s, &job.g, offset, count, k)
+    store_lanes(<const real*>s, &job.g, start, count, k)
 
 
 cdef void activation_row(const Job* job, const char* row, char* to, real* s) noexcept nogil:

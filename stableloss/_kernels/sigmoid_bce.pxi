@@ -7,15 +7,16 @@
 # No term overflows, and for y of 0 or 1 none is a difference: each is exact until its own underflow.
 
 
-cdef inline real bce_value(real z, real y, real e) noexcept nogil:
-    cdef real against = 1 - y if z > 0 else y
-    # 0 * inf counts as 0: an infinite logit on the side of its target costs nothing
-    return (0 if against == 0 else absolute(z) * against) + log1p_unit(e)
+cdef inline real bce_margin(real z, real y) noexcept nogil:
+    """abs(z) times the target's share on the other side; 0 * inf counts as 0, so that an infinite
+    logit on the side of its target costs nothing."""
+    cdef real against = <real>1 - y if z > 0 else y
+    return 0 if against == 0 else absolute(z) * against
 
 
 cdef inline real bce_numerator(real z, real y, real e) noexcept nogil:
     """(1 + e) (a - y)."""
-    return fma(-y, e, 1 - y) if z >= 0 else fma(1 - y, e, -y)
+    return fma(-y, e, <real>1 - y) if z >= 0 else fma(<real>1 - y, e, -y)
 
 
 cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
@@ -25,26 +26,26 @@ cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef real* hess = scratch + HESS
     cdef const real* z
     cdef const real* y
-    cdef real e, one_plus_e
+    cdef real* e = scratch + EXPONENTIAL
+    cdef real one_plus_e
     cdef Py_ssize_t at, n, i
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
-        if job.want == WANT_LOSS:
+        # one short loop per quantity: each fits the vector registers
+        for i in range(n):
+            e[i] = exp_negative(-absolute(z[i]))
+        if job.want & WANT_LOSS:
             for i in range(n):
-                value[i] = bce_value(z[i], y[i], exp_negative(-absolute(z[i])))
-        elif job.want == WANT_LOSS | WANT_GRAD:
+                value[i] = bce_margin(z[i], y[i]) + log1p_unit(e[i])
+        if job.want & WANT_GRAD:
+            # the divisor goes into 1 + e, where it costs no rounding of its own
             for i in range(n):
-                e = exp_negative(-absolute(z[i]))
-                value[i] = bce_value(z[i], y[i], e)
-                # the divisor goes into 1 + e, where it costs no rounding of its own
-                grad[i] = bce_numerator(z[i], y[i], e) / fma(divisor, e, divisor)
-        else:
+                grad[i] = bce_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
+        if job.want & WANT_HESS:
             for i in range(n):
-                e = exp_negative(-absolute(z[i]))
-                one_plus_e = 1 + e
-                grad[i] = bce_numerator(z[i], y[i], e) / one_plus_e
-                hess[i] = e / one_plus_e / one_plus_e
+                one_plus_e = <real>1 + e[i]
+                hess[i] = e[i] / one_plus_e / one_plus_e
         close_chunk(job, at, n, scratch, total)
 
 

@@ -10,7 +10,7 @@
 
 cdef inline real reciprocal(real t, real t_error) noexcept nogil:
     """1 / (t + t_error), with one rounding: the quotient corrected by its own residual."""
-    cdef real q = 1 / t
+    cdef real q = <real>1 / t
     return fma(q, fma(-t, q, 1) - t_error * q, q)
 
 
@@ -22,15 +22,15 @@ cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef real* hess = scratch + HESS
     cdef const real* z
     cdef const real* y
-    cdef real e, t, q, d, c, slope
+    cdef real e, t, q, d, c
     cdef Py_ssize_t at, n, i
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
         for i in range(n):
             e = exp_negative(-absolute(z[i]))
-            t = 1 + e
-            q = reciprocal(t, e - (t - 1))
+            t = <real>1 + e
+            q = reciprocal(t, e - (t - <real>1))
             d = bce_numerator(z[i], y[i], e) * q
             c = e * q * q
             value[i] = half * d * d

@@ -31,7 +31,6 @@ cdef inline double hard_scale(real hint, double weight, double divisor, double r
 
 
 cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, real* s) noexcept nogil:
-    cdef Py_ssize_t offset[GROUP]
     cdef Py_ssize_t y[GROUP]
     cdef real m[GROUP]
     cdef real scale[GROUP]
@@ -46,8 +45,7 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, r
     cdef int j
     load_weights(job, start, count, weight)
     load_classes(job, start, count, y)
-    row_offsets(&job.x, start, count, offset)
-    load_lanes(&job.x, offset, count, k, s)
+    load_lanes(&job.x, start, count, k, s)
     if job.clip < SL_INFINITY:
         clamp(s, k * GROUP, job.clip, s)
     if job.weighted:
@@ -70,8 +68,7 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, r
                 s[c * GROUP + j] *= scale[j]
         for j in range(GROUP):
             s[y[j] * GROUP + j] = <real>(-rest[j] * factor[j])
-        row_offsets(&job.g, start, count, offset)
-        store_lanes(s, &job.g, offset, count, k)
+        store_lanes(<const real*>s, &job.g, start, count, k)
     hard_losses(rest, lost, e_target, gap, loss)
     close_rows(job, start, count, loss, weight, total, m[0])
 
@@ -148,7 +145,6 @@ cdef inline real ce_curvature(real e, real mass, real others, real inverse) noex
 
 
 cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, real* s) noexcept nogil:
-    cdef Py_ssize_t offset[GROUP]
     cdef real m[GROUP]
     cdef real mass_r[GROUP]
     cdef real ones_r[GROUP]
@@ -163,7 +159,7 @@ cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, r
     cdef double ones[GROUP]
     cdef double loss[GROUP]
     cdef real* t = s + PIECE
-    cdef real* h = s + NARROW * GROUP
+    cdef real* h = s + 2 * PIECE
     cdef Py_ssize_t c, k = job.k
     cdef int j
     open_lanes(job, start, count, weight, s, t, m)
@@ -186,16 +182,14 @@ cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, r
             for j in range(GROUP):
                 h[c * GROUP + j] = <real>weight[j] * ce_curvature(
                     s[c * GROUP + j], mass_r[j], (ones_r[j] - s[c * GROUP + j]) + below_r[j], inverse[j])
-        row_offsets(&job.h, start, count, offset)
-        store_lanes(<const real*>h, &job.h, offset, count, k)
+        store_lanes(<const real*>h, &job.h, start, count, k)
     if job.want & WANT_GRAD:
         for c in range(k):
             for j in range(GROUP):
                 s[c * GROUP + j] = ce_gradient(
                     s[c * GROUP + j], t[c * GROUP + j], mass_r[j],
                     (ones_r[j] - s[c * GROUP + j]) + below_r[j], factor[j])
-        row_offsets(&job.g, start, count, offset)
-        store_lanes(<const real*>s, &job.g, offset, count, k)
+        store_lanes(<const real*>s, &job.g, start, count, k)
 
 
 cdef inline double soft_wide(const Job* job, const char* row, const char* target, Py_ssize_t y, double weight, char* grad, char* hess, real* s) noexcept nogil:

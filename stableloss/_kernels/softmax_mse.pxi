@@ -20,7 +20,7 @@ cdef struct MseSums:
 
 
 cdef inline real mse_difference(real e, real t, real others, real inverse) noexcept nogil:
-    return (e * (1 - t) - t * others) * inverse
+    return (e * (<real>1 - t) - t * others) * inverse
 
 
 cdef inline real mse_bracket(real e, real d, real others, real inverse, real pd_below, real pd_ones, bint single) noexcept nogil:
@@ -33,7 +33,6 @@ cdef inline real mse_row_curvature(real p, real bracket, real others, real pp_re
 
 
 cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, real* s) noexcept nogil:
-    cdef Py_ssize_t offset[GROUP]
     cdef real m[GROUP]
     cdef real ones_r[GROUP]
     cdef real below_r[GROUP]
@@ -51,7 +50,7 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
     cdef double pp_below[GROUP]
     cdef double pp_ones[GROUP]
     cdef real* t = s + PIECE
-    cdef real* h = s + NARROW * GROUP
+    cdef real* h = s + 2 * PIECE
     cdef Py_ssize_t c, i, k = job.k
     cdef int j
     cdef real e, p, d, others, bracket, pp
@@ -92,16 +91,14 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
                 bracket = mse_bracket(e, t[c * GROUP + j], others, inverse[j], pd_below_r[j], pd_ones_r[j], ones[j] == 1)
                 pp = <real>((pp_ones[j] - <double>p * <double>p) + pp_below[j])
                 h[c * GROUP + j] = <real>weight[j] * mse_row_curvature(p, bracket, others * inverse[j], pp)
-        row_offsets(&job.h, start, count, offset)
-        store_lanes(<const real*>h, &job.h, offset, count, k)
+        store_lanes(<const real*>h, &job.h, start, count, k)
     if job.want & WANT_GRAD:
         for c in range(k):
             for j in range(GROUP):
                 e = s[c * GROUP + j]
                 bracket = mse_bracket(e, t[c * GROUP + j], (ones_r[j] - e) + below_r[j], inverse[j], pd_below_r[j], pd_ones_r[j], ones[j] == 1)
                 s[c * GROUP + j] = (e * inverse[j]) * bracket * scale[j]
-        row_offsets(&job.g, start, count, offset)
-        store_lanes(<const real*>s, &job.g, offset, count, k)
+        store_lanes(<const real*>s, &job.g, start, count, k)
 
 
 cdef inline void mse_sums(const real* s, const real* t, Py_ssize_t n, real ones, real below, real inverse, MseSums* sums) noexcept nogil:
