@@ -33,6 +33,15 @@ cdef extern from *:
     #define SL_ABSF(x) __builtin_fabsf(x)
     #define SL_ABS(x) __builtin_fabs(x)
 
+    /* exp_shifted returns its result times UNIT: a sum over 10**9 classes, each far below the smallest
+       normal number, may itself lie above it. The limit is that of exp_shifted's own underflow. */
+    #define SL_UNIT_F32 0x1p32f
+    #define SL_UNIT_F64 0x1p64
+    #define SL_UNIT_MAGIC_F32 0x1.80013ep+23f           /* 12583071 */
+    #define SL_UNIT_MAGIC_F64 0x1.800000000043fp+52     /* 6755399441056831 */
+    #define SL_UNIT_MIN_F32 -0x1.b611aap+6f             /* -109.517250 */
+    #define SL_UNIT_MIN_F64 -0x1.786100d6a6071p+9       /* -752.7578380881006 */
+
     static inline float sl_pow2_f32(float shifted) {
         uint32_t bits;
         memcpy(&bits, &shifted, sizeof bits);
@@ -122,6 +131,8 @@ cdef extern from *:
     const float SL_EXP0_F32, SL_EXP1_F32, SL_EXP2_F32, SL_EXP3_F32, SL_EXP4_F32
     const double SL_EXP0_F64, SL_EXP1_F64, SL_EXP2_F64, SL_EXP3_F64, SL_EXP4_F64
     const double SL_EXP5_F64, SL_EXP6_F64, SL_EXP7_F64, SL_EXP8_F64, SL_EXP9_F64
+    const float SL_UNIT_F32, SL_UNIT_MAGIC_F32, SL_UNIT_MIN_F32
+    const double SL_UNIT_F64, SL_UNIT_MAGIC_F64, SL_UNIT_MIN_F64
     const float SL_LOG0_F32, SL_LOG1_F32, SL_LOG2_F32, SL_LOG3_F32, SL_LOG4_F32
     const float SL_LOG5_F32, SL_LOG6_F32, SL_LOG7_F32, SL_LOG8_F32, SL_LOG9_F32
     const double SL_LOG0_F64, SL_LOG1_F64, SL_LOG2_F64, SL_LOG3_F64, SL_LOG4_F64
@@ -205,8 +216,15 @@ cdef inline void split_maximum(real m, real* a, real* b_hi, real* b_lo) noexcept
     b_lo[0] = b - b_hi[0]
 
 
+cdef inline real unit(real hint) noexcept nogil:
+    if real is float:
+        return SL_UNIT_F32
+    else:
+        return SL_UNIT_F64
+
+
 cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo) noexcept nogil:
-    """e**(x - m) for x <= m = a + b_hi + b_lo as split by `split_maximum`.
+    """UNIT * e**(x - m) for x <= m = a + b_hi + b_lo as split by `split_maximum`.
 
     Rounding x - m first would cost half an ulp of the difference, 32 ulp of the result at float32
     and -64. Here only the choice of n sees the rounded difference; the reduced argument is taken as
@@ -216,14 +234,14 @@ cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo) noexcept nogi
     y = x - a
     d = y - (b_hi + b_lo)
     if real is float:
-        low = SL_EXP_MIN_F32
-        shifted = fma(low if d < low else d, SL_LOG2E_F32, SL_MAGIC_F32)
-        n = shifted - SL_MAGIC_F32
+        low = SL_UNIT_MIN_F32
+        shifted = fma(low if d < low else d, SL_LOG2E_F32, SL_UNIT_MAGIC_F32)
+        n = shifted - SL_UNIT_MAGIC_F32
         r = (y - fma(n, SL_LN2_HI_F32, b_hi)) - fma(n, SL_LN2_LO_F32, b_lo)
     else:
-        low = SL_EXP_MIN_F64
-        shifted = fma(low if d < low else d, SL_LOG2E_F64, SL_MAGIC_F64)
-        n = shifted - SL_MAGIC_F64
+        low = SL_UNIT_MIN_F64
+        shifted = fma(low if d < low else d, SL_LOG2E_F64, SL_UNIT_MAGIC_F64)
+        n = shifted - SL_UNIT_MAGIC_F64
         r = (y - fma(n, SL_LN2_HI_F64, b_hi)) - fma(n, SL_LN2_LO_F64, b_lo)
     return 0 if d < low else exp_tail(shifted, r)
 

@@ -5,9 +5,10 @@
 # PIECE logits at a time, in scratch as well: in and out of cache once, however the caller's array
 # lies in memory. Scratch is never the caller's memory, so the loops over it vectorise in place or not.
 #
+# Exponentials come times UNIT (see _math.pxi), which cancels in every quotient.
+#
 # 1 - p is never formed. Where it matters, the sum of the other exponentials is at hand: a hard target
-# is left out of the sum (`rest`); otherwise exponentials equal to 1 are counted apart from the sum of
-# those below 1, and `others` = (ones - e) + below loses nothing for the maximum, nor for the rest.
+# is left out of the sum (`rest`); otherwise exponentials equal to UNIT are added apart from those below, and `others` = (ones - e) + below loses nothing for the maximum, nor for the rest.
 
 cdef enum:
     GROUP = 32              # rows whose per-row arithmetic is done together, as lanes
@@ -367,10 +368,11 @@ cdef inline void open_lanes(const Job* job, Py_ssize_t start, int count, double*
 
 
 cdef inline void lane_totals_apart(const real* s, Py_ssize_t k, double* below, double* lost, double* ones) noexcept nogil:
-    """In each lane, the sum of the exponentials below 1, and that of those equal to 1."""
+    """In each lane, the sum of the exponentials below UNIT, and that of those equal to it."""
     cdef Py_ssize_t c
     cdef int j
     cdef real e, small
+    cdef real top = unit(s[0])
     cdef double t
     for j in range(GROUP):
         below[j] = 0
@@ -379,7 +381,7 @@ cdef inline void lane_totals_apart(const real* s, Py_ssize_t k, double* below, d
     for c in range(k):
         for j in range(GROUP):
             e = s[c * GROUP + j]
-            small = e if e < 1 else 0
+            small = e if e < top else 0
             if real is float:
                 below[j] += <double>small
             else:
@@ -404,14 +406,15 @@ cdef inline void load_target_piece(const Job* job, const char* target, Py_ssize_
 
 
 cdef inline double totals_apart(real* s, Py_ssize_t n, double* lost, double* ones) noexcept nogil:
-    """Sum of the exponentials below 1 of a piece, n a multiple of LANES; adds the others to `ones`.
+    """Sum of the exponentials below UNIT of a piece, n a multiple of LANES; adds the others to `ones`.
     Leaves the piece as it was."""
     cdef real lane[LANES]
     cdef real above[PIECE]
+    cdef real top = unit(s[0])
     cdef Py_ssize_t i
     cdef double total, error
     for i in range(n):
-        above[i] = 0 if s[i] < 1 else s[i]
+        above[i] = 0 if s[i] < top else s[i]
         s[i] -= above[i]
     total = lane_sum(<const real*>s, n, lost)
     for i in range(n):
@@ -457,7 +460,7 @@ cdef inline double products(const real* s, const real* t, Py_ssize_t n, real m) 
 
 
 cdef struct SoftRow:
-    # Sums over one row: of its targets, of t (m - x), of the exponentials below 1 and of the others.
+    # Sums over one row: of its targets, of t (m - x), of the exponentials below UNIT and of the others.
     double mass
     double dot
     double below
@@ -486,6 +489,11 @@ cdef inline void soft_sums(const Job* job, const char* row, const char* target, 
         if kept != NULL:
             scatter(<const real*>s, kept + start * job.g.inner, job.g.inner, n)
     sums.mass += mass_lost
+
+
+cdef inline double log_of_sum(real hint, double below, double lost, double ones) noexcept nogil:
+    """log(sum e**(x - m))."""
+    return log1p_positive(((ones - unit(hint)) + (below + lost)) * (1 / <double>unit(hint)))
 
 
 cdef inline double soft_scale(real hint, double weight, double divisor, double below, double lost, double ones) noexcept nogil:

@@ -75,10 +75,6 @@ cdef enum:
     LOGSUMEXP = 2
 
 
-cdef inline double log_of_sum(double below, double lost, double ones) noexcept nogil:
-    return log1p_positive((ones - 1) + (below + lost))
-
-
 cdef inline double whole_logsumexp(double m, double log_sum, bint infinite) noexcept nogil:
     """m + log_sum; the limit +inf where m stands for it, and -inf for a row of nothing else."""
     if infinite:
@@ -108,7 +104,7 @@ cdef void activation_lanes(const Job* job, Py_ssize_t start, int count, real* s)
     lane_exponentials(e, k, m)
     lane_totals_apart(<const real*>e, k, below, lost, ones)
     for j in range(GROUP):
-        log_sum[j] = log_of_sum(below[j], lost[j], ones[j])
+        log_sum[j] = log_of_sum(m[j], below[j], lost[j], ones[j])
         inverse[j] = <real>soft_scale(m[j], 1, 1, below[j], lost[j], ones[j])
     if job.want == LOGSUMEXP:
         row_offsets(&job.g, start, count, offset)
@@ -142,7 +138,7 @@ cdef void activation_row(const Job* job, const char* row, char* to, real* s) noe
         exponentials(s, padded(n), m)
         below = two_sum(below, totals_apart(s, padded(n), &piece_lost, &ones), &error)
         lost += piece_lost + error
-    log_sum = log_of_sum(below, lost, ones)
+    log_sum = log_of_sum(m, below, lost, ones)
     if job.want == LOGSUMEXP:
         (<real*>to)[0] = <real>whole_logsumexp(seen, log_sum, infinite)
         return

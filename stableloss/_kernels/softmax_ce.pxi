@@ -4,19 +4,21 @@
 #   grad  p_k sum(t) - t_k    =  e_k / sum for k != y,  -rest / sum for k = y
 #   hess  p_k (1 - p_k) sum(t)
 #
-# with e_k = e**(x_k - m), sum their sum, rest the sum without the target's (see _softmax.pxi).
+# with e_k = e**(x_k - m), m the maximum, sum their sum, rest the sum without the target's (see _softmax.pxi).
 
 
 # ---- class indices --------------------------------------------------------------------------------
 
-cdef inline void hard_losses(const double* rest, const double* lost, const double* e_target, const double* gap, double* loss) noexcept nogil:
+cdef inline void hard_losses(real hint, const double* rest, const double* lost, const double* e_target, const double* gap, double* loss) noexcept nogil:
     """Losses of a group: gap = m - x_y; sum = rest + e_target."""
-    cdef int j
+    cdef double top = unit(hint)
+    cdef double inverse = 1 / top
     cdef double above
+    cdef int j
     for j in range(GROUP):
-        # where the target is not the maximum, rest holds the maximum's 1
-        above = rest[j] + lost[j] if gap[j] == 0 else (rest[j] - 1) + (e_target[j] + lost[j])
-        loss[j] = gap[j] + log1p_positive(above)
+        # where the target is not the maximum, rest holds the maximum's UNIT
+        above = rest[j] + lost[j] if gap[j] == 0 else (rest[j] - top) + (e_target[j] + lost[j])
+        loss[j] = gap[j] + log1p_positive(above * inverse)
 
 
 cdef inline double hard_scale(real hint, double weight, double divisor, double rest, double lost, double e_target) noexcept nogil:
@@ -67,9 +69,9 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, r
             for j in range(GROUP):
                 s[c * GROUP + j] *= scale[j]
         for j in range(GROUP):
-            s[y[j] * GROUP + j] = <real>(-rest[j] * factor[j])
+            s[y[j] * GROUP + j] = <real>(-(rest[j] + lost[j]) * factor[j])
         store_lanes(<const real*>s, &job.g, start, count, k)
-    hard_losses(rest, lost, e_target, gap, loss)
+    hard_losses(m[0], rest, lost, e_target, gap, loss)
     close_rows(job, start, count, loss, weight, total, m[0])
 
 
@@ -110,7 +112,7 @@ cdef inline void hard_wide(const Job* job, const char* row, Py_ssize_t y, double
             scale_to(<const real*>s, <real>factor, k, grad, job.g.inner)
         else:
             scale_in_place(grad, job.g.inner, k, <real>factor)
-        (<real*>(grad + y * job.g.inner))[0] = <real>(-rest[0] * factor)
+        (<real*>(grad + y * job.g.inner))[0] = <real>(-(rest[0] + lost[0]) * factor)
 
 
 cdef void hard_wide_group(const Job* job, Py_ssize_t start, int count, Sum* total, real* s) noexcept nogil:
@@ -128,7 +130,7 @@ cdef void hard_wide_group(const Job* job, Py_ssize_t start, int count, Sum* tota
         if group.weight[j] != 0:
             hard_wide(job, group.row[j], group.y[j], group.weight[j], group.grad[j],
                       &rest[j], &lost[j], &e_target[j], &gap[j], s)
-    hard_losses(rest, lost, e_target, gap, group.loss)
+    hard_losses(s[0], rest, lost, e_target, gap, group.loss)
     close_rows(job, start, count, group.loss, group.weight, total, s[0])
 
 
@@ -140,17 +142,13 @@ cdef inline real ce_gradient(real e, real t, real mass, real others, real factor
     return (e * (mass - t) - t * others) * factor
 
 
-cdef inline real ce_curvature(real e, real mass, real others, real inverse) noexcept nogil:
-    return (e * inverse) * (others * inverse) * mass
-
-
 cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, real* s) noexcept nogil:
     cdef real m[GROUP]
     cdef real mass_r[GROUP]
     cdef real ones_r[GROUP]
     cdef real below_r[GROUP]
     cdef real factor[GROUP]
-    cdef real inverse[GROUP]
+    cdef real curvature[GROUP]
     cdef double weight[GROUP]
     cdef double mass[GROUP]
     cdef double dot[GROUP]
@@ -170,18 +168,17 @@ cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, r
     lane_exponentials(s, k, m)
     lane_totals_apart(<const real*>s, k, below, lost, ones)
     for j in range(GROUP):
-        loss[j] = dot[j] + mass[j] * log1p_positive((ones[j] - 1) + (below[j] + lost[j]))
+        loss[j] = dot[j] + mass[j] * log_of_sum(m[j], below[j], lost[j], ones[j])
         factor[j] = <real>soft_scale(m[j], weight[j], job.divisor, below[j], lost[j], ones[j])
-        inverse[j] = <real>(1 / (ones[j] + below[j]))
+        curvature[j] = <real>soft_scale(m[j], weight[j] * mass[j], ones[j] + below[j], below[j], lost[j], ones[j])
         mass_r[j] = <real>mass[j]
         ones_r[j] = <real>ones[j]
-        below_r[j] = <real>below[j]
+        below_r[j] = <real>(below[j] + lost[j])
     close_rows(job, start, count, loss, weight, total, m[0])
     if job.want & WANT_HESS:
         for c in range(k):
             for j in range(GROUP):
-                h[c * GROUP + j] = <real>weight[j] * ce_curvature(
-                    s[c * GROUP + j], mass_r[j], (ones_r[j] - s[c * GROUP + j]) + below_r[j], inverse[j])
+                h[c * GROUP + j] = s[c * GROUP + j] * ((ones_r[j] - s[c * GROUP + j]) + below_r[j]) * curvature[j]
         store_lanes(<const real*>h, &job.h, start, count, k)
     if job.want & WANT_GRAD:
         for c in range(k):
@@ -200,13 +197,13 @@ cdef inline double soft_wide(const Job* job, const char* row, const char* target
     cdef bint infinite
     cdef SoftRow sums
     cdef real m = row_maximum(job, row, &infinite, s)
-    cdef real factor, inverse, mass, ones, below
+    cdef real factor, curvature, mass, ones, below
     soft_sums(job, row, target, y, infinite, m, kept, &sums, s, t)
     factor = <real>soft_scale(m, weight, job.divisor, sums.below, sums.lost, sums.ones)
-    inverse = <real>(1 / (sums.ones + sums.below))
+    curvature = <real>soft_scale(m, weight * sums.mass, sums.ones + sums.below, sums.below, sums.lost, sums.ones)
     mass = <real>sums.mass
     ones = <real>sums.ones
-    below = <real>sums.below
+    below = <real>(sums.below + sums.lost)
     if grad != NULL:
         for start from 0 <= start < job.k by PIECE:
             n = min(<Py_ssize_t>PIECE, job.k - start)
@@ -215,12 +212,11 @@ cdef inline double soft_wide(const Job* job, const char* row, const char* target
                 load_target_piece(job, target, y, start, n, t)
             if hess != NULL:
                 for i in range(n):
-                    (<real*>(hess + (start + i) * job.h.inner))[0] = <real>weight * ce_curvature(
-                        s[i], mass, (ones - s[i]) + below, inverse)
+                    (<real*>(hess + (start + i) * job.h.inner))[0] = s[i] * ((ones - s[i]) + below) * curvature
             for i in range(n):
                 s[i] = ce_gradient(s[i], t[i], mass, (ones - s[i]) + below, factor)
             scatter(<const real*>s, grad + start * job.g.inner, job.g.inner, n)
-    return sums.dot + sums.mass * log1p_positive((sums.ones - 1) + (sums.below + sums.lost))
+    return sums.dot + sums.mass * log_of_sum(m, sums.below, sums.lost, sums.ones)
 
 
 cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:

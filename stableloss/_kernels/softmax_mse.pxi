@@ -11,7 +11,7 @@
 
 
 cdef struct MseSums:
-    # Sums over a row, those over the exponentials equal to 1 apart from those below.
+    # Sums over a row, those over the exponentials equal to UNIT apart from those below.
     double value            # d**2, all classes
     double pd_below
     double pd_ones
@@ -24,7 +24,7 @@ cdef inline real mse_difference(real e, real t, real others, real inverse) noexc
 
 
 cdef inline real mse_bracket(real e, real d, real others, real inverse, real pd_below, real pd_ones, bint single) noexcept nogil:
-    return d * (others * inverse) - pd_below if single and e == 1 else d - pd_ones - pd_below
+    return d * (others * inverse) - pd_below if single and e == unit(e) else d - pd_ones - pd_below
 
 
 cdef inline real mse_row_curvature(real p, real bracket, real others, real pp_rest) noexcept nogil:
@@ -61,7 +61,7 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
         inverse[j] = <real>soft_scale(m[j], 1, 1, below[j], lost[j], ones[j])
         scale[j] = <real>(weight[j] / job.divisor)
         ones_r[j] = <real>ones[j]
-        below_r[j] = <real>below[j]
+        below_r[j] = <real>(below[j] + lost[j])
         loss[j] = pd_below[j] = pd_ones[j] = pp_below[j] = pp_ones[j] = 0
     for c in range(k):
         for j in range(GROUP):
@@ -70,8 +70,8 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
             t[c * GROUP + j] = d
             p = e * inverse[j]
             loss[j] += <double>d * <double>d
-            pd_below[j] += <double>p * <double>d if e < 1 else 0
-            pd_ones[j] += 0 if e < 1 else <double>p * <double>d
+            pd_below[j] += <double>p * <double>d if e < unit(e) else 0
+            pd_ones[j] += 0 if e < unit(e) else <double>p * <double>d
     for j in range(GROUP):
         loss[j] *= 0.5
         pd_below_r[j] = <real>pd_below[j]
@@ -81,14 +81,14 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
         for c in range(k):
             for j in range(GROUP):
                 p = s[c * GROUP + j] * inverse[j]
-                pp_below[j] += <double>p * <double>p if s[c * GROUP + j] < 1 else 0
-                pp_ones[j] += 0 if s[c * GROUP + j] < 1 else <double>p * <double>p
+                pp_below[j] += <double>p * <double>p if s[c * GROUP + j] < unit(p) else 0
+                pp_ones[j] += 0 if s[c * GROUP + j] < unit(p) else <double>p * <double>p
         for c in range(k):
             for j in range(GROUP):
                 e = s[c * GROUP + j]
                 others = (ones_r[j] - e) + below_r[j]
                 p = e * inverse[j]
-                bracket = mse_bracket(e, t[c * GROUP + j], others, inverse[j], pd_below_r[j], pd_ones_r[j], ones[j] == 1)
+                bracket = mse_bracket(e, t[c * GROUP + j], others, inverse[j], pd_below_r[j], pd_ones_r[j], ones[j] == unit(e))
                 pp = <real>((pp_ones[j] - <double>p * <double>p) + pp_below[j])
                 h[c * GROUP + j] = <real>weight[j] * mse_row_curvature(p, bracket, others * inverse[j], pp)
         store_lanes(<const real*>h, &job.h, start, count, k)
@@ -96,7 +96,7 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
         for c in range(k):
             for j in range(GROUP):
                 e = s[c * GROUP + j]
-                bracket = mse_bracket(e, t[c * GROUP + j], (ones_r[j] - e) + below_r[j], inverse[j], pd_below_r[j], pd_ones_r[j], ones[j] == 1)
+                bracket = mse_bracket(e, t[c * GROUP + j], (ones_r[j] - e) + below_r[j], inverse[j], pd_below_r[j], pd_ones_r[j], ones[j] == unit(e))
                 s[c * GROUP + j] = (e * inverse[j]) * bracket * scale[j]
         store_lanes(<const real*>s, &job.g, start, count, k)
 
@@ -120,10 +120,10 @@ cdef inline void mse_sums(const real* s, const real* t, Py_ssize_t n, real ones,
             d = mse_difference(e, t[i * 8 + j], (ones - e) + below, inverse)
             p = e * inverse
             value[j] += d * d
-            pd_below[j] += p * d if e < 1 else 0
-            pd_ones[j] += 0 if e < 1 else p * d
-            pp_below[j] += p * p if e < 1 else 0
-            pp_ones[j] += 0 if e < 1 else p * p
+            pd_below[j] += p * d if e < unit(e) else 0
+            pd_ones[j] += 0 if e < unit(e) else p * d
+            pp_below[j] += p * p if e < unit(e) else 0
+            pp_ones[j] += 0 if e < unit(e) else p * p
     for j in range(8):
         sums.value += value[j]
         sums.pd_below += pd_below[j]
@@ -146,7 +146,7 @@ cdef inline double mse_wide(const Job* job, const char* row, const char* target,
     inverse = <real>soft_scale(m, 1, 1, sums.below, sums.lost, sums.ones)
     scale = <real>(weight / job.divisor)
     ones = <real>sums.ones
-    below = <real>sums.below
+    below = <real>(sums.below + sums.lost)
     mse.value = mse.pd_below = mse.pd_ones = mse.pp_below = mse.pp_ones = 0
     for start from 0 <= start < job.k by PIECE:
         n = min(<Py_ssize_t>PIECE, job.k - start)
@@ -166,7 +166,7 @@ cdef inline double mse_wide(const Job* job, const char* row, const char* target,
                 p = s[i] * inverse
                 others = (ones - s[i]) + below
                 d = mse_difference(s[i], t[i], others, inverse)
-                bracket = mse_bracket(s[i], d, others, inverse, pd_below, pd_ones, ones == 1)
+                bracket = mse_bracket(s[i], d, others, inverse, pd_below, pd_ones, ones == unit(m))
                 if hess != NULL:
                     pp = <real>((mse.pp_ones - <double>p * <double>p) + mse.pp_below)
                     (<real*>(hess + (start + i) * job.h.inner))[0] = <real>weight * mse_row_curvature(
