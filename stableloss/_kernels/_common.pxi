@@ -8,6 +8,7 @@ np.import_array()
 
 cdef extern from *:
     """
+    #define SL_ISFINITE(x) __builtin_isfinite(x)
     #define SL_PREFETCH(p) __builtin_prefetch(p, 0, 3)
     #define SL_PREFETCH_WRITE(p) __builtin_prefetch(p, 1, 3)
 
@@ -40,6 +41,19 @@ cdef extern from *:
         *(sl_f64x2 *)(to + to_stride) = SL_SHUFFLE2(a, b, 1, 3);
     }
 
+    /* Underflow and NaN in the kernels are results, not events: the exception flags of the caller's
+       thread are put back afterwards. fenv.h would switch the x87 unit too, at many times the cost. */
+    #if defined(__SSE2__)
+    static inline unsigned sl_get_flags(void) { return __builtin_ia32_stmxcsr(); }
+    static inline void sl_set_flags(unsigned flags) { __builtin_ia32_ldmxcsr(flags); }
+    #else
+    #include <fenv.h>
+    static inline unsigned sl_get_flags(void) { return (unsigned)fetestexcept(FE_ALL_EXCEPT); }
+    static inline void sl_set_flags(unsigned flags) {
+        feclearexcept(FE_ALL_EXCEPT & ~(int)flags);
+    }
+    #endif
+
     #if defined(__FMA__) || defined(__aarch64__)
     #define SL_PRODUCT_ERROR(a, b, product) __builtin_fma(a, b, -(product))
     #else
@@ -53,6 +67,9 @@ cdef extern from *:
     #endif
     """
     double SL_PRODUCT_ERROR(double, double, double) noexcept nogil
+    unsigned int sl_get_flags() noexcept nogil
+    void sl_set_flags(unsigned int) noexcept nogil
+    bint SL_ISFINITE(double) noexcept nogil
     void SL_PREFETCH(const void*) noexcept nogil
     void SL_PREFETCH_WRITE(const void*) noexcept nogil
     void sl_transpose_f32(const float*, Py_ssize_t, float*, Py_ssize_t) noexcept nogil
@@ -335,7 +352,7 @@ cdef inline void add(Sum* total, double value) noexcept nogil:
 cdef inline double evaluate(const Sum* total) noexcept nogil:
     cdef double s = total.hi + total.lo
     # the error term of an infinite sum is inf - inf
-    return s if s - s == 0 else total.hi
+    return s if SL_ISFINITE(s) else total.hi
 
 
 cdef inline double fold(double* lane) noexcept nogil:
@@ -444,6 +461,7 @@ cdef struct Kernel:
 cdef void run_blocks(const Job* job, const Kernel* kernel, Sum* total) noexcept nogil:
     cdef char memory[SCRATCH_BYTES + 64]
     cdef void* scratch = <void*>((<size_t>memory + 63) & ~<size_t>63)
+    cdef unsigned int flags = sl_get_flags()
     cdef Py_ssize_t start = 0, stop
     cdef Sum part
     while start < job.n:
@@ -456,6 +474,7 @@ cdef void run_blocks(const Job* job, const Kernel* kernel, Sum* total) noexcept 
         add(total, part.hi)
         total.lo += part.lo
         start = stop
+    sl_set_flags(flags)
 
 
 cdef double run(const Job* job, const Kernel* kernel) noexcept:

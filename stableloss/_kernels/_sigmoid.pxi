@@ -12,6 +12,17 @@ cdef enum:
     HESS = 4 * CHUNK
     EXPONENTIAL = 5 * CHUNK
 
+cdef inline real square_of_one_plus(real e) noexcept nogil:
+    """(1 + e)**2 for 0 <= e <= 1, with little more than one rounding."""
+    return fma(e, e + <real>2, <real>1)
+
+
+cdef inline real reciprocal(real t, real t_error) noexcept nogil:
+    """1 / (t + t_error), with one rounding: the quotient corrected by its own residual."""
+    cdef real q = <real>1 / t
+    return fma(q, fma(-t, q, <real>1) - t_error * q, q)
+
+
 cdef inline void clamp(const real* x, Py_ssize_t n, double clip, real* to) noexcept nogil:
     """Clamp to [-clip, clip]; NaN stays NaN."""
     cdef real top = <real>clip

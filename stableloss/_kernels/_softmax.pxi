@@ -435,6 +435,11 @@ cdef inline void piece_exponentials(const Job* job, const char* row, Py_ssize_t 
         exponentials(s, padded(n), m)
 
 
+cdef inline double half_gap(double m, double x) noexcept nogil:
+    # m - x may overflow where its product with a probability does not
+    return 0.5 * m - 0.5 * x
+
+
 cdef inline void lane_products(const real* s, const real* t, Py_ssize_t k, const real* m, double* dot) noexcept nogil:
     """In each lane, sum of t (m - x); a probability of 0 makes it 0 even where x is -inf."""
     cdef Py_ssize_t c
@@ -443,7 +448,7 @@ cdef inline void lane_products(const real* s, const real* t, Py_ssize_t k, const
         dot[j] = 0
     for c in range(k):
         for j in range(GROUP):
-            dot[j] += 0 if t[c * GROUP + j] == 0 else <double>t[c * GROUP + j] * (<double>m[j] - <double>s[c * GROUP + j])
+            dot[j] += 0 if t[c * GROUP + j] == 0 else half_gap(m[j], s[c * GROUP + j]) * (2 * <double>t[c * GROUP + j])
 
 
 cdef inline double products(const real* s, const real* t, Py_ssize_t n, real m) noexcept nogil:
@@ -455,7 +460,7 @@ cdef inline double products(const real* s, const real* t, Py_ssize_t n, real m) 
         lane[j] = 0
     for i in range(n // LANES):
         for j in range(LANES):
-            lane[j] += 0 if t[i * LANES + j] == 0 else <double>t[i * LANES + j] * (<double>m - <double>s[i * LANES + j])
+            lane[j] += 0 if t[i * LANES + j] == 0 else half_gap(m, s[i * LANES + j]) * (2 * <double>t[i * LANES + j])
     return fold(lane)
 
 
@@ -552,7 +557,8 @@ cdef object softmax_loss(object logits, object targets, object weight, object ou
         bind(&job.g, out, kind, ndim - 1)
     if want & WANT_HESS:
         hess = derivative_array(hess, logits, targets, weight)
-        if hess is None:
+        # the Hessian is written before the gradient is computed
+        if hess is None or not disjoint(hess, logits) or not disjoint(hess, out):
             return None
         bind(&job.h, hess, kind, ndim - 1)
     job.divisor = 1

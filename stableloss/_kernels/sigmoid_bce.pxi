@@ -27,7 +27,6 @@ cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef const real* z
     cdef const real* y
     cdef real* e = scratch + EXPONENTIAL
-    cdef real one_plus_e
     cdef Py_ssize_t at, n, i
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
@@ -44,8 +43,7 @@ cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
                 grad[i] = bce_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
         if job.want & WANT_HESS:
             for i in range(n):
-                one_plus_e = <real>1 + e[i]
-                hess[i] = e[i] / one_plus_e / one_plus_e
+                hess[i] = e[i] / square_of_one_plus(e[i])
         close_chunk(job, at, n, scratch, total)
 
 

@@ -2,54 +2,53 @@
 #
 #   loss  (a - y)**2 / 2
 #   grad  (a - y) a (1 - a)
-#   hess  c (c + (a - y)(1 - 2a)),  c = a (1 - a) = e / (1 + e)**2,  1 - 2a = (e - 1)/(1 + e) sign z
+#   hess  c (c + (a - y)(1 - 2a)),  c = a (1 - a) = e / (1 + e)**2,  1 - 2a = sign(z) (e - 1)/(1 + e)
 #
 # a - y has the numerator of the cross-entropy's gradient: for y of 0 or 1 it is 1 or e over 1 + e,
 # never 1 - a, so that a confident prediction keeps its gradient however small it is.
 
 
-cdef inline real reciprocal(real t, real t_error) noexcept nogil:
-    """1 / (t + t_error), with one rounding: the quotient corrected by its own residual."""
-    cdef real q = <real>1 / t
-    return fma(q, fma(-t, q, 1) - t_error * q, q)
+cdef inline double scaled_curvature(double z, double numerator, double e) noexcept nogil:
+    """(1 + e)**2 (c + (a - y)(1 - 2a)), which for y of 0 or 1 has a zero at e = 1/2."""
+    return fma(numerator, e - 1 if z > 0 else 1 - e, e)
 
 
 cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef real scale = <real>(1 / job.divisor)
-    cdef real half = <real>0.5
     cdef real* value = scratch + VALUE
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
+    cdef real* e = scratch + EXPONENTIAL
     cdef const real* z
     cdef const real* y
-    cdef real e, t, q, d, c
+    cdef double ed, numerator, q, d, square
+    cdef double scale = 1 / job.divisor
     cdef Py_ssize_t at, n, i
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
         for i in range(n):
-            e = exp_negative(-absolute(z[i]))
-            t = <real>1 + e
-            q = reciprocal(t, e - (t - <real>1))
-            d = bce_numerator(z[i], y[i], e) * q
-            c = e * q * q
-            value[i] = half * d * d
-            grad[i] = d * c * scale
+            e[i] = exp_negative(-absolute(z[i]))
+        # powers of e and 1 + e multiply their relative errors: float32 takes them in float64, and
+        # float64 through polynomials of e, one rounding for several
+        for i in range(n):
+            ed = e[i]
+            numerator = bce_numerator(<double>z[i], <double>y[i], ed)
+            if real is float:
+                q = 1 / (1 + ed)
+                d = numerator * q
+                value[i] = <real>(0.5 * d * d)
+                grad[i] = <real>(d * (ed * q * q) * scale)
+            else:
+                square = square_of_one_plus(ed)
+                value[i] = 0.5 * (numerator * numerator) / square
+                grad[i] = numerator * ed / (fma(square, ed, square) * job.divisor)
         if job.want & WANT_HESS:
             for i in range(n):
-                hess[i] = mse_curvature(z[i], y[i])
+                ed = exp_negative(-absolute(<double>z[i]))
+                square = square_of_one_plus(ed)
+                numerator = bce_numerator(<double>z[i], <double>y[i], ed)
+                hess[i] = <real>(ed * scaled_curvature(z[i], numerator, ed) / (square * square))
         close_chunk(job, at, n, scratch, total)
-
-
-cdef inline real mse_curvature(real z, real y) noexcept nogil:
-    # float32 goes through float64: for y of 0 or 1 the second derivative has a zero near |z| = ln 2,
-    # beside which the two terms cancel
-    cdef double e = exp_negative(-absolute(<double>z))
-    cdef double q = 1 / (1 + e)
-    cdef double c = e * q * q
-    cdef double d = bce_numerator(<double>z, <double>y, e) * q
-    cdef double slope = (e - 1) * q if z > 0 else (1 - e) * q
-    return <real>(c * (c + d * slope))
 
 
 def sigmoid_mse(logits, targets, weight, out, hess, int want, int reduction, double clip):

@@ -115,8 +115,7 @@ cdef inline void hard_wide(const Job* job, const char* row, Py_ssize_t y, double
         (<real*>(grad + y * job.g.inner))[0] = <real>(-(rest[0] + lost[0]) * factor)
 
 
-cdef void hard_wide_group(const Job* job, Py_ssize_t start, int count, Sum* total, real* s) noexcept nogil:
-    cdef WideGroup group
+cdef void hard_wide_group(const Job* job, int count, WideGroup* group, real* s) noexcept nogil:
     cdef double gap[GROUP]
     cdef double e_target[GROUP]
     cdef double rest[GROUP]
@@ -125,13 +124,11 @@ cdef void hard_wide_group(const Job* job, Py_ssize_t start, int count, Sum* tota
     for j in range(GROUP):
         gap[j] = rest[j] = lost[j] = 0
         e_target[j] = 1
-    open_wide(job, start, count, &group, s[0])
     for j in range(count):
         if group.weight[j] != 0:
             hard_wide(job, group.row[j], group.y[j], group.weight[j], group.grad[j],
                       &rest[j], &lost[j], &e_target[j], &gap[j], s)
     hard_losses(s[0], rest, lost, e_target, gap, group.loss)
-    close_rows(job, start, count, group.loss, group.weight, total, s[0])
 
 
 # ---- target probabilities, and Hessians -----------------------------------------------------------
@@ -142,7 +139,7 @@ cdef inline real ce_gradient(real e, real t, real mass, real others, real factor
     return (e * (mass - t) - t * others) * factor
 
 
-cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, real* s) noexcept nogil:
+cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, int want, Sum* total, real* s) noexcept nogil:
     cdef real m[GROUP]
     cdef real mass_r[GROUP]
     cdef real ones_r[GROUP]
@@ -175,12 +172,12 @@ cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, r
         ones_r[j] = <real>ones[j]
         below_r[j] = <real>(below[j] + lost[j])
     close_rows(job, start, count, loss, weight, total, m[0])
-    if job.want & WANT_HESS:
+    if want & WANT_HESS:
         for c in range(k):
             for j in range(GROUP):
                 h[c * GROUP + j] = s[c * GROUP + j] * ((ones_r[j] - s[c * GROUP + j]) + below_r[j]) * curvature[j]
         store_lanes(<const real*>h, &job.h, start, count, k)
-    if job.want & WANT_GRAD:
+    if want & WANT_GRAD:
         for c in range(k):
             for j in range(GROUP):
                 s[c * GROUP + j] = ce_gradient(
@@ -204,7 +201,7 @@ cdef inline double soft_wide(const Job* job, const char* row, const char* target
     mass = <real>sums.mass
     ones = <real>sums.ones
     below = <real>(sums.below + sums.lost)
-    if grad != NULL:
+    if grad != NULL or hess != NULL:
         for start from 0 <= start < job.k by PIECE:
             n = min(<Py_ssize_t>PIECE, job.k - start)
             if job.k > PIECE:
@@ -213,33 +210,36 @@ cdef inline double soft_wide(const Job* job, const char* row, const char* target
             if hess != NULL:
                 for i in range(n):
                     (<real*>(hess + (start + i) * job.h.inner))[0] = s[i] * ((ones - s[i]) + below) * curvature
-            for i in range(n):
-                s[i] = ce_gradient(s[i], t[i], mass, (ones - s[i]) + below, factor)
-            scatter(<const real*>s, grad + start * job.g.inner, job.g.inner, n)
+            if grad != NULL:
+                for i in range(n):
+                    s[i] = ce_gradient(s[i], t[i], mass, (ones - s[i]) + below, factor)
+                scatter(<const real*>s, grad + start * job.g.inner, job.g.inner, n)
     return sums.dot + sums.mass * log_of_sum(m, sums.below, sums.lost, sums.ones)
 
 
 cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef bint plain = job.hard and not job.want & WANT_HESS
+    # class indices have their own way to loss and gradient, which a Hessian beside it does not change
+    cdef int soft_want = job.want & WANT_HESS if job.hard else job.want
     cdef WideGroup group
     cdef Py_ssize_t at
     cdef int count, j
     for at from start <= at < stop by GROUP:
         count = <int>min(<Py_ssize_t>GROUP, stop - at)
         if job.k <= NARROW:
-            if plain:
+            if soft_want:
+                soft_narrow(job, at, count, soft_want, total, scratch)
+            if job.hard:
                 hard_narrow(job, at, count, total, scratch)
-            else:
-                soft_narrow(job, at, count, total, scratch)
-        elif plain:
-            hard_wide_group(job, at, count, total, scratch)
-        else:
-            open_wide(job, at, count, &group, scratch[0])
+            continue
+        open_wide(job, at, count, &group, scratch[0])
+        if soft_want:
             for j in range(count):
                 if group.weight[j] != 0:
                     group.loss[j] = soft_wide(job, group.row[j], group.target[j], group.y[j], group.weight[j],
-                                      group.grad[j], group.hess[j], scratch)
-            close_rows(job, at, count, group.loss, group.weight, total, scratch[0])
+                                              group.grad[j] if soft_want & WANT_GRAD else NULL, group.hess[j], scratch)
+        if job.hard:
+            hard_wide_group(job, count, &group, scratch)
+        close_rows(job, at, count, group.loss, group.weight, total, scratch[0])
 
 
 def softmax_ce(logits, targets, weight, out, hess, int want, int reduction, double clip):

@@ -4,132 +4,160 @@
 #   grad  p_k b_k,  b_k = d_k - sum_j p_j d_j
 #   hess  p_k (b_k (1 - 2 p_k) + p_k (1 - 2 p_k + sum_j p_j**2))
 #
-# d_k is formed as p_k (1 - t_k) - t_k (1 - p_k), so that a one-hot target leaves one term. Where one
-# class m takes nearly all of the probability, d_m - p_m d_m is d_m (1 - p_m), which is formed as that,
-# and its terms are kept out of the sums: then b_m = d_m (1 - p_m) - sum_{j != m} p_j d_j, and
+# All is computed from the exponentials e, their sum and others = sum - e, and divided by powers of the
+# sum at the end: d sum = e (1 - t) - t others, of which a one-hot target leaves one term. Where one
+# class m takes nearly all of the probability, d_m - p_m d_m is d_m (1 - p_m), which is formed as that
+# and its own terms kept out of the sums: b_m = d_m (1 - p_m) - sum_{j != m} p_j d_j, and
 # 1 - 2 p_m + sum p**2 = (1 - p_m)**2 + sum_{j != m} p_j**2.
+#
+# Each result is a product of several quantities, so float32 goes through float64 from the
+# exponentials on.
+
+cdef enum:
+    MSE_LANES = 8
 
 
-cdef struct MseSums:
-    # Sums over a row, those over the exponentials equal to UNIT apart from those below.
-    double value            # d**2, all classes
-    double pd_below
-    double pd_ones
-    double pp_below
-    double pp_ones
+cdef inline double mse_difference(double e, double t, double others) noexcept nogil:
+    """(p - t) sum."""
+    return e * (1 - t) - t * others
 
 
-cdef inline real mse_difference(real e, real t, real others, real inverse) noexcept nogil:
-    return (e * (<real>1 - t) - t * others) * inverse
+cdef inline double mse_bracket(double d, double others, double total, double ed_below, double ed_ones, bint apart) noexcept nogil:
+    """b sum**2; `apart` for the one class whose exponential is UNIT."""
+    return d * others - ed_below if apart else d * total - ed_ones - ed_below
 
 
-cdef inline real mse_bracket(real e, real d, real others, real inverse, real pd_below, real pd_ones, bint single) noexcept nogil:
-    return d * (others * inverse) - pd_below if single and e == unit(e) else d - pd_ones - pd_below
+cdef inline double mse_second(double e, double others, double bracket, double ee_rest) noexcept nogil:
+    """Second derivative times sum**4 / e."""
+    return bracket * (others - e) + e * (others * others + ee_rest)
 
 
-cdef inline real mse_row_curvature(real p, real bracket, real others, real pp_rest) noexcept nogil:
-    """`others` is 1 - p here, and pp_rest the sum of the other classes' squares."""
-    return p * (bracket * (others - p) + p * (others * others + pp_rest))
+cdef inline void accumulate(double* total, double* lost, double term) noexcept nogil:
+    cdef double s = total[0] + term
+    lost[0] += (total[0] - s) + term
+    total[0] = s
 
 
 cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, real* s) noexcept nogil:
     cdef real m[GROUP]
-    cdef real ones_r[GROUP]
-    cdef real below_r[GROUP]
-    cdef real inverse[GROUP]
-    cdef real scale[GROUP]
-    cdef real pd_below_r[GROUP]
-    cdef real pd_ones_r[GROUP]
     cdef double weight[GROUP]
     cdef double below[GROUP]
-    cdef double lost[GROUP]
     cdef double ones[GROUP]
-    cdef double loss[GROUP]
-    cdef double pd_below[GROUP]
-    cdef double pd_ones[GROUP]
-    cdef double pp_below[GROUP]
-    cdef double pp_ones[GROUP]
+    cdef double whole[GROUP]
+    cdef double factor[GROUP]
+    cdef double square[GROUP]
+    cdef double value[GROUP]
+    cdef double ed_below[GROUP]
+    cdef double ed_ones[GROUP]
+    cdef double ee_below[GROUP]
+    cdef double ee_ones[GROUP]
+    cdef double value_lost[GROUP]
+    cdef double below_lost[GROUP]
+    cdef double ones_lost[GROUP]
     cdef real* t = s + PIECE
     cdef real* h = s + 2 * PIECE
+    cdef double top = unit(s[0])
     cdef Py_ssize_t c, i, k = job.k
     cdef int j
-    cdef real e, p, d, others, bracket, pp
+    cdef double e, d, others, bracket
     open_lanes(job, start, count, weight, s, t, m)
     lane_exponentials(s, k, m)
-    lane_totals_apart(<const real*>s, k, below, lost, ones)
+    lane_totals_apart(<const real*>s, k, below, below_lost, ones)
     for j in range(GROUP):
-        inverse[j] = <real>soft_scale(m[j], 1, 1, below[j], lost[j], ones[j])
-        scale[j] = <real>(weight[j] / job.divisor)
-        ones_r[j] = <real>ones[j]
-        below_r[j] = <real>(below[j] + lost[j])
-        loss[j] = pd_below[j] = pd_ones[j] = pp_below[j] = pp_ones[j] = 0
+        factor[j] = soft_scale(m[j], weight[j], job.divisor, below[j], below_lost[j], ones[j])
+        below[j] += below_lost[j]
+        whole[j] = ones[j] + below[j]
+        square[j] = soft_scale(m[j], 1, whole[j], below[j], 0, ones[j])
+        value[j] = ed_below[j] = ed_ones[j] = ee_below[j] = ee_ones[j] = 0
+        value_lost[j] = below_lost[j] = ones_lost[j] = 0
     for c in range(k):
         for j in range(GROUP):
             e = s[c * GROUP + j]
-            d = mse_difference(e, t[c * GROUP + j], (ones_r[j] - e) + below_r[j], inverse[j])
-            t[c * GROUP + j] = d
-            p = e * inverse[j]
-            loss[j] += <double>d * <double>d
-            pd_below[j] += <double>p * <double>d if e < unit(e) else 0
-            pd_ones[j] += 0 if e < unit(e) else <double>p * <double>d
+            d = mse_difference(e, t[c * GROUP + j], (ones[j] - e) + below[j])
+            accumulate(&value[j], &value_lost[j], d * d)
+            accumulate(&ed_below[j], &below_lost[j], e * d if e < top else 0)
+            accumulate(&ed_ones[j], &ones_lost[j], 0 if e < top else e * d)
     for j in range(GROUP):
-        loss[j] *= 0.5
-        pd_below_r[j] = <real>pd_below[j]
-        pd_ones_r[j] = <real>pd_ones[j]
-    close_rows(job, start, count, loss, weight, total, m[0])
+        value[j] = 0.5 * (value[j] + value_lost[j]) * square[j]
+        ed_below[j] += below_lost[j]
+        ed_ones[j] += ones_lost[j]
+    close_rows(job, start, count, value, weight, total, m[0])
     if job.want & WANT_HESS:
         for c in range(k):
             for j in range(GROUP):
-                p = s[c * GROUP + j] * inverse[j]
-                pp_below[j] += <double>p * <double>p if s[c * GROUP + j] < unit(p) else 0
-                pp_ones[j] += 0 if s[c * GROUP + j] < unit(p) else <double>p * <double>p
+                e = s[c * GROUP + j]
+                ee_below[j] += e * e if e < top else 0
+                ee_ones[j] += 0 if e < top else e * e
         for c in range(k):
             for j in range(GROUP):
                 e = s[c * GROUP + j]
-                others = (ones_r[j] - e) + below_r[j]
-                p = e * inverse[j]
-                bracket = mse_bracket(e, t[c * GROUP + j], others, inverse[j], pd_below_r[j], pd_ones_r[j], ones[j] == unit(e))
-                pp = <real>((pp_ones[j] - <double>p * <double>p) + pp_below[j])
-                h[c * GROUP + j] = <real>weight[j] * mse_row_curvature(p, bracket, others * inverse[j], pp)
+                others = (ones[j] - e) + below[j]
+                d = mse_difference(e, t[c * GROUP + j], others)
+                bracket = mse_bracket(d, others, whole[j], ed_below[j], ed_ones[j], (ones[j] == top) & (e == top))
+                h[c * GROUP + j] = <real>((e * (weight[j] * square[j])) * (
+                    mse_second(e, others, bracket, (ee_ones[j] - e * e) + ee_below[j]) * square[j]))
         store_lanes(<const real*>h, &job.h, start, count, k)
     if job.want & WANT_GRAD:
         for c in range(k):
             for j in range(GROUP):
                 e = s[c * GROUP + j]
-                bracket = mse_bracket(e, t[c * GROUP + j], (ones_r[j] - e) + below_r[j], inverse[j], pd_below_r[j], pd_ones_r[j], ones[j] == unit(e))
-                s[c * GROUP + j] = (e * inverse[j]) * bracket * scale[j]
+                others = (ones[j] - e) + below[j]
+                d = mse_difference(e, t[c * GROUP + j], others)
+                bracket = mse_bracket(d, others, whole[j], ed_below[j], ed_ones[j], (ones[j] == top) & (e == top))
+                s[c * GROUP + j] = <real>((e * factor[j]) * (bracket * square[j]))
         store_lanes(<const real*>s, &job.g, start, count, k)
 
 
-cdef inline void mse_sums(const real* s, const real* t, Py_ssize_t n, real ones, real below, real inverse, MseSums* sums) noexcept nogil:
-    """Add the sums over a piece, n a multiple of LANES."""
-    cdef double value[8]
-    cdef double pd_below[8]
-    cdef double pd_ones[8]
-    cdef double pp_below[8]
-    cdef double pp_ones[8]
+cdef struct MseSums:
+    # Sums over a row's classes; those over the exponentials equal to UNIT apart from those below.
+    double value            # (d sum)**2
+    double ed_below         # e d sum
+    double ed_ones
+    double ee_below         # e**2
+    double ee_ones
+
+
+cdef inline void mse_sums(const real* s, const real* t, Py_ssize_t n, double ones, double below, MseSums* sums) noexcept nogil:
+    """Add the sums over a piece, n a multiple of LANES, but for the squares e**2."""
+    cdef double value[MSE_LANES]
+    cdef double ed_below[MSE_LANES]
+    cdef double ed_ones[MSE_LANES]
+    cdef double value_lost[MSE_LANES]
+    cdef double below_lost[MSE_LANES]
+    cdef double ones_lost[MSE_LANES]
+    cdef double top = unit(s[0])
     cdef Py_ssize_t i
     cdef int j
-    cdef real e
-    cdef double p, d
-    for j in range(8):
-        value[j] = pd_below[j] = pd_ones[j] = pp_below[j] = pp_ones[j] = 0
-    for i in range(n // 8):
-        for j in range(8):
-            e = s[i * 8 + j]
-            d = mse_difference(e, t[i * 8 + j], (ones - e) + below, inverse)
-            p = e * inverse
-            value[j] += d * d
-            pd_below[j] += p * d if e < unit(e) else 0
-            pd_ones[j] += 0 if e < unit(e) else p * d
-            pp_below[j] += p * p if e < unit(e) else 0
-            pp_ones[j] += 0 if e < unit(e) else p * p
-    for j in range(8):
-        sums.value += value[j]
-        sums.pd_below += pd_below[j]
-        sums.pd_ones += pd_ones[j]
-        sums.pp_below += pp_below[j]
-        sums.pp_ones += pp_ones[j]
+    cdef double e, d
+    for j in range(MSE_LANES):
+        value[j] = ed_below[j] = ed_ones[j] = value_lost[j] = below_lost[j] = ones_lost[j] = 0
+    for i in range(n // MSE_LANES):
+        for j in range(MSE_LANES):
+            e = s[i * MSE_LANES + j]
+            d = mse_difference(e, t[i * MSE_LANES + j], (ones - e) + below)
+            accumulate(&value[j], &value_lost[j], d * d)
+            accumulate(&ed_below[j], &below_lost[j], e * d if e < top else 0)
+            accumulate(&ed_ones[j], &ones_lost[j], 0 if e < top else e * d)
+    sums.value += fold_8(value, value_lost)
+    sums.ed_below += fold_8(ed_below, below_lost)
+    sums.ed_ones += fold_8(ed_ones, ones_lost)
+
+
+cdef inline double fold_8(double* lane, double* lost) noexcept nogil:
+    fold_exactly(lane, lost, 4)
+    fold_exactly(lane, lost, 2)
+    fold_exactly(lane, lost, 1)
+    return lane[0] + lost[0]
+
+
+cdef inline void mse_squares(const real* s, Py_ssize_t n, MseSums* sums) noexcept nogil:
+    cdef double top = unit(s[0])
+    cdef Py_ssize_t i
+    cdef double e
+    for i in range(n):
+        e = s[i]
+        sums.ee_below += e * e if e < top else 0
+        sums.ee_ones += 0 if e < top else e * e
 
 
 cdef inline double mse_wide(const Job* job, const char* row, const char* target, Py_ssize_t y, double weight, char* grad, char* hess, real* s) noexcept nogil:
@@ -137,43 +165,49 @@ cdef inline double mse_wide(const Job* job, const char* row, const char* target,
     cdef real* t = s + PIECE
     cdef char* kept = grad if job.k > PIECE else NULL
     cdef Py_ssize_t start, n, i
-    cdef bint infinite
+    cdef bint infinite, apart
     cdef SoftRow sums
     cdef MseSums mse
     cdef real m = row_maximum(job, row, &infinite, s)
-    cdef real inverse, scale, ones, below, pd_below, pd_ones, p, d, others, bracket, pp
+    cdef double top = unit(m)
+    cdef double factor, square, ones, below, whole, e, d, others, bracket
     soft_sums(job, row, target, y, infinite, m, kept, &sums, s, t)
-    inverse = <real>soft_scale(m, 1, 1, sums.below, sums.lost, sums.ones)
-    scale = <real>(weight / job.divisor)
-    ones = <real>sums.ones
-    below = <real>(sums.below + sums.lost)
-    mse.value = mse.pd_below = mse.pd_ones = mse.pp_below = mse.pp_ones = 0
+    factor = soft_scale(m, weight, job.divisor, sums.below, sums.lost, sums.ones)
+    ones = sums.ones
+    below = sums.below + sums.lost
+    whole = ones + below
+    square = soft_scale(m, 1, whole, below, 0, ones)
+    mse.value = mse.ed_below = mse.ed_ones = mse.ee_below = mse.ee_ones = 0
     for start from 0 <= start < job.k by PIECE:
         n = min(<Py_ssize_t>PIECE, job.k - start)
         if job.k > PIECE:
             piece_exponentials(job, row, start, n, infinite, m, kept, s)
             load_target_piece(job, target, y, start, n, t)
-        mse_sums(<const real*>s, <const real*>t, padded(n), ones, below, inverse, &mse)
-    pd_below = <real>mse.pd_below
-    pd_ones = <real>mse.pd_ones
+        mse_sums(<const real*>s, <const real*>t, padded(n), ones, below, &mse)
+        if hess != NULL:
+            mse_squares(<const real*>s, n, &mse)
     if grad != NULL:
         for start from 0 <= start < job.k by PIECE:
             n = min(<Py_ssize_t>PIECE, job.k - start)
             if job.k > PIECE:
                 piece_exponentials(job, row, start, n, infinite, m, kept, s)
                 load_target_piece(job, target, y, start, n, t)
+            if hess != NULL:
+                for i in range(n):
+                    e = s[i]
+                    others = (ones - e) + below
+                    d = mse_difference(e, t[i], others)
+                    bracket = mse_bracket(d, others, whole, mse.ed_below, mse.ed_ones, (ones == top) & (e == top))
+                    (<real*>(hess + (start + i) * job.h.inner))[0] = <real>((e * (weight * square)) * (
+                        mse_second(e, others, bracket, (mse.ee_ones - e * e) + mse.ee_below) * square))
             for i in range(n):
-                p = s[i] * inverse
-                others = (ones - s[i]) + below
-                d = mse_difference(s[i], t[i], others, inverse)
-                bracket = mse_bracket(s[i], d, others, inverse, pd_below, pd_ones, ones == unit(m))
-                if hess != NULL:
-                    pp = <real>((mse.pp_ones - <double>p * <double>p) + mse.pp_below)
-                    (<real*>(hess + (start + i) * job.h.inner))[0] = <real>weight * mse_row_curvature(
-                        p, bracket, others * inverse, pp)
-                s[i] = p * bracket * scale
+                e = s[i]
+                others = (ones - e) + below
+                d = mse_difference(e, t[i], others)
+                bracket = mse_bracket(d, others, whole, mse.ed_below, mse.ed_ones, (ones == top) & (e == top))
+                s[i] = <real>((e * factor) * (bracket * square))
             scatter(<const real*>s, grad + start * job.g.inner, job.g.inner, n)
-    return 0.5 * mse.value
+    return 0.5 * mse.value * square
 
 
 cdef void softmax_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
@@ -184,13 +218,13 @@ cdef void softmax_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         count = <int>min(<Py_ssize_t>GROUP, stop - at)
         if job.k <= NARROW:
             mse_narrow(job, at, count, total, scratch)
-        else:
-            open_wide(job, at, count, &group, scratch[0])
-            for j in range(count):
-                if group.weight[j] != 0:
-                    group.loss[j] = mse_wide(job, group.row[j], group.target[j], group.y[j], group.weight[j],
-                                      group.grad[j], group.hess[j], scratch)
-            close_rows(job, at, count, group.loss, group.weight, total, scratch[0])
+            continue
+        open_wide(job, at, count, &group, scratch[0])
+        for j in range(count):
+            if group.weight[j] != 0:
+                group.loss[j] = mse_wide(job, group.row[j], group.target[j], group.y[j], group.weight[j],
+                                         group.grad[j], group.hess[j], scratch)
+        close_rows(job, at, count, group.loss, group.weight, total, scratch[0])
 
 
 def softmax_mse(logits, targets, weight, out, hess, int want, int reduction, double clip):
