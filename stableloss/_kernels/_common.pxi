@@ -461,7 +461,6 @@ cdef struct Kernel:
 cdef void run_blocks(const Job* job, const Kernel* kernel, Sum* total) noexcept nogil:
     cdef char memory[SCRATCH_BYTES + 64]
     cdef void* scratch = <void*>((<size_t>memory + 63) & ~<size_t>63)
-    cdef unsigned int flags = sl_get_flags()
     cdef Py_ssize_t start = 0, stop
     cdef Sum part
     while start < job.n:
@@ -474,19 +473,22 @@ cdef void run_blocks(const Job* job, const Kernel* kernel, Sum* total) noexcept 
         add(total, part.hi)
         total.lo += part.lo
         start = stop
-    sl_set_flags(flags)
 
 
 cdef double run(const Job* job, const Kernel* kernel) noexcept:
     """All rows of a job; returns the sum of their weighted losses."""
+    cdef unsigned int flags = sl_get_flags()
     cdef Sum total
+    cdef double value
     total.hi = total.lo = 0
     if job.n * job.k < RELEASE_GIL:
         run_blocks(job, kernel, &total)
     else:
         with nogil:
             run_blocks(job, kernel, &total)
-    return evaluate(&total)
+    value = evaluate(&total)
+    sl_set_flags(flags)
+    return value
 
 
 # ---- the arrays of a call -------------------------------------------------------------------------

@@ -114,7 +114,7 @@ cdef object sigmoid_loss(object logits, object targets, object weight, object ou
         bind(&job.g, out, kind, ndim)
     if want & WANT_HESS:
         hess = derivative_array(hess, logits, targets, weight)
-        if hess is None:
+        if hess is None or not disjoint(hess, out):
             return None
         bind(&job.h, hess, kind, ndim)
     job.divisor = 1

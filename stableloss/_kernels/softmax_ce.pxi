@@ -136,7 +136,7 @@ cdef void hard_wide_group(const Job* job, int count, WideGroup* group, real* s) 
 cdef inline real ce_gradient(real e, real t, real mass, real others, real factor) noexcept nogil:
     """p mass - t, as e (mass - t) - t others over the sum: for a one-hot row either term is 0, and
     the other keeps its digits."""
-    return (e * (mass - t) - t * others) * factor
+    return fma(e, mass - t, -(t * others)) * factor
 
 
 cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, int want, Sum* total, real* s) noexcept nogil:

@@ -19,17 +19,17 @@ cdef enum:
 
 cdef inline double mse_difference(double e, double t, double others) noexcept nogil:
     """(p - t) sum."""
-    return e * (1 - t) - t * others
+    return SL_FMA(e, 1 - t, -(t * others))
 
 
 cdef inline double mse_bracket(double d, double others, double total, double ed_below, double ed_ones, bint apart) noexcept nogil:
     """b sum**2; `apart` for the one class whose exponential is UNIT."""
-    return d * others - ed_below if apart else d * total - ed_ones - ed_below
+    return SL_FMA(d, others, -ed_below) if apart else SL_FMA(d, total, -ed_ones) - ed_below
 
 
 cdef inline double mse_second(double e, double others, double bracket, double ee_rest) noexcept nogil:
     """Second derivative times sum**4 / e."""
-    return bracket * (others - e) + e * (others * others + ee_rest)
+    return SL_FMA(bracket, others - e, e * SL_FMA(others, others, ee_rest))
 
 
 cdef inline void accumulate(double* total, double* lost, double term) noexcept nogil:
@@ -94,8 +94,8 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
                 others = (ones[j] - e) + below[j]
                 d = mse_difference(e, t[c * GROUP + j], others)
                 bracket = mse_bracket(d, others, whole[j], ed_below[j], ed_ones[j], (ones[j] == top) & (e == top))
-                h[c * GROUP + j] = <real>((e * (weight[j] * square[j])) * (
-                    mse_second(e, others, bracket, (ee_ones[j] - e * e) + ee_below[j]) * square[j]))
+                h[c * GROUP + j] = <real>(e * mse_second(e, others, bracket, (ee_ones[j] - e * e) + ee_below[j])
+                                          * square[j] * (weight[j] * square[j]))
         store_lanes(<const real*>h, &job.h, start, count, k)
     if job.want & WANT_GRAD:
         for c in range(k):
@@ -198,8 +198,9 @@ cdef inline double mse_wide(const Job* job, const char* row, const char* target,
                     others = (ones - e) + below
                     d = mse_difference(e, t[i], others)
                     bracket = mse_bracket(d, others, whole, mse.ed_below, mse.ed_ones, (ones == top) & (e == top))
-                    (<real*>(hess + (start + i) * job.h.inner))[0] = <real>((e * (weight * square)) * (
-                        mse_second(e, others, bracket, (mse.ee_ones - e * e) + mse.ee_below) * square))
+                    (<real*>(hess + (start + i) * job.h.inner))[0] = <real>(
+                        e * mse_second(e, others, bracket, (mse.ee_ones - e * e) + mse.ee_below)
+                        * square * (weight * square))
             for i in range(n):
                 e = s[i]
                 others = (ones - e) + below
