@@ -1,33 +1,22 @@
 """Fused losses for numpy networks: loss and gradient from logits in one call, exact at the extremes."""
 
 from stableloss._dispatch import cpu_level
+from stableloss._threads import get_num_threads, num_threads, set_num_threads
 from stableloss.activations import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax
-from stableloss.losses import (
-    SigmoidBCE,
-    SigmoidMSE,
-    SoftmaxCE,
-    SoftmaxMSE,
-    sigmoid_bce,
-    sigmoid_mse,
-    softmax_ce,
-    softmax_mse,
-)
+from stableloss.losses import *  # noqa: F403
+from stableloss.losses import __all__ as _losses
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "SigmoidBCE",
-    "SigmoidMSE",
-    "SoftmaxCE",
-    "SoftmaxMSE",
     "cpu_level",
+    "get_num_threads",
     "log_sigmoid",
     "log_softmax",
     "logsumexp",
+    "num_threads",
+    "set_num_threads",
     "sigmoid",
-    "sigmoid_bce",
-    "sigmoid_mse",
     "softmax",
-    "softmax_ce",
-    "softmax_mse",
+    *_losses,
 ]

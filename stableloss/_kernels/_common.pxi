@@ -2,12 +2,17 @@
 
 cimport cython
 cimport numpy as np
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
+
+from stableloss._threads import get_num_threads, work_together
 
 np.import_array()
 
 cdef extern from *:
     """
+    /* Each block is taken once; who takes it does not matter, so no order is needed. */
+    #define SL_TAKE(counter) __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)
     #define SL_ISFINITE(x) __builtin_isfinite(x)
     #define SL_PREFETCH(p) __builtin_prefetch(p, 0, 3)
     #define SL_PREFETCH_WRITE(p) __builtin_prefetch(p, 1, 3)
@@ -69,6 +74,7 @@ cdef extern from *:
     double SL_PRODUCT_ERROR(double, double, double) noexcept nogil
     unsigned int sl_get_flags() noexcept nogil
     void sl_set_flags(unsigned int) noexcept nogil
+    Py_ssize_t SL_TAKE(Py_ssize_t*) noexcept nogil
     bint SL_ISFINITE(double) noexcept nogil
     void SL_PREFETCH(const void*) noexcept nogil
     void SL_PREFETCH_WRITE(const void*) noexcept nogil
@@ -93,8 +99,9 @@ cdef enum:
     MAX_DIMS = 64           # NPY_MAXDIMS of numpy 2
     LANES = 32              # lanes of a sum; fixed, so that every level adds in the same order
     BLOCK_ITEMS = 32768     # logits per block: a block is the unit of partial sums and of threads
-    SCRATCH_BYTES = 49152   # per thread, on the stack: three pieces of float64
+    SCRATCH_BYTES = 98304   # per thread, on the stack: three buffers of float64
     RELEASE_GIL = 2048      # logits below which dropping the GIL costs more than it gives
+    SHARE_WORK = 262144     # logits below which waking a second thread costs more than it gives
 
 ctypedef fused element:
     int8_t
@@ -458,34 +465,101 @@ cdef struct Kernel:
     Kernel64 double
 
 
-cdef void run_blocks(const Job* job, const Kernel* kernel, Sum* total) noexcept nogil:
+cdef struct Shared:
+    # A job that several threads work on. Each takes the next block that nobody has taken yet, and
+    # leaves its sum in the block's place.
+    Job job
+    Kernel kernel
+    Sum* part
+    Py_ssize_t blocks
+    Py_ssize_t taken
+
+
+cdef void run_block(const Job* job, const Kernel* kernel, Py_ssize_t block, void* scratch, Sum* part) noexcept nogil:
+    cdef Py_ssize_t start = block * job.block
+    cdef Py_ssize_t stop = min(start + job.block, job.n)
+    part.hi = part.lo = 0
+    if job.x.kind == np.NPY_FLOAT:
+        kernel.single(job, start, stop, part, <float*>scratch)
+    else:
+        kernel.double(job, start, stop, part, <double*>scratch)
+
+
+cdef inline void add_part(Sum* total, const Sum* part) noexcept nogil:
+    add(total, part.hi)
+    total.lo += part.lo
+
+
+cdef void run_alone(const Job* job, const Kernel* kernel, Py_ssize_t blocks, Sum* total) noexcept nogil:
     cdef char memory[SCRATCH_BYTES + 64]
     cdef void* scratch = <void*>((<size_t>memory + 63) & ~<size_t>63)
-    cdef Py_ssize_t start = 0, stop
+    cdef Py_ssize_t block
     cdef Sum part
-    while start < job.n:
-        stop = min(start + job.block, job.n)
-        part.hi = part.lo = 0
-        if job.x.kind == np.NPY_FLOAT:
-            kernel.single(job, start, stop, &part, <float*>scratch)
-        else:
-            kernel.double(job, start, stop, &part, <double*>scratch)
-        add(total, part.hi)
-        total.lo += part.lo
-        start = stop
+    for block in range(blocks):
+        run_block(job, kernel, block, scratch, &part)
+        add_part(total, &part)
 
 
-cdef double run(const Job* job, const Kernel* kernel) noexcept:
-    """All rows of a job; returns the sum of their weighted losses."""
+cdef void run_shared(Shared* shared) noexcept nogil:
+    cdef char memory[SCRATCH_BYTES + 64]
+    cdef void* scratch = <void*>((<size_t>memory + 63) & ~<size_t>63)
     cdef unsigned int flags = sl_get_flags()
+    cdef Py_ssize_t block = SL_TAKE(&shared.taken)
+    while block < shared.blocks:
+        run_block(&shared.job, &shared.kernel, block, scratch, &shared.part[block])
+        block = SL_TAKE(&shared.taken)
+    sl_set_flags(flags)
+
+
+@cython.final
+cdef class Task:
+    """A shared job as something that any thread can call; keeps its arrays alive meanwhile."""
+
+    cdef Shared shared
+    cdef object arrays
+
+    def __dealloc__(self):
+        free(self.shared.part)
+
+    def __call__(self):
+        with nogil:
+            run_shared(&self.shared)
+
+
+cdef int run_together(const Job* job, const Kernel* kernel, Py_ssize_t blocks, int threads, object arrays, Sum* total) except -1:
+    cdef Task task = Task()
+    cdef Py_ssize_t block
+    task.arrays = arrays
+    task.shared.job = job[0]
+    task.shared.kernel = kernel[0]
+    task.shared.blocks = blocks
+    task.shared.taken = 0
+    task.shared.part = <Sum*>malloc(blocks * sizeof(Sum))
+    if task.shared.part == NULL:
+        raise MemoryError()
+    work_together(task, min(<Py_ssize_t>threads, blocks) - 1)
+    for block in range(blocks):
+        add_part(total, &task.shared.part[block])
+    return 0
+
+
+cdef double run(const Job* job, const Kernel* kernel, object arrays) except? -1:
+    """All rows of a job, whose memory belongs to `arrays`; returns the sum of their weighted losses."""
+    cdef unsigned int flags = sl_get_flags()
+    cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
+    cdef int threads = 1
     cdef Sum total
     cdef double value
     total.hi = total.lo = 0
-    if job.n * job.k < RELEASE_GIL:
-        run_blocks(job, kernel, &total)
+    if job.n * job.k >= SHARE_WORK and blocks > 1:
+        threads = get_num_threads()
+    if threads > 1:
+        run_together(job, kernel, blocks, threads, arrays, &total)
+    elif job.n * job.k < RELEASE_GIL:
+        run_alone(job, kernel, blocks, &total)
     else:
         with nogil:
-            run_blocks(job, kernel, &total)
+            run_alone(job, kernel, blocks, &total)
     value = evaluate(&total)
     sl_set_flags(flags)
     return value

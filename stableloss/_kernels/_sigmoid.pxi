@@ -126,5 +126,5 @@ cdef object sigmoid_loss(object logits, object targets, object weight, object ou
         job.divisor = job.n
     elif reduction == REDUCE_BATCHMEAN and ndim > 1:
         job.divisor = job.n / np.PyArray_DIMS(logits)[ndim - 1] if job.n else 1
-    total = run(&job, kernel)
+    total = run(&job, kernel, (logits, targets, weight, out, hess, losses))
     return results(want, reduction, total / job.divisor if job.n else 0.0, losses, out, hess)

@@ -12,8 +12,9 @@
 
 cdef enum:
     GROUP = 32              # rows whose per-row arithmetic is done together, as lanes
-    PIECE = 2048            # logits of a wide row in scratch at once
-    NARROW = 64             # classes up to which rows are lanes
+    NARROW = 128            # classes up to which rows are lanes
+    PIECE = 2048            # logits of a wide row in scratch at once: leaves room in the L1 cache
+    BUFFER = NARROW * GROUP # one of the three buffers in scratch
 
 
 cdef inline bint is_positive_infinity(real x) noexcept nogil:
@@ -465,7 +466,8 @@ cdef inline double products(const real* s, const real* t, Py_ssize_t n, real m) 
 
 
 cdef struct SoftRow:
-    # Sums over one row: of its targets, of t (m - x), of the exponentials below UNIT and of the others.
+    # Sums over one row: of its targets and of t (m - x), where asked for; of the exponentials below
+    # UNIT, and of the others.
     double mass
     double dot
     double below
@@ -473,7 +475,7 @@ cdef struct SoftRow:
     double ones
 
 
-cdef inline void soft_sums(const Job* job, const char* row, const char* target, Py_ssize_t y, bint infinite, real m, char* kept, SoftRow* sums, real* s, real* t) noexcept nogil:
+cdef inline void soft_sums(const Job* job, const char* row, const char* target, Py_ssize_t y, bint infinite, real m, char* kept, bint with_targets, SoftRow* sums, real* s, real* t) noexcept nogil:
     """Turn a row, whose only piece `row_maximum` left in s, into exponentials, and add up. Those of
     a row of several pieces are kept in its gradient's place, where there is one."""
     cdef Py_ssize_t start, n
@@ -485,9 +487,10 @@ cdef inline void soft_sums(const Job* job, const char* row, const char* target, 
         if job.k > PIECE:
             load_piece(job, row, start, n, infinite, s)
         load_target_piece(job, target, y, start, n, t)
-        sums.mass = two_sum(sums.mass, lane_sum(<const real*>t, padded(n), &lost), &error)
-        mass_lost += lost + error
-        sums.dot += products(<const real*>s, <const real*>t, padded(n), m)
+        if with_targets:
+            sums.mass = two_sum(sums.mass, lane_sum(<const real*>t, padded(n), &lost), &error)
+            mass_lost += lost + error
+            sums.dot += products(<const real*>s, <const real*>t, padded(n), m)
         exponentials(s, padded(n), m)
         sums.below = two_sum(sums.below, totals_apart(s, padded(n), &lost, &sums.ones), &error)
         sums.lost += lost + error
@@ -572,5 +575,5 @@ cdef object softmax_loss(object logits, object targets, object weight, object ou
         job.divisor = job.n
     if job.divisor == 0:
         job.divisor = 1         # no row counts: the loss is 0, the gradient 0 (or empty)
-    total = run(&job, kernel)
+    total = run(&job, kernel, (logits, targets, weight, out, hess, losses))
     return results(want, reduction, total / job.divisor, losses, out, hess)

@@ -54,7 +54,7 @@ cdef object elementwise(object x, object out, const Kernel* kernel):
     job.block = BLOCK_ITEMS
     bind(&job.x, x, kind, ndim)
     bind(&job.g, out, kind, ndim)
-    run(&job, kernel)
+    run(&job, kernel, (x, out))
     return out
 
 
@@ -91,7 +91,7 @@ cdef void activation_lanes(const Job* job, Py_ssize_t start, int count, real* s)
     cdef double lost[GROUP]
     cdef double ones[GROUP]
     cdef double log_sum[GROUP]
-    cdef real* e = s + PIECE
+    cdef real* e = s + BUFFER
     cdef Py_ssize_t c, k = job.k
     cdef int j
     load_lanes(&job.x, start, count, k, s)
@@ -196,7 +196,7 @@ cdef object rowwise(object x, object out, int want):
         job.block -= job.block % GROUP
     bind(&job.x, x, kind, ndim - 1)
     bind(&job.g, out, kind, ndim - 1)
-    run(&job, &kernel)
+    run(&job, &kernel, (x, out))
     return out
 
 

@@ -153,8 +153,8 @@ cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, int want, Sum
     cdef double lost[GROUP]
     cdef double ones[GROUP]
     cdef double loss[GROUP]
-    cdef real* t = s + PIECE
-    cdef real* h = s + 2 * PIECE
+    cdef real* t = s + BUFFER
+    cdef real* h = s + 2 * BUFFER
     cdef Py_ssize_t c, k = job.k
     cdef int j
     open_lanes(job, start, count, weight, s, t, m)
@@ -188,14 +188,14 @@ cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, int want, Sum
 
 cdef inline double soft_wide(const Job* job, const char* row, const char* target, Py_ssize_t y, double weight, char* grad, char* hess, real* s) noexcept nogil:
     """Loss of one row; stores its derivatives."""
-    cdef real* t = s + PIECE
+    cdef real* t = s + BUFFER
     cdef char* kept = grad if job.k > PIECE else NULL
     cdef Py_ssize_t start, n, i
     cdef bint infinite
     cdef SoftRow sums
     cdef real m = row_maximum(job, row, &infinite, s)
     cdef real factor, curvature, mass, ones, below
-    soft_sums(job, row, target, y, infinite, m, kept, &sums, s, t)
+    soft_sums(job, row, target, y, infinite, m, kept, True, &sums, s, t)
     factor = <real>soft_scale(m, weight, job.divisor, sums.below, sums.lost, sums.ones)
     curvature = <real>soft_scale(m, weight * sums.mass, sums.ones + sums.below, sums.below, sums.lost, sums.ones)
     mass = <real>sums.mass

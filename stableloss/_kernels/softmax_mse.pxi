@@ -14,7 +14,8 @@
 # exponentials on.
 
 cdef enum:
-    MSE_LANES = 8
+    # fewer lanes than elsewhere, for three sums at once; 8 would be unrolled before they are vectorised
+    MSE_LANES = 16
 
 
 cdef inline double mse_difference(double e, double t, double others) noexcept nogil:
@@ -32,9 +33,10 @@ cdef inline double mse_second(double e, double others, double bracket, double ee
     return SL_FMA(bracket, others - e, e * SL_FMA(others, others, ee_rest))
 
 
-cdef inline void accumulate(double* total, double* lost, double term) noexcept nogil:
+cdef inline void accumulate(real hint, double* total, double* lost, double term) noexcept nogil:
     cdef double s = total[0] + term
-    lost[0] += (total[0] - s) + term
+    if real is double:
+        lost[0] += (total[0] - s) + term
     total[0] = s
 
 
@@ -54,8 +56,8 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
     cdef double value_lost[GROUP]
     cdef double below_lost[GROUP]
     cdef double ones_lost[GROUP]
-    cdef real* t = s + PIECE
-    cdef real* h = s + 2 * PIECE
+    cdef real* t = s + BUFFER
+    cdef real* h = s + 2 * BUFFER
     cdef double top = unit(s[0])
     cdef Py_ssize_t c, i, k = job.k
     cdef int j
@@ -74,9 +76,9 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
         for j in range(GROUP):
             e = s[c * GROUP + j]
             d = mse_difference(e, t[c * GROUP + j], (ones[j] - e) + below[j])
-            accumulate(&value[j], &value_lost[j], d * d)
-            accumulate(&ed_below[j], &below_lost[j], e * d if e < top else 0)
-            accumulate(&ed_ones[j], &ones_lost[j], 0 if e < top else e * d)
+            accumulate(s[0], &value[j], &value_lost[j], d * d)
+            accumulate(s[0], &ed_below[j], &below_lost[j], e * d if e < top else 0)
+            accumulate(s[0], &ed_ones[j], &ones_lost[j], 0 if e < top else e * d)
     for j in range(GROUP):
         value[j] = 0.5 * (value[j] + value_lost[j]) * square[j]
         ed_below[j] += below_lost[j]
@@ -135,15 +137,16 @@ cdef inline void mse_sums(const real* s, const real* t, Py_ssize_t n, double one
         for j in range(MSE_LANES):
             e = s[i * MSE_LANES + j]
             d = mse_difference(e, t[i * MSE_LANES + j], (ones - e) + below)
-            accumulate(&value[j], &value_lost[j], d * d)
-            accumulate(&ed_below[j], &below_lost[j], e * d if e < top else 0)
-            accumulate(&ed_ones[j], &ones_lost[j], 0 if e < top else e * d)
-    sums.value += fold_8(value, value_lost)
-    sums.ed_below += fold_8(ed_below, below_lost)
-    sums.ed_ones += fold_8(ed_ones, ones_lost)
+            accumulate(s[0], &value[j], &value_lost[j], d * d)
+            accumulate(s[0], &ed_below[j], &below_lost[j], e * d if e < top else 0)
+            accumulate(s[0], &ed_ones[j], &ones_lost[j], 0 if e < top else e * d)
+    sums.value += fold_16(value, value_lost)
+    sums.ed_below += fold_16(ed_below, below_lost)
+    sums.ed_ones += fold_16(ed_ones, ones_lost)
 
 
-cdef inline double fold_8(double* lane, double* lost) noexcept nogil:
+cdef inline double fold_16(double* lane, double* lost) noexcept nogil:
+    fold_exactly(lane, lost, 8)
     fold_exactly(lane, lost, 4)
     fold_exactly(lane, lost, 2)
     fold_exactly(lane, lost, 1)
@@ -162,7 +165,7 @@ cdef inline void mse_squares(const real* s, Py_ssize_t n, MseSums* sums) noexcep
 
 cdef inline double mse_wide(const Job* job, const char* row, const char* target, Py_ssize_t y, double weight, char* grad, char* hess, real* s) noexcept nogil:
     """Loss of one row; stores its derivatives."""
-    cdef real* t = s + PIECE
+    cdef real* t = s + BUFFER
     cdef char* kept = grad if job.k > PIECE else NULL
     cdef Py_ssize_t start, n, i
     cdef bint infinite, apart
@@ -171,7 +174,7 @@ cdef inline double mse_wide(const Job* job, const char* row, const char* target,
     cdef real m = row_maximum(job, row, &infinite, s)
     cdef double top = unit(m)
     cdef double factor, square, ones, below, whole, e, d, others, bracket
-    soft_sums(job, row, target, y, infinite, m, kept, &sums, s, t)
+    soft_sums(job, row, target, y, infinite, m, kept, False, &sums, s, t)
     factor = soft_scale(m, weight, job.divisor, sums.below, sums.lost, sums.ones)
     ones = sums.ones
     below = sums.below + sums.lost
