@@ -148,8 +148,8 @@ def prepared_call(
     result = kernel(x, t, weight, buffers[0], buffers[1], want, reduction, clip)
     if not want & WANT_GRAD:
         return result
-    for out, plain, buffer in zip(outs, given, buffers, strict=True):
-        if out is not None and plain is not buffer:
+    for plain, buffer in zip(given, buffers, strict=True):
+        if plain is not None and buffer is not None and plain is not buffer:
             np.copyto(plain, buffer)
     if want & WANT_HESS:
         grad, hess = result
@@ -158,7 +158,9 @@ def prepared_call(
     return loss, (grad if outs[0] is None else outs[0])
 
 
-def prepared_activation(kernel: Kernel, value: Any, out: Any, axis: int | None, *, keeps_axis: bool = True) -> Any:
+def prepared_activation(
+    kernel: Kernel, value: Any, out: Any, axis: int | None, *, keeps_axis: bool = True
+) -> Any:
     """Run an activation along an axis (None: element by element), or raise."""
     x = float_array(value, "x")
     if axis is None:

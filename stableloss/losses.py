@@ -42,6 +42,9 @@ class _Loss:
 
     reduction: str
     logit_clip: float | None
+    _kernel: _arrays.Kernel
+    _reduction: int
+    _clip: float
 
     def __init__(self, *, reduction: str = "mean", logit_clip: float | None = None) -> None:
         if reduction not in _arrays.REDUCTIONS:

@@ -14,7 +14,7 @@ cdef enum:
     GROUP = 32              # rows whose per-row arithmetic is done together, as lanes
     NARROW = 128            # classes up to which rows are lanes
     PIECE = 2048            # logits of a wide row in scratch at once: leaves room in the L1 cache
-    BUFFER = NARROW * GROUP # one of the three buffers in scratch
+    BUFFER = NARROW * GROUP     # one of the three buffers in scratch
 
 
 cdef inline bint is_positive_infinity(real x) noexcept nogil:
