@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -124,6 +124,11 @@ def num_threads(count: int) -> Iterator[None]:
     count : int
         At least 1, the calling thread included.
 
+    Returns
+    -------
+    context manager
+        Which puts the number back that was in force before.
+
     Raises
     ------
     ValueError
@@ -148,11 +153,11 @@ def work_together(task: Callable[[], None], helpers: int) -> None:
     The task's calls share its blocks out among themselves, so that a helper that comes too late, or
     not at all, leaves nothing undone.
     """
-    try:
-        futures = [_pool.get(helpers).submit(task) for _ in range(helpers)]
-    except RuntimeError:
-        # the interpreter is shutting down, or another thread has just replaced the pool
-        futures = []
+    futures = []
+    # a pool refuses when the interpreter is shutting down, or another thread has just replaced it
+    with suppress(RuntimeError):
+        for _ in range(helpers):
+            futures.append(_pool.get(helpers).submit(task))
     task()
     for future in futures:
         if not future.cancel():

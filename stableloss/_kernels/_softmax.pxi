@@ -499,6 +499,22 @@ cdef inline void soft_sums(const Job* job, const char* row, const char* target, 
     sums.mass += mass_lost
 
 
+cdef inline real remainder_of(real e, real ones, real below) noexcept nogil:
+    """Sum of the other exponentials, (ones - e) + below, without the rounding of the difference."""
+    cdef real d = ones - e
+    return d + (below + ((ones - d) - e))
+
+
+cdef inline double square_scale(real hint, double weight, double below, double lost, double ones) noexcept nogil:
+    """weight / sum**2."""
+    cdef double error, total
+    if real is float:
+        return weight / ((ones + below) * (ones + below))
+    else:
+        total = two_sum(ones, below, &error)
+        return row_scale(weight, total, total, 2 * (error + lost))
+
+
 cdef inline double log_of_sum(real hint, double below, double lost, double ones) noexcept nogil:
     """log(sum e**(x - m))."""
     return log1p_positive(((ones - unit(hint)) + (below + lost)) * (1 / <double>unit(hint)))

@@ -167,7 +167,7 @@ cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, int want, Sum
     for j in range(GROUP):
         loss[j] = dot[j] + mass[j] * log_of_sum(m[j], below[j], lost[j], ones[j])
         factor[j] = <real>soft_scale(m[j], weight[j], job.divisor, below[j], lost[j], ones[j])
-        curvature[j] = <real>soft_scale(m[j], weight[j] * mass[j], ones[j] + below[j], below[j], lost[j], ones[j])
+        curvature[j] = <real>square_scale(m[j], weight[j] * mass[j], below[j], lost[j], ones[j])
         mass_r[j] = <real>mass[j]
         ones_r[j] = <real>ones[j]
         below_r[j] = <real>(below[j] + lost[j])
@@ -175,14 +175,14 @@ cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, int want, Sum
     if want & WANT_HESS:
         for c in range(k):
             for j in range(GROUP):
-                h[c * GROUP + j] = s[c * GROUP + j] * ((ones_r[j] - s[c * GROUP + j]) + below_r[j]) * curvature[j]
+                h[c * GROUP + j] = s[c * GROUP + j] * remainder_of(s[c * GROUP + j], ones_r[j], below_r[j]) * curvature[j]
         store_lanes(<const real*>h, &job.h, start, count, k)
     if want & WANT_GRAD:
         for c in range(k):
             for j in range(GROUP):
                 s[c * GROUP + j] = ce_gradient(
                     s[c * GROUP + j], t[c * GROUP + j], mass_r[j],
-                    (ones_r[j] - s[c * GROUP + j]) + below_r[j], factor[j])
+                    remainder_of(s[c * GROUP + j], ones_r[j], below_r[j]), factor[j])
         store_lanes(<const real*>s, &job.g, start, count, k)
 
 
@@ -197,7 +197,7 @@ cdef inline double soft_wide(const Job* job, const char* row, const char* target
     cdef real factor, curvature, mass, ones, below
     soft_sums(job, row, target, y, infinite, m, kept, True, &sums, s, t)
     factor = <real>soft_scale(m, weight, job.divisor, sums.below, sums.lost, sums.ones)
-    curvature = <real>soft_scale(m, weight * sums.mass, sums.ones + sums.below, sums.below, sums.lost, sums.ones)
+    curvature = <real>square_scale(m, weight * sums.mass, sums.below, sums.lost, sums.ones)
     mass = <real>sums.mass
     ones = <real>sums.ones
     below = <real>(sums.below + sums.lost)
@@ -209,10 +209,10 @@ cdef inline double soft_wide(const Job* job, const char* row, const char* target
                 load_target_piece(job, target, y, start, n, t)
             if hess != NULL:
                 for i in range(n):
-                    (<real*>(hess + (start + i) * job.h.inner))[0] = s[i] * ((ones - s[i]) + below) * curvature
+                    (<real*>(hess + (start + i) * job.h.inner))[0] = s[i] * remainder_of(s[i], ones, below) * curvature
             if grad != NULL:
                 for i in range(n):
-                    s[i] = ce_gradient(s[i], t[i], mass, (ones - s[i]) + below, factor)
+                    s[i] = ce_gradient(s[i], t[i], mass, remainder_of(s[i], ones, below), factor)
                 scatter(<const real*>s, grad + start * job.g.inner, job.g.inner, n)
     return sums.dot + sums.mass * log_of_sum(m, sums.below, sums.lost, sums.ones)
 

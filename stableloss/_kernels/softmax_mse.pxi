@@ -18,6 +18,13 @@ cdef enum:
     MSE_LANES = 16
 
 
+cdef inline double mse_others(real hint, double e, double ones, double below) noexcept nogil:
+    if real is float:
+        return (ones - e) + below       # float64 has digits to spare
+    else:
+        return remainder_of(e, ones, below)
+
+
 cdef inline double mse_difference(double e, double t, double others) noexcept nogil:
     """(p - t) sum."""
     return SL_FMA(e, 1 - t, -(t * others))
@@ -67,15 +74,15 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
     lane_totals_apart(<const real*>s, k, below, below_lost, ones)
     for j in range(GROUP):
         factor[j] = soft_scale(m[j], weight[j], job.divisor, below[j], below_lost[j], ones[j])
+        square[j] = square_scale(m[j], 1, below[j], below_lost[j], ones[j])
         below[j] += below_lost[j]
         whole[j] = ones[j] + below[j]
-        square[j] = soft_scale(m[j], 1, whole[j], below[j], 0, ones[j])
         value[j] = ed_below[j] = ed_ones[j] = ee_below[j] = ee_ones[j] = 0
         value_lost[j] = below_lost[j] = ones_lost[j] = 0
     for c in range(k):
         for j in range(GROUP):
             e = s[c * GROUP + j]
-            d = mse_difference(e, t[c * GROUP + j], (ones[j] - e) + below[j])
+            d = mse_difference(e, t[c * GROUP + j], mse_others(s[0], e, ones[j], below[j]))
             accumulate(s[0], &value[j], &value_lost[j], d * d)
             accumulate(s[0], &ed_below[j], &below_lost[j], e * d if e < top else 0)
             accumulate(s[0], &ed_ones[j], &ones_lost[j], 0 if e < top else e * d)
@@ -93,7 +100,7 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
         for c in range(k):
             for j in range(GROUP):
                 e = s[c * GROUP + j]
-                others = (ones[j] - e) + below[j]
+                others = mse_others(s[0], e, ones[j], below[j])
                 d = mse_difference(e, t[c * GROUP + j], others)
                 bracket = mse_bracket(d, others, whole[j], ed_below[j], ed_ones[j], (ones[j] == top) & (e == top))
                 h[c * GROUP + j] = <real>(e * mse_second(e, others, bracket, (ee_ones[j] - e * e) + ee_below[j])
@@ -103,7 +110,7 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, re
         for c in range(k):
             for j in range(GROUP):
                 e = s[c * GROUP + j]
-                others = (ones[j] - e) + below[j]
+                others = mse_others(s[0], e, ones[j], below[j])
                 d = mse_difference(e, t[c * GROUP + j], others)
                 bracket = mse_bracket(d, others, whole[j], ed_below[j], ed_ones[j], (ones[j] == top) & (e == top))
                 s[c * GROUP + j] = <real>((e * factor[j]) * (bracket * square[j]))
@@ -136,7 +143,7 @@ cdef inline void mse_sums(const real* s, const real* t, Py_ssize_t n, double one
     for i in range(n // MSE_LANES):
         for j in range(MSE_LANES):
             e = s[i * MSE_LANES + j]
-            d = mse_difference(e, t[i * MSE_LANES + j], (ones - e) + below)
+            d = mse_difference(e, t[i * MSE_LANES + j], mse_others(s[0], e, ones, below))
             accumulate(s[0], &value[j], &value_lost[j], d * d)
             accumulate(s[0], &ed_below[j], &below_lost[j], e * d if e < top else 0)
             accumulate(s[0], &ed_ones[j], &ones_lost[j], 0 if e < top else e * d)
@@ -179,7 +186,7 @@ cdef inline double mse_wide(const Job* job, const char* row, const char* target,
     ones = sums.ones
     below = sums.below + sums.lost
     whole = ones + below
-    square = soft_scale(m, 1, whole, below, 0, ones)
+    square = square_scale(m, 1, sums.below, sums.lost, ones)
     mse.value = mse.ed_below = mse.ed_ones = mse.ee_below = mse.ee_ones = 0
     for start from 0 <= start < job.k by PIECE:
         n = min(<Py_ssize_t>PIECE, job.k - start)
@@ -198,7 +205,7 @@ cdef inline double mse_wide(const Job* job, const char* row, const char* target,
             if hess != NULL:
                 for i in range(n):
                     e = s[i]
-                    others = (ones - e) + below
+                    others = mse_others(s[0], e, ones, below)
                     d = mse_difference(e, t[i], others)
                     bracket = mse_bracket(d, others, whole, mse.ed_below, mse.ed_ones, (ones == top) & (e == top))
                     (<real*>(hess + (start + i) * job.h.inner))[0] = <real>(
@@ -206,7 +213,7 @@ cdef inline double mse_wide(const Job* job, const char* row, const char* target,
                         * square * (weight * square))
             for i in range(n):
                 e = s[i]
-                others = (ones - e) + below
+                others = mse_others(s[0], e, ones, below)
                 d = mse_difference(e, t[i], others)
                 bracket = mse_bracket(d, others, whole, mse.ed_below, mse.ed_ones, (ones == top) & (e == top))
                 s[i] = <real>((e * factor) * (bracket * square))

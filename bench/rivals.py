@@ -1,0 +1,771 @@
+"""The libraries that stableloss is timed against, each at its best form.
+
+A rival computes the mean loss and its gradient for the losses it has a method for.
+`prepare` does everything that a training loop would do once (conversion, compilation, allocation of
+reused outputs) and returns a callable without arguments that gives `(loss, grad)`. Libraries are
+imported only there.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import math
+
+import numpy as np
+
+
+def numpy_softmax_ce(logits, targets):
+    """Textbook softmax + cross-entropy over class indices, stable against overflow."""
+    n = len(logits)
+    rows = np.arange(n)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exps = np.exp(shifted)
+    total = exps.sum(axis=1, keepdims=True)
+    loss = np.mean(np.log(total[:, 0]) - shifted[rows, targets])
+    grad = exps / total
+    grad[rows, targets] -= 1
+    grad /= n
+    return loss, grad
+
+
+def numpy_softmax_mse(logits, targets):
+    """Textbook softmax + half squared error over class indices, summed over classes."""
+    n = len(logits)
+    exps = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probs = exps / exps.sum(axis=1, keepdims=True)
+    diff = probs.copy()
+    diff[np.arange(n), targets] -= 1
+    loss = 0.5 * np.sum(diff * diff) / n
+    grad = probs * (diff - np.sum(probs * diff, axis=1, keepdims=True)) / n
+    return loss, grad
+
+
+def numpy_sigmoid(logits):
+    """Sigmoid that never takes the exponential of a positive number."""
+    exps = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1, exps) / (1 + exps)
+
+
+def numpy_sigmoid_bce(logits, targets):
+    """Textbook sigmoid + binary cross-entropy on logits."""
+    softplus = np.maximum(logits, 0) + np.log1p(np.exp(-np.abs(logits)))
+    loss = np.mean(softplus - logits * targets)
+    return loss, (numpy_sigmoid(logits) - targets) / logits.size
+
+
+def numpy_sigmoid_mse(logits, targets):
+    """Textbook sigmoid + half squared error."""
+    probs = numpy_sigmoid(logits)
+    diff = probs - targets
+    loss = 0.5 * np.mean(diff * diff)
+    return loss, diff * probs * (1 - probs) / logits.size
+
+
+NUMPY_RECIPES = {
+    "sigmoid_bce": numpy_sigmoid_bce,
+    "softmax_ce": numpy_softmax_ce,
+    "sigmoid_mse": numpy_sigmoid_mse,
+    "softmax_mse": numpy_softmax_mse,
+}
+
+
+class Rival:
+    """One form of one library; a method per loss it covers, named after the loss."""
+
+    library = ""
+    form = ""
+    distribution = ""
+
+    def available(self):
+        try:
+            importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return False
+        return True
+
+    def version(self):
+        return importlib.metadata.version(self.distribution)
+
+    def covers(self, loss, dtype):
+        return hasattr(self, loss) and np.dtype(dtype) in (np.float32, np.float64)
+
+    def prepare(self, loss, logits, targets):
+        return getattr(self, loss)(logits, targets)
+
+
+class NumpyTextbook(Rival):
+    library = "numpy"
+    form = "textbook"
+    distribution = "numpy"
+
+    def covers(self, loss, dtype):
+        return loss in NUMPY_RECIPES
+
+    def prepare(self, loss, logits, targets):
+        return functools.partial(NUMPY_RECIPES[loss], logits, targets)
+
+
+class NumpyInPlace(Rival):
+    """The same formulas with every array reused and as few passes as numpy allows."""
+
+    library = "numpy"
+    form = "in place"
+    distribution = "numpy"
+
+    def softmax_ce(self, logits, targets):
+        n = len(logits)
+        rows = np.arange(n)
+        grad = np.empty_like(logits)
+
+        def call():
+            np.subtract(logits, logits.max(axis=1, keepdims=True), out=grad)
+            target_logits = grad[rows, targets]
+            np.exp(grad, out=grad)
+            total = grad.sum(axis=1, keepdims=True)
+            loss = np.mean(np.log(total[:, 0]) - target_logits)
+            np.multiply(grad, 1 / (n * total), out=grad)
+            grad[rows, targets] -= 1 / n
+            return loss, grad
+
+        return call
+
+    def softmax_mse(self, logits, targets):
+        n = len(logits)
+        rows = np.arange(n)
+        probs, grad = np.empty_like(logits), np.empty_like(logits)
+
+        def call():
+            np.subtract(logits, logits.max(axis=1, keepdims=True), out=probs)
+            np.exp(probs, out=probs)
+            np.divide(probs, probs.sum(axis=1, keepdims=True), out=probs)
+            target_probs = probs[rows, targets]
+            squares = np.einsum("ij,ij->i", probs, probs)
+            loss = 0.5 * np.mean(squares - 2 * target_probs + 1)
+            np.subtract(probs, (squares - target_probs)[:, None], out=grad)
+            grad[rows, targets] -= 1
+            np.multiply(grad, probs, out=grad)
+            np.multiply(grad, 1 / n, out=grad)
+            return loss, grad
+
+        return call
+
+    def sigmoid_bce(self, logits, targets):
+        n = logits.size
+        exps, scratch, grad = (np.empty_like(logits) for _ in range(3))
+
+        def call():
+            np.negative(np.abs(logits, out=exps), out=exps)
+            np.exp(exps, out=exps)
+            np.add(exps, 1, out=scratch)
+            # log1p would be accurate for a loss near 0, but takes several times as long.
+            loss = np.log(scratch, out=grad).sum() + np.maximum(logits, 0, out=grad).sum()
+            loss = (loss - np.dot(logits, targets)) / n
+            np.copyto(exps, 1, where=logits >= 0)
+            np.divide(exps, scratch, out=grad)
+            np.subtract(grad, targets, out=grad)
+            np.multiply(grad, 1 / n, out=grad)
+            return loss, grad
+
+        return call
+
+    def sigmoid_mse(self, logits, targets):
+        n = logits.size
+        probs, scratch, grad = (np.empty_like(logits) for _ in range(3))
+
+        def call():
+            np.negative(np.abs(logits, out=probs), out=probs)
+            np.exp(probs, out=probs)
+            np.add(probs, 1, out=scratch)
+            np.copyto(probs, 1, where=logits >= 0)
+            np.divide(probs, scratch, out=probs)
+            np.subtract(probs, targets, out=grad)
+            loss = 0.5 * np.multiply(grad, grad, out=scratch).mean()
+            np.multiply(grad, probs, out=grad)
+            np.subtract(1, probs, out=probs)
+            np.multiply(grad, probs, out=grad)
+            np.multiply(grad, 1 / n, out=grad)
+            return loss, grad
+
+        return call
+
+
+class Scipy(Rival):
+    """scipy.special's stable activations; its softmax functions have no `out`."""
+
+    library = "scipy"
+    form = "special"
+    distribution = "scipy"
+
+    def softmax_ce(self, logits, targets):
+        from scipy import special
+
+        n = len(logits)
+        rows = np.arange(n)
+
+        def call():
+            grad = special.log_softmax(logits, axis=1)
+            loss = -grad[rows, targets].mean()
+            np.exp(grad, out=grad)
+            grad[rows, targets] -= 1
+            grad *= 1 / n
+            return loss, grad
+
+        return call
+
+    def softmax_mse(self, logits, targets):
+        from scipy import special
+
+        n = len(logits)
+        rows = np.arange(n)
+        grad = np.empty_like(logits)
+
+        def call():
+            probs = special.softmax(logits, axis=1)
+            target_probs = probs[rows, targets]
+            squares = np.einsum("ij,ij->i", probs, probs)
+            loss = 0.5 * np.mean(squares - 2 * target_probs + 1)
+            np.subtract(probs, (squares - target_probs)[:, None], out=grad)
+            grad[rows, targets] -= 1
+            np.multiply(grad, probs, out=grad)
+            np.multiply(grad, 1 / n, out=grad)
+            return loss, grad
+
+        return call
+
+    def sigmoid_bce(self, logits, targets):
+        from scipy import special
+
+        n = logits.size
+        scratch, grad = np.empty_like(logits), np.empty_like(logits)
+
+        def call():
+            np.subtract(1, targets, out=scratch)
+            np.multiply(scratch, logits, out=scratch)
+            special.log_expit(logits, out=grad)
+            loss = np.subtract(scratch, grad, out=scratch).mean()
+            special.expit(logits, out=grad)
+            np.subtract(grad, targets, out=grad)
+            np.multiply(grad, 1 / n, out=grad)
+            return loss, grad
+
+        return call
+
+    def sigmoid_mse(self, logits, targets):
+        from scipy import special
+
+        n = logits.size
+        probs, scratch, grad = (np.empty_like(logits) for _ in range(3))
+
+        def call():
+            special.expit(logits, out=probs)
+            np.subtract(probs, targets, out=grad)
+            loss = 0.5 * np.multiply(grad, grad, out=scratch).mean()
+            np.multiply(grad, probs, out=grad)
+            np.subtract(1, probs, out=probs)
+            np.multiply(grad, probs, out=grad)
+            np.multiply(grad, 1 / n, out=grad)
+            return loss, grad
+
+        return call
+
+
+class ScikitLearn(Rival):
+    """The private `_loss` classes; a weight of 1/n gives the mean without another pass."""
+
+    library = "scikit-learn"
+    form = "_loss"
+    distribution = "scikit-learn"
+
+    def _prepare(self, loss_object, logits, targets):
+        n = len(logits)
+        arrays = {
+            "y_true": targets.astype(logits.dtype),
+            "raw_prediction": logits,
+            "sample_weight": np.full(n, 1 / n, logits.dtype),
+            "loss_out": np.empty(n, logits.dtype),
+            "gradient_out": np.empty_like(logits),
+        }
+
+        def call():
+            losses, grad = loss_object.loss_gradient(**arrays, n_threads=1)
+            return losses.sum(), grad
+
+        return call
+
+    def softmax_ce(self, logits, targets):
+        from sklearn._loss import HalfMultinomialLoss
+
+        return self._prepare(HalfMultinomialLoss(n_classes=logits.shape[1]), logits, targets)
+
+    def sigmoid_bce(self, logits, targets):
+        from sklearn._loss import HalfBinomialLoss
+
+        return self._prepare(HalfBinomialLoss(), logits, targets)
+
+
+def import_torch():
+    import torch
+
+    torch.set_num_threads(1)
+    return torch
+
+
+def torch_losses():
+    """The four mean losses as a PyTorch user writes them."""
+    torch = import_torch()
+    functional = torch.nn.functional
+
+    def sigmoid_mse(logits, targets):
+        return 0.5 * functional.mse_loss(torch.sigmoid(logits), targets)
+
+    def softmax_mse(logits, one_hot):
+        probs = torch.softmax(logits, 1)
+        return 0.5 * functional.mse_loss(probs, one_hot, reduction="sum") / len(logits)
+
+    return {
+        "sigmoid_bce": functional.binary_cross_entropy_with_logits,
+        "softmax_ce": functional.cross_entropy,
+        "sigmoid_mse": sigmoid_mse,
+        "softmax_mse": softmax_mse,
+    }
+
+
+class TorchEagerAutograd(Rival):
+    library = "torch"
+    form = "autograd"
+    distribution = "torch"
+
+    def covers(self, loss, dtype):
+        return loss in NUMPY_RECIPES
+
+    def wrap(self, function):
+        return function
+
+    def prepare(self, loss, logits, targets):
+        torch = import_torch()
+        function = self.wrap(torch_losses()[loss])
+        x = torch.from_numpy(logits).requires_grad_()
+        y = torch.from_numpy(targets)
+        if loss == "softmax_mse":
+            y = torch.nn.functional.one_hot(y, logits.shape[1]).to(x.dtype)
+
+        def call():
+            value = function(x, y)
+            return value.detach(), torch.autograd.grad(value, x)[0]
+
+        return call
+
+
+class TorchEagerByHand(Rival):
+    """Library operations with `out=` and the gradient written out; no tensor asks for autograd."""
+
+    library = "torch"
+    form = "hand-written"
+    distribution = "torch"
+
+    def prepare(self, loss, logits, targets):
+        torch = import_torch()
+        return getattr(self, loss)(torch, torch.from_numpy(logits), torch.from_numpy(targets))
+
+    def softmax_ce(self, torch, x, y):
+        n = len(x)
+        grad = torch.empty_like(x)
+        column = y[:, None]
+        minus_one = torch.full((n, 1), -1.0, dtype=x.dtype)
+
+        def call():
+            torch.log_softmax(x, 1, out=grad)
+            loss = torch.nn.functional.nll_loss(grad, y)
+            return loss, grad.exp_().scatter_add_(1, column, minus_one).mul_(1 / n)
+
+        return call
+
+    def softmax_mse(self, torch, x, y):
+        n = len(x)
+        probs, grad = torch.empty_like(x), torch.empty_like(x)
+        column = y[:, None]
+
+        def call():
+            torch.softmax(x, 1, out=probs)
+            target_probs = probs.gather(1, column)
+            squares = torch.linalg.vector_norm(probs, dim=1, keepdim=True).square_()
+            loss = 0.5 * (squares - 2 * target_probs + 1).mean()
+            torch.sub(probs, squares - target_probs, out=grad)
+            return loss, grad.mul_(probs).scatter_add_(1, column, -target_probs).mul_(1 / n)
+
+        return call
+
+    def sigmoid_bce(self, torch, x, y):
+        n = x.numel()
+        grad = torch.empty_like(x)
+
+        def call():
+            # Beyond its threshold softplus returns x: at 40 that is exact in float64 too.
+            total = torch.nn.functional.softplus(x, threshold=40).sum()
+            loss = (total - torch.dot(x, y)) / n
+            return loss, torch.sigmoid(x, out=grad).sub_(y).mul_(1 / n)
+
+        return call
+
+    def sigmoid_mse(self, torch, x, y):
+        probs, grad, square = (torch.empty_like(x) for _ in range(3))
+
+        def call():
+            torch.sigmoid(x, out=probs)
+            torch.sub(probs, y, out=grad)
+            loss = 0.5 * torch.mul(grad, grad, out=square).mean()
+            grad.mul_(probs)
+            return loss, grad.mul_(torch.rsub(probs, 1)).mul_(1 / x.numel())
+
+        return call
+
+
+class TorchEagerFromExp(TorchEagerByHand):
+    """Softmax from max, exp and sum: fewer passes than log_softmax for rows that fit a cache."""
+
+    form = "hand-written from exp"
+
+    def covers(self, loss, dtype):
+        return loss == "softmax_ce"
+
+    def softmax_ce(self, torch, x, y):
+        n = len(x)
+        grad = torch.empty_like(x)
+        column = y[:, None]
+        share = torch.full((n, 1), -1 / n, dtype=x.dtype)
+
+        def call():
+            torch.sub(x, x.amax(1, keepdim=True), out=grad)
+            target_logits = grad.gather(1, column)
+            grad.exp_()
+            total = grad.sum(1, keepdim=True)
+            loss = (total.log() - target_logits).mean()
+            return loss, grad.mul_(1 / (n * total)).scatter_add_(1, column, share)
+
+        return call
+
+
+def torch_compile(function):
+    torch = import_torch()
+    # A run has one specialisation per shape and dtype; past the default limit of 8 it runs eagerly.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function, dynamic=False)
+
+
+class TorchCompileAutograd(TorchEagerAutograd):
+    library = "torch.compile"
+
+    def wrap(self, function):
+        return torch_compile(function)
+
+
+class TorchCompileByHand(Rival):
+    """Loss and gradient in one compiled graph that writes into a reused output."""
+
+    library = "torch.compile"
+    form = "hand-written"
+    distribution = "torch"
+
+    def prepare(self, loss, logits, targets):
+        torch = import_torch()
+        loss_and_grad = getattr(self, loss)(torch)
+        x, y = torch.from_numpy(logits), torch.from_numpy(targets)
+        grad = torch.empty_like(x)
+
+        def fill(x, y, grad):
+            value, result = loss_and_grad(x, y)
+            grad.copy_(result)
+            return value
+
+        compiled = torch_compile(fill)
+
+        def call():
+            return compiled(x, y, grad), grad
+
+        return call
+
+    def softmax_ce(self, torch):
+        def loss_and_grad(x, y):
+            logp = torch.log_softmax(x, 1)
+            hit = torch.arange(x.shape[1]) == y[:, None]
+            return torch.nn.functional.nll_loss(logp, y), (logp.exp() - hit.to(x.dtype)) / len(x)
+
+        return loss_and_grad
+
+    def softmax_mse(self, torch):
+        def loss_and_grad(x, y):
+            probs = torch.softmax(x, 1)
+            diff = probs - (torch.arange(x.shape[1]) == y[:, None]).to(x.dtype)
+            inner = (probs * diff).sum(1, keepdim=True)
+            return 0.5 * (diff * diff).sum() / len(x), probs * (diff - inner) / len(x)
+
+        return loss_and_grad
+
+    def sigmoid_bce(self, torch):
+        def loss_and_grad(x, y):
+            loss = (x.clamp(min=0) - x * y + torch.log1p(torch.exp(-x.abs()))).mean()
+            return loss, (torch.sigmoid(x) - y) / x.numel()
+
+        return loss_and_grad
+
+    def sigmoid_mse(self, torch):
+        def loss_and_grad(x, y):
+            probs = torch.sigmoid(x)
+            diff = probs - y
+            return 0.5 * (diff * diff).mean(), diff * probs * (1 - probs) / x.numel()
+
+        return loss_and_grad
+
+
+class TorchCompileFromExp(TorchCompileByHand):
+    """Softmax from max, exp and sum, which the compiler fuses into fewer passes for short rows."""
+
+    form = "hand-written from exp"
+
+    def covers(self, loss, dtype):
+        return loss == "softmax_ce"
+
+    def softmax_ce(self, torch):
+        def loss_and_grad(x, y):
+            n, k = x.shape
+            shifted = x - x.amax(1, keepdim=True)
+            exps = shifted.exp()
+            total = exps.sum(1, keepdim=True)
+            loss = (total.log() - shifted.gather(1, y[:, None])).mean()
+            hit = torch.arange(k) == y[:, None]
+            return loss, exps * (1 / (n * total)) - torch.where(hit, 1 / n, 0.0)
+
+        return loss_and_grad
+
+
+def import_jax():
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+    # Handing the work to another thread only adds its latency when every call is waited for.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return jax
+
+
+class JaxValueAndGrad(Rival):
+    """jit of value_and_grad; last call's gradient is donated so that its memory is reused."""
+
+    library = "JAX"
+    form = "value_and_grad"
+    distribution = "jax"
+
+    def covers(self, loss, dtype):
+        return loss in NUMPY_RECIPES
+
+    def loss_and_grad(self, jax, loss):
+        return jax.value_and_grad(jax_losses(jax)[loss])
+
+    def prepare(self, loss, logits, targets):
+        jax = import_jax()
+        function = self.loss_and_grad(jax, loss)
+
+        def replace(x, y, old_grad):
+            return function(x, y)
+
+        compiled = jax.jit(replace, donate_argnums=2, keep_unused=True)
+        x = jax.numpy.asarray(logits)
+        y = jax.numpy.asarray(targets.astype(np.int32) if targets.dtype.kind == "i" else targets)
+        grad = jax.numpy.zeros_like(x)
+
+        def call():
+            nonlocal grad
+            value, grad = compiled(x, y, grad)
+            grad.block_until_ready()
+            return value, grad
+
+        return call
+
+
+def jax_losses(jax):
+    """optax's losses where installed, the same formulas otherwise."""
+    jnp = jax.numpy
+
+    def softmax_ce(x, y):
+        target_logits = jnp.take_along_axis(x, y[:, None], axis=1)[:, 0]
+        return (jax.nn.logsumexp(x, axis=1) - target_logits).mean()
+
+    def sigmoid_bce(x, y):
+        return -(y * jax.nn.log_sigmoid(x) + (1 - y) * jax.nn.log_sigmoid(-x)).mean()
+
+    def sigmoid_mse(x, y):
+        return 0.5 * jnp.square(jax.nn.sigmoid(x) - y).mean()
+
+    def softmax_mse(x, y):
+        diff = jax.nn.softmax(x, axis=1) - jax.nn.one_hot(y, x.shape[1], dtype=x.dtype)
+        return 0.5 * jnp.square(diff).sum() / len(x)
+
+    if importlib.util.find_spec("optax"):
+        import optax
+
+        def softmax_ce(x, y):
+            return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()
+
+        def sigmoid_bce(x, y):
+            return optax.sigmoid_binary_cross_entropy(x, y).mean()
+
+    return {
+        "sigmoid_bce": sigmoid_bce,
+        "softmax_ce": softmax_ce,
+        "sigmoid_mse": sigmoid_mse,
+        "softmax_mse": softmax_mse,
+    }
+
+
+class JaxByHand(JaxValueAndGrad):
+    form = "hand-written"
+
+    def loss_and_grad(self, jax, loss):
+        jnp = jax.numpy
+
+        def softmax_ce(x, y):
+            n = len(x)
+            rows = jnp.arange(n)
+            shifted = x - x.max(axis=1, keepdims=True)
+            exps = jnp.exp(shifted)
+            total = exps.sum(axis=1, keepdims=True)
+            value = jnp.mean(jnp.log(total[:, 0]) - shifted[rows, y])
+            return value, (exps * (1 / (n * total))).at[rows, y].add(-1 / n)
+
+        def softmax_mse(x, y):
+            probs = jax.nn.softmax(x, axis=1)
+            diff = probs - jax.nn.one_hot(y, x.shape[1], dtype=x.dtype)
+            inner = (probs * diff).sum(axis=1, keepdims=True)
+            return 0.5 * jnp.square(diff).sum() / len(x), probs * (diff - inner) / len(x)
+
+        def sigmoid_bce(x, y):
+            value = (jnp.maximum(x, 0) - x * y + jnp.log1p(jnp.exp(-jnp.abs(x)))).mean()
+            return value, (jax.nn.sigmoid(x) - y) / x.size
+
+        def sigmoid_mse(x, y):
+            probs = jax.nn.sigmoid(x)
+            diff = probs - y
+            return 0.5 * jnp.square(diff).mean(), diff * probs * (1 - probs) / x.size
+
+        forms = (softmax_ce, softmax_mse, sigmoid_bce, sigmoid_mse)
+        return {form.__name__: form for form in forms}[loss]
+
+
+@functools.cache
+def numba_kernels():
+    """Fused loops, compiled once per dtype; each writes the gradient and returns the loss."""
+    import numba
+
+    jit = numba.njit(fastmath=True, error_model="numpy")
+
+    @jit
+    def row_softmax(x, out):
+        """Writes exp(x - max) and returns max and the sum."""
+        top = x[0]
+        for j in range(x.size):
+            top = max(top, x[j])
+        total = x[0] - x[0]
+        for j in range(x.size):
+            e = np.exp(x[j] - top)
+            out[j] = e
+            total += e
+        return top, total
+
+    @jit
+    def softmax_ce(x, y, out):
+        n, k = x.shape
+        loss = 0.0
+        for i in range(n):
+            top, total = row_softmax(x[i], out[i])
+            loss += math.log(total) + (top - x[i, y[i]])
+            scale = x.dtype.type(1) / (total * x.dtype.type(n))
+            for j in range(k):
+                out[i, j] *= scale
+            out[i, y[i]] -= x.dtype.type(1 / n)
+        return loss / n
+
+    @jit
+    def softmax_mse(x, y, out):
+        n, k = x.shape
+        loss = 0.0
+        share = x.dtype.type(1 / n)
+        for i in range(n):
+            _, total = row_softmax(x[i], out[i])
+            scale = x.dtype.type(1) / total
+            squares = total - total
+            for j in range(k):
+                out[i, j] *= scale
+                squares += out[i, j] * out[i, j]
+            p = out[i, y[i]]
+            loss += 0.5 * (squares - 2 * p + 1)
+            inner = squares - p
+            for j in range(k):
+                out[i, j] *= (out[i, j] - inner) * share
+            out[i, y[i]] -= p * share
+        return loss / n
+
+    @jit
+    def sigmoid_bce(x, y, out):
+        one = x.dtype.type(1)
+        share = x.dtype.type(1 / x.size)
+        loss = 0.0
+        for i in range(x.size):
+            out[i] = np.exp(-abs(x[i]))
+        # No branch on the sign, which would be mispredicted half of the time.
+        for i in range(x.size):
+            positive = x.dtype.type(x[i] >= 0)
+            total = one + out[i]
+            loss += np.log(total) + x[i] * (positive - y[i])
+            out[i] = ((positive + (one - positive) * out[i]) / total - y[i]) * share
+        return loss / x.size
+
+    @jit
+    def sigmoid_mse(x, y, out):
+        one = x.dtype.type(1)
+        share = x.dtype.type(1 / x.size)
+        loss = 0.0
+        for i in range(x.size):
+            p = one / (one + np.exp(-x[i]))
+            diff = p - y[i]
+            loss += diff * diff
+            out[i] = diff * p * (one - p) * share
+        return 0.5 * loss / x.size
+
+    kernels = (softmax_ce, softmax_mse, sigmoid_bce, sigmoid_mse)
+    return {kernel.__name__: kernel for kernel in kernels}
+
+
+class Numba(Rival):
+    library = "numba"
+    form = "fastmath loops"
+    distribution = "numba"
+
+    def covers(self, loss, dtype):
+        return loss in NUMPY_RECIPES
+
+    def prepare(self, loss, logits, targets):
+        kernel = numba_kernels()[loss]
+        grad = np.empty_like(logits)
+
+        def call():
+            return kernel(logits, targets, grad), grad
+
+        return call
+
+
+RIVALS = (
+    NumpyTextbook(),
+    NumpyInPlace(),
+    Scipy(),
+    ScikitLearn(),
+    TorchEagerAutograd(),
+    TorchEagerByHand(),
+    TorchEagerFromExp(),
+    TorchCompileAutograd(),
+    TorchCompileByHand(),
+    TorchCompileFromExp(),
+    JaxValueAndGrad(),
+    JaxByHand(),
+    Numba(),
+)
+LIBRARIES = tuple(dict.fromkeys(rival.library for rival in RIVALS))

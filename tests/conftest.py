@@ -1,0 +1,29 @@
+"""Which package is under test, and the settings shared by all test files."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+pytest.register_assert_rewrite("contract", "oracle")
+
+import stableloss  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The same examples in every run: a failure on one machine is a failure on all.
+hypothesis.settings.register_profile("stableloss", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("stableloss")
+
+
+def pytest_configure(config):
+    package = Path(stableloss.__file__).resolve().parent
+    if os.environ.get("CI") and package == REPOSITORY / "stableloss":
+        raise pytest.UsageError(
+            f"the package under test is the source folder {package}, not an installed one"
+        )
+
+
+def pytest_report_header(config):
+    return f"stableloss: {stableloss.__file__}, CPU level {stableloss.cpu_level()}"
