@@ -74,7 +74,8 @@ if __name__ == "__main__":
     setup(
         ext_modules=cythonize(
             [
-                Extension("stableloss._cpu", ["stableloss/_cpu.pyx"]),
+                # named again as a dependency, or a source distribution would carry the generated C instead
+                Extension("stableloss._cpu", ["stableloss/_cpu.pyx"], depends=["stableloss/_cpu.pyx"]),
                 *(extension(level, flags) for level, flags in levels()),
             ],
             build_dir="build",
