@@ -14,8 +14,6 @@ cdef extern from *:
     /* Each block is taken once; who takes it does not matter, so no order is needed. */
     #define SL_TAKE(counter) __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)
     #define SL_ISFINITE(x) __builtin_isfinite(x)
-    #define SL_PREFETCH(p) __builtin_prefetch(p, 0, 3)
-    #define SL_PREFETCH_WRITE(p) __builtin_prefetch(p, 1, 3)
 
     /* Transpose 4 x 4 float32 or 2 x 2 float64 between rows that lie `stride` elements apart. Compilers
        turn neither a loop nor this many scalar moves into shuffles. */
@@ -76,8 +74,6 @@ cdef extern from *:
     void sl_set_flags(unsigned int) noexcept nogil
     Py_ssize_t SL_TAKE(Py_ssize_t*) noexcept nogil
     bint SL_ISFINITE(double) noexcept nogil
-    void SL_PREFETCH(const void*) noexcept nogil
-    void SL_PREFETCH_WRITE(const void*) noexcept nogil
     void sl_transpose_f32(const float*, Py_ssize_t, float*, Py_ssize_t) noexcept nogil
     void sl_transpose_f64(const double*, Py_ssize_t, double*, Py_ssize_t) noexcept nogil
 

@@ -247,21 +247,6 @@ cdef inline void clear_row(char* row, Py_ssize_t stride, Py_ssize_t n, real hint
         (<real*>(row + i * stride))[0] = 0
 
 
-cdef inline void prefetch_row(const char* row, Py_ssize_t stride, Py_ssize_t n, real hint) noexcept nogil:
-    """Ask for a row that comes next, so that it arrives while this one is computed."""
-    cdef Py_ssize_t at
-    if row != NULL and stride == <Py_ssize_t>sizeof(real) and n <= PIECE:
-        for at from 0 <= at < n * stride by 64:
-            SL_PREFETCH(row + at)
-
-
-cdef inline void prefetch_written_row(const char* row, Py_ssize_t stride, Py_ssize_t n, real hint) noexcept nogil:
-    cdef Py_ssize_t at
-    if row != NULL and stride == <Py_ssize_t>sizeof(real) and n <= PIECE:
-        for at from 0 <= at < n * stride by 64:
-            SL_PREFETCH_WRITE(row + at)
-
-
 # ---- per-row arithmetic, in float64 ---------------------------------------------------------------
 
 cdef inline double row_scale(double weight, double divisor, double total, double total_error) noexcept nogil:

@@ -85,16 +85,13 @@ cdef inline void scale_to(const real* s, real scale, Py_ssize_t n, char* row, Py
             (<real*>(row + i * stride))[0] = s[i] * scale
 
 
-cdef inline void hard_wide(const Job* job, const char* row, const char* next_row, Py_ssize_t y, double weight, char* grad, double* rest, double* lost, double* e_target, double* gap, real* s) noexcept nogil:
+cdef inline void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight, char* grad, double* rest, double* lost, double* e_target, double* gap, real* s) noexcept nogil:
     """One row: its gradient, and what its loss is made from."""
     cdef Py_ssize_t start, n, k = job.k
     cdef bint infinite, whole = k <= PIECE
     cdef real m = row_maximum(job, row, &infinite, s)
     cdef double error, factor
     rest[0] = lost[0] = 0
-    prefetch_row(next_row, job.x.inner, k, m)
-    if job.want & WANT_GRAD:
-        prefetch_written_row(grad, job.g.inner, k, m)
     for start from 0 <= start < k by PIECE:
         n = min(<Py_ssize_t>PIECE, k - start)
         if not whole:
@@ -129,7 +126,7 @@ cdef void hard_wide_group(const Job* job, int count, WideGroup* group, real* s) 
         e_target[j] = 1
     for j in range(count):
         if group.weight[j] != 0:
-            hard_wide(job, group.row[j], group.row[j + 1] if j + 1 < count else NULL, group.y[j], group.weight[j], group.grad[j],
+            hard_wide(job, group.row[j], group.y[j], group.weight[j], group.grad[j],
                       &rest[j], &lost[j], &e_target[j], &gap[j], s)
     hard_losses(s[0], rest, lost, e_target, gap, group.loss)
 
