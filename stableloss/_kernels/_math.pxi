@@ -116,7 +116,45 @@ cdef extern from *:
     #define SL_LOG5_F64 0x1.3b35d01b14e25p-3            /* 0.15391123373648088 */
     #define SL_LOG6_F64 0x1.0dca9f78bef3ap-3            /* 0.13173412883031138 */
     #define SL_LOG7_F64 0x1.1b87db074a261p-3            /* 0.13844271770473696 */
+
+    /* log(1 + t) for finite t >= 0; NaN for NaN.
+
+       1 + t = 2**n (1 + f) with f in [-1/4, 1/2]; below 1/2, f is t itself, so that no digit of a
+       small t is lost, and above, f takes up the rounding error of 1 + t. log(1 + f) as in fdlibm,
+       through s = f / (2 + f).
+
+       In C for its attribute alone: a loop that calls a function does not vectorise, and GCC was seen
+       to inline this one or not by how much else the file holds. */
+    #if defined(__GNUC__)
+    #define SL_ALWAYS_INLINE __inline__ __attribute__((always_inline))
+    #else
+    #define SL_ALWAYS_INLINE inline
+    #endif
+    static SL_ALWAYS_INLINE double log1p_positive(double t) {
+        double u = 1 + t, error = t - (u - 1);
+        uint64_t bits = sl_bits_f64(u);
+        uint64_t n = (bits - 0x3fe8000000000000u) >> 52;                    /* 0.75 */
+        double nn = sl_from_bits_f64(n | 0x4330000000000000u) - 0x1p52;
+        double unit = sl_from_bits_f64((1023 - n) << 52);
+        double f = (sl_from_bits_f64(bits - (n << 52)) - 1) + error * unit;
+        double s, z, p, half_square;
+        f = t < 0.5 ? t : f;
+        nn = t < 0.5 ? 0 : nn;
+        s = f / (2 + f);
+        z = s * s;
+        p = SL_FMA(SL_LOG7_F64, z, SL_LOG6_F64);
+        p = SL_FMA(p, z, SL_LOG5_F64);
+        p = SL_FMA(p, z, SL_LOG4_F64);
+        p = SL_FMA(p, z, SL_LOG3_F64);
+        p = SL_FMA(p, z, SL_LOG2_F64);
+        p = SL_FMA(p, z, SL_LOG1_F64);
+        p = SL_FMA(p, z, SL_LOG0_F64);
+        half_square = 0.5 * f * f;
+        return nn * SL_LN2_HI_F64
+             + (f - (half_square - SL_FMA(s, SL_FMA(p, z, half_square), nn * SL_LN2_LO_F64)));
+    }
     """
+    double log1p_positive(double) noexcept nogil
     float SL_FMAF(float, float, float) noexcept nogil
     double SL_FMA(double, double, double) noexcept nogil
     const float SL_INFINITY
@@ -124,8 +162,6 @@ cdef extern from *:
     double SL_ABS(double) noexcept nogil
     float sl_pow2_f32(float) noexcept nogil
     double sl_pow2_f64(double) noexcept nogil
-    uint64_t sl_bits_f64(double) noexcept nogil
-    double sl_from_bits_f64(uint64_t) noexcept nogil
     const float SL_MAGIC_F32, SL_LOG2E_F32, SL_LN2_HI_F32, SL_LN2_LO_F32, SL_EXP_MIN_F32
     const double SL_MAGIC_F64, SL_LOG2E_F64, SL_LN2_HI_F64, SL_LN2_LO_F64, SL_EXP_MIN_F64
     const float SL_EXP0_F32, SL_EXP1_F32, SL_EXP2_F32, SL_EXP3_F32, SL_EXP4_F32
@@ -135,8 +171,6 @@ cdef extern from *:
     const double SL_UNIT_F64, SL_UNIT_MAGIC_F64, SL_UNIT_MIN_F64
     const float SL_LOG0_F32, SL_LOG1_F32, SL_LOG2_F32, SL_LOG3_F32, SL_LOG4_F32
     const float SL_LOG5_F32, SL_LOG6_F32, SL_LOG7_F32, SL_LOG8_F32, SL_LOG9_F32
-    const double SL_LOG0_F64, SL_LOG1_F64, SL_LOG2_F64, SL_LOG3_F64, SL_LOG4_F64
-    const double SL_LOG5_F64, SL_LOG6_F64, SL_LOG7_F64
 
 # A literal beside a float is cast to `real`: as it stands it would be a C double, and take the whole
 # expression to float64 with it.
@@ -244,37 +278,6 @@ cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo) noexcept nogi
         n = shifted - SL_UNIT_MAGIC_F64
         r = (y - fma(n, SL_LN2_HI_F64, b_hi)) - fma(n, SL_LN2_LO_F64, b_lo)
     return 0 if d < low else exp_tail(shifted, r)
-
-
-cdef inline double log1p_positive(double t) noexcept nogil:
-    """log(1 + t) for finite t >= 0; NaN for NaN.
-
-    1 + t = 2**n (1 + f) with f in [-1/4, 1/2]; below 1/2, f is t itself, so that no digit of a small
-    t is lost, and above, f takes up the rounding error of 1 + t. log(1 + f) as in fdlibm, through
-    s = f / (2 + f).
-    """
-    cdef double u, error, f, s, z, p, half_square, nn, unit
-    cdef uint64_t bits, n
-    u = 1 + t
-    error = t - (u - 1)
-    bits = sl_bits_f64(u)
-    n = (bits - <uint64_t>0x3fe8000000000000) >> 52                     # 0.75
-    nn = sl_from_bits_f64(n | <uint64_t>0x4330000000000000) - 4503599627370496.0    # 2**52
-    unit = sl_from_bits_f64((1023 - n) << 52)
-    f = (sl_from_bits_f64(bits - (n << 52)) - 1) + error * unit
-    f = t if t < 0.5 else f
-    nn = 0 if t < 0.5 else nn
-    s = f / (2 + f)
-    z = s * s
-    p = fma(SL_LOG7_F64, z, SL_LOG6_F64)
-    p = fma(p, z, SL_LOG5_F64)
-    p = fma(p, z, SL_LOG4_F64)
-    p = fma(p, z, SL_LOG3_F64)
-    p = fma(p, z, SL_LOG2_F64)
-    p = fma(p, z, SL_LOG1_F64)
-    p = fma(p, z, SL_LOG0_F64)
-    half_square = 0.5 * f * f
-    return nn * SL_LN2_HI_F64 + (f - (half_square - fma(s, fma(p, z, half_square), nn * SL_LN2_LO_F64)))
 
 
 cdef inline real log1p_unit(real t) noexcept nogil:

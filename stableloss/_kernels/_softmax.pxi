@@ -201,20 +201,46 @@ cdef inline real piece_maximum(const real* s, Py_ssize_t n) noexcept nogil:
     return lane[0]
 
 
-cdef inline real row_maximum(const Job* job, const char* row, bint* infinite, real* s) noexcept nogil:
-    """Maximum of a row, and whether the row stands for its limit. A row of one piece is left in s."""
-    cdef Py_ssize_t start, n
+cdef inline const real* piece_source(const Job* job, const char* row, Py_ssize_t start, Py_ssize_t n, bint infinite, real* s) noexcept nogil:
+    """Where the logits of a piece can be read: where they lie, if they are contiguous and used as
+    they are, or in s. The last n % LANES of them, padded with -inf, are in s in any case."""
+    cdef Py_ssize_t i, whole = n & ~(LANES - 1)
+    cdef const real* source = <const real*>row + start
+    if job.x.inner != <Py_ssize_t>sizeof(real) or job.clip < SL_INFINITY or infinite:
+        load_piece(job, row, start, n, infinite, s)
+        return s
+    for i in range(whole, n):
+        s[i] = source[i]
+    for i in range(n, padded(n)):
+        s[i] = -SL_INFINITY
+    return source
+
+
+cdef inline real row_maximum(const Job* job, const char* row, bint keep, bint* infinite, real* s) noexcept nogil:
+    """Maximum of a row, and whether the row stands for its limit. With `keep`, a row of one piece is
+    left in s."""
+    cdef Py_ssize_t start, n, whole
+    cdef const real* source
     cdef real m = -SL_INFINITY, piece
     infinite[0] = False
     for start from 0 <= start < job.k by PIECE:
         n = min(<Py_ssize_t>PIECE, job.k - start)
-        load_piece(job, row, start, n, False, s)
-        piece = piece_maximum(s, padded(n))
-        m = piece if piece > m else m
+        whole = n & ~(LANES - 1)
+        if keep:
+            load_piece(job, row, start, n, False, s)
+            source = s
+        else:
+            source = piece_source(job, row, start, n, False, s)
+        if whole:
+            piece = piece_maximum(source, whole)
+            m = piece if piece > m else m
+        if whole < n:
+            piece = piece_maximum(<const real*>(s + whole), LANES)
+            m = piece if piece > m else m
     if is_positive_infinity(m):
         infinite[0] = True
         m = 0
-        if job.k <= PIECE:
+        if keep and job.k <= PIECE:
             load_piece(job, row, 0, job.k, True, s)
     return m
 
@@ -245,6 +271,21 @@ cdef inline void clear_row(char* row, Py_ssize_t stride, Py_ssize_t n, real hint
     cdef Py_ssize_t i
     for i in range(n):
         (<real*>(row + i * stride))[0] = 0
+
+
+cdef inline void exponentials_of(const real* source, real* s, Py_ssize_t n, real m) noexcept nogil:
+    """s = e**(source - m) for the n logits of a piece from `piece_source`."""
+    cdef real a, b_hi, b_lo
+    cdef Py_ssize_t i, whole = n & ~(LANES - 1)
+    cdef int j
+    if source == s:
+        exponentials(s, padded(n), m)
+        return
+    split_maximum(m, &a, &b_hi, &b_lo)
+    for i in range(whole // LANES):
+        for j in range(LANES):
+            s[i * LANES + j] = exp_shifted(source[i * LANES + j], a, b_hi, b_lo)
+    exponentials(s + whole, padded(n) - whole, m)
 
 
 # ---- per-row arithmetic, in float64 ---------------------------------------------------------------

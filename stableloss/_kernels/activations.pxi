@@ -126,7 +126,7 @@ cdef void activation_lanes(const Job* job, Py_ssize_t start, int count, real* s)
 cdef void activation_row(const Job* job, const char* row, char* to, real* s) noexcept nogil:
     cdef Py_ssize_t start, n, i
     cdef bint infinite
-    cdef real m = row_maximum(job, row, &infinite, s)
+    cdef real m = row_maximum(job, row, True, &infinite, s)
     cdef double below = 0, lost = 0, ones = 0, error, piece_lost, log_sum
     cdef real inverse, seen = m
     for start from 0 <= start < job.k by PIECE:

@@ -89,16 +89,20 @@ cdef inline void hard_wide(const Job* job, const char* row, Py_ssize_t y, double
     """One row: its gradient, and what its loss is made from."""
     cdef Py_ssize_t start, n, k = job.k
     cdef bint infinite, whole = k <= PIECE
-    cdef real m = row_maximum(job, row, &infinite, s)
+    cdef real m = row_maximum(job, row, whole, &infinite, s)
+    cdef const real* source
     cdef double error, factor
     rest[0] = lost[0] = 0
     for start from 0 <= start < k by PIECE:
         n = min(<Py_ssize_t>PIECE, k - start)
-        if not whole:
-            load_piece(job, row, start, n, infinite, s)
-        if start <= y < start + n:
-            gap[0] = <double>m - <double>s[y - start]
-        exponentials(s, padded(n), m)
+        if whole:
+            gap[0] = <double>m - <double>s[y]
+            exponentials(s, padded(n), m)
+        else:
+            source = piece_source(job, row, start, n, infinite, s)
+            if start <= y < start + n:
+                gap[0] = <double>m - <double>source[y - start]
+            exponentials_of(source, s, n, m)
         if start <= y < start + n:
             e_target[0] = s[y - start]
             s[y - start] = 0
@@ -193,7 +197,7 @@ cdef inline double soft_wide(const Job* job, const char* row, const char* target
     cdef Py_ssize_t start, n, i
     cdef bint infinite
     cdef SoftRow sums
-    cdef real m = row_maximum(job, row, &infinite, s)
+    cdef real m = row_maximum(job, row, True, &infinite, s)
     cdef real factor, curvature, mass, ones, below
     soft_sums(job, row, target, y, infinite, m, kept, True, &sums, s, t)
     factor = <real>soft_scale(m, weight, job.divisor, sums.below, sums.lost, sums.ones)

@@ -178,7 +178,7 @@ cdef inline double mse_wide(const Job* job, const char* row, const char* target,
     cdef bint infinite, apart
     cdef SoftRow sums
     cdef MseSums mse
-    cdef real m = row_maximum(job, row, &infinite, s)
+    cdef real m = row_maximum(job, row, True, &infinite, s)
     cdef double top = unit(m)
     cdef double factor, square, ones, below, whole, e, d, others, bracket
     soft_sums(job, row, target, y, infinite, m, kept, False, &sums, s, t)
