@@ -296,6 +296,8 @@ def sigmoid_mse_along(logits, targets, direction) -> tuple[np.ndarray, np.ndarra
     return times(exact.hess, u), times(exact.hess_term, abs(u))
 
 
+ALONG = {"softmax_mse": softmax_mse_along, "sigmoid_mse": sigmoid_mse_along}
+
 LOSSES: dict[str, Callable[..., Exact]] = {
     "softmax_ce": softmax_ce,
     "softmax_mse": softmax_mse,
@@ -323,7 +325,8 @@ class Quantity(NamedTuple):
     @quiet
     def scaled(self, weight) -> Quantity:
         size = abs(np.asarray(weight, dtype=object))
-        return Quantity(times(weight, self.value), times(size, self.term), times(size, self.spread))
+        parts = times(weight, self.value), times(size, self.term), times(size, self.spread)
+        return Quantity(*(np.asarray(part, dtype=object) for part in parts))
 
     def divided(self, divisor) -> Quantity:
         """The quotient; 0 when nothing counts."""
@@ -337,8 +340,8 @@ class Quantity(NamedTuple):
 class ExactWithOptions:
     """Results per row (softmax) or element (sigmoid), weighted but not divided, and the divisor.
 
-    `counts` says which rows or elements count. `hvp` is there if a direction was given,
-    `target_grad` for targets of the shape of the logits.
+    `counts` says which rows or elements count, `weight` holds their weights. `hvp` is there if a
+    direction was given, `target_grad` for targets of the shape of the logits.
     """
 
     loss: Quantity
@@ -348,8 +351,10 @@ class ExactWithOptions:
     target_grad: Quantity | None
     logsumexp: Quantity
     entropy: Quantity
+    probabilities: Quantity
     predicted: np.ndarray
     counts: np.ndarray
+    weight: np.ndarray
     divisor: gmpy2.mpfr
 
 
@@ -601,8 +606,10 @@ def softmax_ce_options(
         target_grad=target_grad,
         logsumexp=Quantity(lse[..., 0], lse_term[..., 0], moved_by_all[..., 0]),
         entropy=Quantity(entropy, entropy, moved_entropy),
+        probabilities=Quantity(p, p, p * moved_p),
         predicted=np.where(counts, x.argmax(axis=-1), -1),
         counts=counts,
+        weight=weight,
         divisor=divisor,
     )
 
@@ -725,8 +732,10 @@ def sigmoid_bce_options(
         target_grad=target_grad.scaled(weight),
         logsumexp=Quantity(of_zero, of_zero, a * moved),
         entropy=Quantity(entropy, entropy, entropy * moved * 2),
+        probabilities=Quantity(a, a, a * moved),
         predicted=np.asarray(counts & (x > 0)),
         counts=counts,
+        weight=weight,
         divisor=number(denominator or divisor),
     )
 
