@@ -95,9 +95,9 @@ def spoilt(rng, logits):
 
 
 def some_rows(rng, shape):
-    """A mask that hides the last and keeps the second."""
+    """A mask that hides the first and keeps the second."""
     mask = rng.random(shape) < 0.8
-    mask.flat[1], mask.flat[-1] = True, False
+    mask.flat[:2] = False, True
     return mask
 
 
@@ -297,8 +297,8 @@ SOFTMAX_CASES = all_pairs(SOFTMAX_FACTORS, excluded)
 def softmax_rows(k, layout):
     """Rows enough to fill the lanes of the narrow kernels; as many as the oracle can afford of wide ones."""
     if layout == "axis-1":
-        return {2: (3, 4, 3), 10: (3, 4, 3), 100: (2, 1, 3), 300: (2, 2, 1), 5000: (1, 3, 1)}[k]
-    return {2: (37,), 10: (5, 7), 100: (6,), 300: (4,), 5000: (3,)}[k]
+        return {2: (3, 4, 3), 10: (3, 4, 3), 100: (2, 1, 3), 300: (2, 2, 1), 5000: (1, 2, 1)}[k]
+    return {2: (37,), 10: (5, 7), 100: (6,), 300: (4,), 5000: (2,)}[k]
 
 
 def softmax_inputs(case) -> Inputs:
