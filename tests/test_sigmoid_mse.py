@@ -10,7 +10,6 @@ INF, NAN = np.inf, np.nan
 
 class TestSigmoidMSE(SigmoidContract):
     stem = "sigmoid_mse"
-    # a**4 in the Hessian, a**3 in the gradient
 
     @pytest.mark.parametrize(
         ("logit", "target", "loss"),
