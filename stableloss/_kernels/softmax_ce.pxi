@@ -547,7 +547,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
         if not focal:
             tile_products(&tile, m, <const real*>x, <const real*>q, &terms.loss, &terms.mass)
         if product:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
             tile_split_sum(<const real*>e, <const real*>to, tile.lines, &terms.v_below, &terms.v_ones)
         if want & WANT_STATS:
             tile_statistics(&tile, &columns, o.probabilities, <const real*>x, <const real*>e, &statistics)
@@ -618,7 +618,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             if tiles > 1:
                 restore_tile(job, &tile, &columns, False, e, x, q, slope)
                 tile_focal(job, &tile, &columns, m, <const real*>e, <const real*>x, <const real*>q, first, second, &unused)
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, q)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, q)
             tile_directions(&tile, &out, <const real*>e, <const real*>v, <const real*>q, to)
             for i in range(tile.lines * GROUP):
                 to[i] *= second[i]
@@ -648,7 +648,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             else:
                 plain_gradient(&tile, &out, <const real*>e, <const real*>q, grad)
         if product:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, q)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, q)
             tile_directions(&tile, &out, <const real*>e, <const real*>v, <const real*>q, q)
             tile_product(job, &tile, &out, <const real*>e, <const real*>x, <const real*>slope, <const real*>grad,
                          <const real*>second, <const real*>v, <const real*>q, to)
