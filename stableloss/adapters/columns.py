@@ -87,11 +87,11 @@ def sigmoid_cost_from_output(y_hat: Any, y: Any) -> tuple[float, np.ndarray]:
     --------
     >>> import numpy as np
     >>> from stableloss.adapters.columns import sigmoid_cost_from_output
-    >>> cost, dz = sigmoid_cost_from_output(np.array([[0.5, 1.0]]), np.array([[1, 1]]))
+    >>> cost, dz = sigmoid_cost_from_output(np.array([[0.5, 0.75]]), np.array([[1, 0]]))
     >>> round(cost, 6)
-    0.346574
+    1.039721
     >>> dz
-    array([[-0.5,  0. ]])
+    array([[-0.5 ,  0.75]])
     """
     return _cost(_SIGMOID_OF_OUTPUT, y_hat, y)
 
@@ -148,11 +148,11 @@ def softmax_cost_from_output(y_hat: Any, y: Any) -> tuple[float, np.ndarray]:
     --------
     >>> import numpy as np
     >>> from stableloss.adapters.columns import softmax_cost_from_output
-    >>> cost, dz = softmax_cost_from_output(np.array([[0.25, 1.0], [0.75, 0.0]]), np.array([1, 0]))
+    >>> cost, dz = softmax_cost_from_output(np.array([[0.25, 0.5], [0.75, 0.5]]), np.array([1, 0]))
     >>> round(cost, 6)
-    0.143841
+    0.490415
     >>> dz
-    array([[ 0.25,  0.  ],
-           [-0.25, -0.  ]])
+    array([[ 0.25, -0.5 ],
+           [-0.25,  0.5 ]])
     """
     return _cost(_SOFTMAX_OF_OUTPUT, y_hat, y)

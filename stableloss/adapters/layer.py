@@ -92,5 +92,5 @@ class LossLayer:
         """Output activation of the last `forward`; computed when asked for, training does not need it."""
         logits, targets, options = self._arguments
         probabilities = np.empty_like(self._grad)
-        self._function(logits, targets, probabilities=probabilities, **options)
+        self._function(logits, targets, with_stats=True, probabilities=probabilities, **options)
         return probabilities

@@ -89,7 +89,7 @@ class QuadraticCost:
     >>> z, y = np.array([[-2.0], [40.0]]), np.array([[0.0], [0.0]])
     >>> a = 1 / (1 + np.exp(-z))
     >>> QuadraticCost.delta(z, a, y)
-    array([[1.25156403e-02],
+    array([[1.25155422e-02],
            [4.24835426e-18]])
     >>> round(QuadraticCost.fn(a, y), 6)
     0.507105
@@ -108,7 +108,8 @@ class QuadraticCost:
         -------
         float
         """
-        return 0.5 * float(np.sum((a - y) ** 2))
+        distance = a - y
+        return 0.5 * float(np.vdot(distance, distance))
 
     @staticmethod
     def delta(z: Any, a: Any, y: Any) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from stableloss.activations import sigmoid, softmax
 from stableloss.losses import SigmoidBCE, SoftmaxCE
 
 __all__ = ["Activation_Sigmoid_Loss_BinaryCrossentropy", "Activation_Softmax_Loss_CategoricalCrossentropy"]
@@ -27,6 +28,7 @@ __all__ = ["Activation_Sigmoid_Loss_BinaryCrossentropy", "Activation_Softmax_Los
 class _ActivationLoss:
     """What the two classes share: the calls of the book."""
 
+    _activation: ClassVar[Any]
     _of_inputs: ClassVar[Any]
     _of_output: ClassVar[Any]
 
@@ -47,9 +49,8 @@ class _ActivationLoss:
         -------
         float
         """
-        output = np.empty_like(inputs)
-        loss, self._grad = self._of_inputs.value_and_grad(inputs, y_true, probabilities=output)
-        self.output, self._y_true = output, y_true
+        self.output, self._y_true = self._activation(inputs), y_true
+        loss, self._grad = self._of_inputs.value_and_grad(inputs, y_true)
         return loss
 
     def backward(self, dvalues: Any, y_true: Any) -> None:
@@ -99,6 +100,7 @@ class Activation_Softmax_Loss_CategoricalCrossentropy(_ActivationLoss):
            [ 0.  , -0.  ]])
     """
 
+    _activation = staticmethod(softmax)
     _of_inputs = SoftmaxCE()
     _of_output = SoftmaxCE(from_probabilities=True)
 
@@ -129,5 +131,6 @@ class Activation_Sigmoid_Loss_BinaryCrossentropy(_ActivationLoss):
            [-0.5 ]])
     """
 
+    _activation = staticmethod(sigmoid)
     _of_inputs = SigmoidBCE()
     _of_output = SigmoidBCE(from_probabilities=True)
