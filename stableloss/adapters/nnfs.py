@@ -10,7 +10,8 @@ After::
     loss_activation = Activation_Softmax_Loss_CategoricalCrossentropy()
 
 A binary network replaces its ``Activation_Sigmoid`` and ``Loss_BinaryCrossentropy`` by
-``Activation_Sigmoid_Loss_BinaryCrossentropy``, which the book does not have, with the same calls.
+``Activation_Sigmoid_Loss_BinaryCrossentropy``, which the book does not have, with the same calls. The
+book's ``regularization_loss`` is a method of its ``Loss`` and is called on an object of that class.
 """
 
 from __future__ import annotations
