@@ -24,7 +24,6 @@ import stableloss as sl
 LIMITS = {"loss": 4, "grad": 4, "hess": 4, "activation": 3}
 # where float64 takes more, by stem and quantity: the same as in the contracts
 FLOAT64_LIMITS = {
-    "sigmoid_mse": {"grad": 5, "hess": 8},
     "softmax_mse": {"loss": 5, "grad": 7, "hess": 8},
 }
 # Arrays of a chunk stay in cache, and are small enough for their memory to be reused.

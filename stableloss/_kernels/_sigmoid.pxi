@@ -73,8 +73,9 @@ cdef void output_weights(const double* weight, Py_ssize_t weights, Py_ssize_t ou
         output = output + 1 if output + 1 < outputs else 0
 
 
-cdef void element_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
-    """What the elements of a chunk count for: 0 where masked, else their weight times their output's."""
+cdef void element_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, bint classes, real* scratch) noexcept nogil:
+    """What the elements of a chunk count for: 0 where masked, else their weight, with `classes` times
+    that of their output."""
     cdef real* weight = scratch + WEIGHT
     cdef real* kept = scratch + KEPT
     cdef Py_ssize_t i
@@ -83,7 +84,7 @@ cdef void element_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, real* 
     else:
         for i in range(n):
             weight[i] = 1
-    if job.o.class_weight != NULL:
+    if classes and job.o.class_weight != NULL:
         output_weights(job.o.class_weight, job.o.class_weights, job.outputs, start, n, weight)
     if job.masked:
         load_flat(&job.keep, start, n, kept)
@@ -103,7 +104,7 @@ cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
         for i in range(n):
             product[i] *= hess[i] * factor
     if job.weighted:
-        element_weights(job, start, n, scratch)
+        element_weights(job, start, n, True, scratch)
         weigh(value, <const real*>(scratch + WEIGHT), n)
         weigh(scratch + GRAD, <const real*>(scratch + WEIGHT), n)
         weigh(hess, <const real*>(scratch + WEIGHT), n)
@@ -142,7 +143,7 @@ cdef void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n, const
     cdef double large, small
     cdef Py_ssize_t i
     if job.weighted:
-        element_weights(job, start, n, scratch)
+        element_weights(job, start, n, False, scratch)
     for i in range(n):
         (<char*>job.predicted)[start + i] = x[i] > 0 and not (job.weighted and weight[i] == 0)
     for i in range(n):

@@ -129,6 +129,8 @@ cdef void tile_logits(const Job* job, const Tile* tile, const double* weight, re
     cdef Py_ssize_t i, n = tile.n if tile.wide else tile.lines * GROUP
     cdef real scale, cap
     read_tile(&job.x, tile, x)
+    if job.weighted and not tile.wide:
+        clear_lanes(x, tile.lines, weight)
     if job.o.clip < SL_INFINITY:
         clamp(x, n, job.o.clip, x)
     if job.o.scale != 1:
@@ -142,8 +144,6 @@ cdef void tile_logits(const Job* job, const Tile* tile, const double* weight, re
     for i in range(n, tile.lines * GROUP):
         x[i] = -SL_INFINITY
         slope[i] = 0
-    if job.weighted and not tile.wide:
-        clear_lanes(x, tile.lines, weight)
 
 
 cdef void tile_limits(const Tile* tile, const Columns* columns, real* x) noexcept nogil:
@@ -520,10 +520,12 @@ cdef void steer(const Job* job, const Tile* tile, const real* slope, real* value
             values[i] *= scale
 
 
-cdef void read_vector(const Job* job, const Tile* tile, const real* slope, const real* e, real* v, real* ev) noexcept nogil:
+cdef void read_vector(const Job* job, const Tile* tile, const double* weight, const real* slope, const real* e, real* v, real* ev) noexcept nogil:
     """The vector of the product, along the logits after scale and cap, and e v."""
     cdef Py_ssize_t i
     read_tile(&job.v, tile, v)
+    if job.weighted and not tile.wide:
+        clear_lanes(v, tile.lines, weight)
     steer(job, tile, slope, v)
     for i in range(tile.lines * GROUP):
         ev[i] = 0 if e[i] == 0 else e[i] * v[i]

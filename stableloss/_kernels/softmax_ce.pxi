@@ -22,13 +22,17 @@
 
 # ---- class indices --------------------------------------------------------------------------------
 
-cdef void hard_losses(real hint, const double* rest, const double* lost, const double* e_target, const double* gap, double* loss) noexcept nogil:
+cdef enum:
+    FEW = 8                 # rows that take less time one by one than as lanes with the others empty
+
+
+cdef void hard_losses(real hint, int count, const double* rest, const double* lost, const double* e_target, const double* gap, double* loss) noexcept nogil:
     """Losses of a group: gap = m - x_y; sum = rest + e_target."""
     cdef double top = unit(hint)
     cdef double inverse = 1 / top
     cdef double above
     cdef int j
-    for j in range(GROUP):
+    for j in range(count):
         # where the target is not the maximum, rest holds the maximum's UNIT
         above = rest[j] + lost[j] if gap[j] == 0 else (rest[j] - top) + (e_target[j] + lost[j])
         loss[j] = gap[j] + log1p_positive(above * inverse)
@@ -81,7 +85,59 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
         for j in range(GROUP):
             s[y[j] * GROUP + j] = <real>(-(rest[j] + lost[j]) * factor[j])
         store_lanes(<const real*>s, &job.g, start, count, k)
-    hard_losses(m[0], rest, lost, e_target, gap, loss)
+    hard_losses(m[0], GROUP, rest, lost, e_target, gap, loss)
+
+
+cdef void hard_few(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
+    """The same for too few rows to fill the lanes, one after the other: with the bits of `hard_narrow`,
+    as the sum runs over the classes in the same order."""
+    cdef Py_ssize_t row[FEW]
+    cdef Py_ssize_t to[FEW]
+    cdef Py_ssize_t y[GROUP]
+    cdef double gap[FEW]
+    cdef double e_target[FEW]
+    cdef double rest[FEW]
+    cdef double lost[FEW]
+    cdef double total, error, t, factor
+    cdef real m, scale
+    cdef bint infinite
+    cdef Py_ssize_t c, k = job.k
+    cdef int j
+    load_classes(job, start, count, y)
+    row_offsets(&job.x, start, count, row)
+    if job.want & WANT_GRAD:
+        row_offsets(&job.g, start, count, to)
+    for j in range(count):
+        gap[j] = rest[j] = lost[j] = 0
+        e_target[j] = 1
+        if weight[j] == 0:
+            if job.want & WANT_GRAD:
+                clear_row(job, &job.g, start + j, s)
+            continue
+        m = row_maximum(job, job.x.data + row[j], True, &infinite, s)
+        gap[j] = <double>m - <double>s[y[j]]
+        exponentials(s, padded(k), m)
+        e_target[j] = s[y[j]]
+        s[y[j]] = 0
+        total = s[0]
+        error = 0
+        for c in range(1, k):
+            if real is float:
+                total += <double>s[c]
+            else:
+                t = total + s[c]
+                error += (total - t) + s[c]
+                total = t
+        rest[j] = total
+        lost[j] = error
+        if job.want & WANT_GRAD:
+            factor = hard_scale(m, weight[j], job.divisor, total, error, e_target[j])
+            scale = <real>factor
+            for c in range(k):
+                s[c] *= scale
+            s[y[j]] = <real>(-(total + error) * factor)
+            scatter(<const real*>s, job.g.data + to[j], job.g.kind, job.g.inner, k)
+    hard_losses(s[0], count, rest, lost, e_target, gap, loss)
 
 
 cdef void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight, char* grad, double* rest, double* lost, double* e_target, double* gap, real* s) noexcept nogil:
@@ -151,7 +207,7 @@ cdef void hard_wide_group(const Job* job, Py_ssize_t start, int count, const dou
                       &rest[j], &lost[j], &e_target[j], &gap[j], s)
         elif job.want & WANT_GRAD:
             clear_row(job, &job.g, start + j, s)
-    hard_losses(s[0], rest, lost, e_target, gap, loss)
+    hard_losses(s[0], GROUP, rest, lost, e_target, gap, loss)
 
 
 # ---- all else, in tiles ---------------------------------------------------------------------------
@@ -491,7 +547,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
         if not focal:
             tile_products(&tile, m, <const real*>x, <const real*>q, &terms.loss, &terms.mass)
         if product:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
             tile_split_sum(<const real*>e, <const real*>to, tile.lines, &terms.v_below, &terms.v_ones)
         if want & WANT_STATS:
             tile_statistics(&tile, &columns, o.probabilities, <const real*>x, <const real*>e, &statistics)
@@ -562,7 +618,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             if tiles > 1:
                 restore_tile(job, &tile, &columns, False, e, x, q, slope)
                 tile_focal(job, &tile, &columns, m, <const real*>e, <const real*>x, <const real*>q, first, second, &unused)
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, q)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, q)
             tile_directions(&tile, &out, <const real*>e, <const real*>v, <const real*>q, to)
             for i in range(tile.lines * GROUP):
                 to[i] *= second[i]
@@ -592,7 +648,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             else:
                 plain_gradient(&tile, &out, <const real*>e, <const real*>q, grad)
         if product:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, q)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, q)
             tile_directions(&tile, &out, <const real*>e, <const real*>v, <const real*>q, q)
             tile_product(job, &tile, &out, <const real*>e, <const real*>x, <const real*>slope, <const real*>grad,
                          <const real*>second, <const real*>v, <const real*>q, to)
@@ -630,7 +686,9 @@ cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, S
                     ce_tiles(job, at + j, 1, True, tiled, &weight[j], &loss[j], scratch)
                 else:
                     clear_outputs(job, at + j, tiled, scratch)
-        if fast and job.k <= NARROW:
+        if fast and job.k <= NARROW and count <= FEW:
+            hard_few(job, at, count, weight, loss, scratch)
+        elif fast and job.k <= NARROW:
             hard_narrow(job, at, count, weight, loss, scratch)
         elif fast:
             hard_wide_group(job, at, count, weight, loss, scratch)

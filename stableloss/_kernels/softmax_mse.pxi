@@ -220,7 +220,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, cons
         prepare_tile(job, &tile, &columns, True, e, x, t)
         tile_totals(<const real*>e, tile.lines, &columns.below, &columns.ones)
         if want & WANT_PRODUCT:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
             tile_split_sum(<const real*>e, <const real*>to, tile.lines, &mse.ev, &mse.bent)
         if want & WANT_STATS:
             tile_statistics(&tile, &columns, False, <const real*>x, <const real*>e, &statistics)
@@ -255,7 +255,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, cons
         if want & WANT_HESS:
             mse_squares(&tile, &mse, <const real*>e)
         if want & WANT_PRODUCT:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
             mse_bent(&tile, &mse, <const real*>e, <const real*>t, <const real*>v)
     settle_whole(&mse.value, wide)
     settle_whole(&mse.ed_below, wide)
@@ -277,7 +277,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, cons
         if job.with_probabilities:
             tile_probabilities(job, &tile, &columns, <const real*>e, to)
         if want & WANT_PRODUCT:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
             mse_product(&tile, &mse, <const real*>e, <const real*>t, <const real*>v, to)
             write_tile(<const real*>to, &job.g, &tile)
         if want & WANT_HESS:
