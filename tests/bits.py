@@ -1,8 +1,8 @@
 """The bits of the results on a fixed set of inputs: their SHA-256 is kept in bits.json.
 
-    python -P tests/bits.py             compare with bits.json; needs nothing but the package
-    python -P tests/bits.py --update    rewrite it
-    python -P tests/bits.py --save F    write the results themselves to F.npz
+    python tests/bits.py             compare with bits.json; needs nothing but the package
+    python tests/bits.py --update    rewrite it
+    python tests/bits.py --save F    write the results themselves to F.npz
 
 The same on every level with fused multiply-add, x86-64 or not. The inputs come from integers, so that
 they are the same whatever numpy's random distributions do.

@@ -33,7 +33,7 @@ def test_base_is_near(tmp_path):
         return
     file = tmp_path / "v3.npz"
     run = subprocess.run(
-        [sys.executable, "-P", bits.__file__, "--save", str(file)],
+        [sys.executable, bits.__file__, "--save", str(file)],
         env={**os.environ, "STABLELOSS_CPU": "v3"},
         capture_output=True,
         text=True,

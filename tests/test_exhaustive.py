@@ -31,6 +31,7 @@ CHUNK = 1 << 15
 STRIDE = 4099
 LARGEST_FLOAT32 = 0x7F7FFFFF  # bits of the largest finite number
 TINY_FLOAT32 = float(np.finfo(np.float32).smallest_normal)
+TINY_FLOAT64 = float(np.finfo(np.float64).smallest_normal)
 LN2 = float(np.log(2.0))
 # Below SMALL, e**-t is 1 - t to float64's last bit; from LARGE on, it is nothing beside 1 and, 2**30
 # times below the smallest float32, nothing that a float32 result could show.
@@ -38,6 +39,8 @@ SMALL, LARGE = 2.0**-30, 128.0
 
 _exp = np.frompyfunc(gmpy2.exp, 1, 1)
 _log1p = np.frompyfunc(gmpy2.log1p, 1, 1)
+_exponent = np.frompyfunc(lambda x: gmpy2.frexp(x)[0] if x else -(10**6), 1, 1)
+_power_of_2 = np.frompyfunc(lambda n: gmpy2.exp2(int(n)), 1, 1)
 
 
 def exp_and_log1p(t):
@@ -59,27 +62,35 @@ class Value:
 
     def __init__(self, exact, term=None):
         self.exact = exact
-        self.term = term
+        self.magnitude = abs(exact) if term is None else np.maximum(abs(exact), term)
 
     @cached_property
     def ulps_per_unit(self):
         """Of float32, for float64 values."""
-        magnitude = abs(self.exact) if self.term is None else np.maximum(abs(self.exact), self.term)
         # A float64 without its fraction bits is the power of two below it.
-        power = (magnitude.view(np.int64) & (0x7FF << 52)).view(np.float64)
+        power = (self.magnitude.view(np.int64) & (0x7FF << 52)).view(np.float64)
         return 2.0**23 / np.maximum(power, TINY_FLOAT32)
 
     @cached_property
+    def in_ulps(self):
+        """MPFR values in ulps of float64, and the exponent of that unit."""
+        unit = np.maximum(_exponent(self.magnitude).astype(np.int64), -1021) - 53
+        return self.exact * _power_of_2(-unit), unit
+
+    @cached_property
     def may_be_flushed(self):
-        below = abs(self.exact) < TINY_FLOAT32
+        tiny = TINY_FLOAT64 if self.exact.dtype == object else TINY_FLOAT32
+        below = (abs(self.exact) < tiny).astype(bool)
         return below if below.any() else None
 
     def errors(self, got, sign=1):
-        """Errors of results that are `sign` times the exact values."""
+        """Errors of results that are `sign` times the exact values; NaN for NaN."""
         if self.exact.dtype == object:
-            return oracle.ulp_error(sign * got, self.exact, np.float64, self.term)
-        difference = got - self.exact if sign > 0 else got + self.exact
-        errors = abs(difference) * self.ulps_per_unit
+            exact, unit = self.in_ulps
+            errors = abs((np.ldexp(got * sign, -unit) - exact).astype(np.float64))
+        else:
+            difference = got - self.exact if sign > 0 else got + self.exact
+            errors = abs(difference) * self.ulps_per_unit
         if self.may_be_flushed is not None:
             errors[self.may_be_flushed & (got == 0)] = 0
         return errors
@@ -159,13 +170,15 @@ def softmax_ce(t, reference):
         logits = np.stack([z, np.zeros_like(z)], axis=1)
         targets = np.full(z.shape, 1 - y)
         loss, grad = unreduced.value_and_grad(logits, targets)
-        _, hess = unreduced.grad_and_hess(logits, targets)
+        # the Hessian does not know the target
+        hess = unreduced.grad_and_hess(logits, targets)[1] if y else None
         value = reference.cross_entropy[wrong]
         yield z, 1 - y, "loss", loss, value["loss"], 1
         for column in (0, 1):
             sign = (1 - 2 * y) * (1 - 2 * column)
             yield z, 1 - y, "grad", grad[:, column], value["grad"], sign
-            yield z, 1 - y, "hess", hess[:, column], value["hess"], 1
+            if hess is not None:
+                yield z, 1 - y, "hess", hess[:, column], value["hess"], 1
 
 
 def sigmoid(t, reference):
@@ -273,7 +286,135 @@ def test_float64_million(case, capsys, update_records):
     while visited < 1_000_000:
         t = adversarial(rng, 20_000)
         check(case, t, worst)
-        visited += len(t)
+        visited += 2 * len(t)
     climb(case, worst, rng, 40)
     report(capsys, case.__name__, np.float64, worst)
     worst_cases.confirm(case.__name__, np.float64, worst, update_records)
+
+
+# ---- rows of several classes, and soft targets ---------------------------------------------------
+
+ROW_CASES = [
+    *product(("softmax_ce", "softmax_mse"), ("hard", "soft")),
+    *product(("sigmoid_bce", "sigmoid_mse"), ("soft",)),
+    *product(("softmax", "log_softmax", "logsumexp"), (None,)),
+]
+by_row_case = pytest.mark.parametrize(("function", "kind"), ROW_CASES)
+by_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+
+
+def rows(rng, n, k, dtype):
+    """Logits of every spread, some far from 0, some with a class ahead, some with ties."""
+    scale = rng.choice([0.1, 1, 5, 30, 100], (n, 1))
+    logits = rng.normal(size=(n, k)) * scale + rng.choice([0, 0, 100, 1e6], (n, 1))
+    logits[np.arange(n), rng.integers(0, k, n)] += rng.choice([0, 0, 5, 20, 40], n)
+    logits = np.where(rng.random((n, 1)) < 0.05, np.rint(logits), logits)
+    # a batch has one precision: rows of one spread together
+    return logits[np.argsort(np.ptp(logits, axis=1))].astype(dtype)
+
+
+def targets_of(rng, kind, function, logits):
+    n, k = logits.shape
+    if kind == "hard":
+        return rng.integers(0, k, n)
+    if function.startswith("sigmoid"):
+        return rng.choice([1, 0.5, 1e-6], (n, k)).astype(logits.dtype) * rng.random((n, k), logits.dtype)
+    return rng.dirichlet(np.full(k, 0.7), n).astype(logits.dtype) if kind else None
+
+
+def check_rows(function, kind, logits, targets, worst):
+    step = max(1, 5000 // logits.shape[1])
+    for start in range(0, len(logits), step):
+        part = slice(start, start + step)
+        given = None if targets is None else targets[part]
+        for quantity, errors in worst_cases.errors(function, logits[part], given).items():
+            name = f"soft {quantity}" if kind == "soft" else quantity
+            worst.update(name, errors, logits[part], given)
+
+
+def climb_rows(function, kind, worst, rng, rounds):
+    for _ in range(rounds):
+        for _, row, target in list(worst.found.values()):
+            logits = np.repeat(row[None], 100, axis=0)
+            width = logits * 2.0 ** -rng.uniform(2, 50, (100, 1)) * rng.uniform(-1, 1, logits.shape)
+            targets = None if target is None else np.repeat(np.asarray(target)[None], 100, axis=0)
+            check_rows(function, kind, (logits + width).astype(row.dtype), targets, worst)
+
+
+@pytest.mark.exhaustive
+@by_dtype
+@by_row_case
+def test_rows(function, kind, dtype, capsys, update_records):
+    """Of float64 a million entries, in rows of 1 to 1000 classes."""
+    rng, worst = generator(function, kind, np.dtype(dtype)), worst_cases.Worst()
+    entries = 1_000_000 if dtype == np.float64 else 200_000
+    class_counts = (1,) if function.startswith("sigmoid") else (2, 3, 10, 100, 1000)
+    for k in class_counts:
+        logits = rows(rng, entries // len(class_counts) // k, k, dtype)
+        check_rows(function, kind, logits, targets_of(rng, kind, function, logits), worst)
+    climb_rows(function, kind, worst, rng, 40)
+    report(capsys, function, dtype, worst)
+    worst_cases.confirm(function, dtype, worst, update_records)
+
+
+# ---- the reference itself ------------------------------------------------------------------------
+
+
+def reference_error(n):
+    """Largest relative error of the float64 reference at n float32 logits, against mpmath."""
+    rng = generator("reference")
+    parts = [
+        rng.uniform(0, 104, n // 2),
+        abs(rng.normal(size=n // 4)),
+        float32_of(rng.integers(0, LARGEST_FLOAT32, n // 4)),
+    ]
+    t = np.sort(np.concatenate(parts).astype(np.float32)).astype(np.float64)
+    largest = 0.0
+    # the three ways to form e
+    for part in np.split(t, np.searchsorted(t, [SMALL, LARGE])):
+        ours = Reference(part)
+        right, wrong = ours.cross_entropy
+        for i, value in enumerate(part.tolist()):
+            with mpmath.workprec(120):
+                e = mpmath.exp(-mpmath.mpf(value))
+                tail = mpmath.log1p(e)
+                exact = [
+                    (ours.larger[i], 1 / (1 + e)),
+                    (ours.smaller[i], e / (1 + e)),
+                    (right["hess"].exact[i], e / (1 + e) ** 2),
+                    (right["loss"].exact[i], tail),
+                    (wrong["loss"].exact[i], mpmath.mpf(value) + tail),
+                ]
+                for got, expected in exact:
+                    if expected > 2.0**-184 or got != 0:
+                        largest = max(largest, abs(float(got / expected - 1)))
+    return largest
+
+
+def test_reference_against_mpmath():
+    assert reference_error(2000) < 2.0**-50
+
+
+@pytest.mark.exhaustive
+def test_reference_against_mpmath_at_many_points():
+    assert reference_error(100_000) < 2.0**-50
+
+
+def test_mpfr_reference_against_oracle():
+    """The rearranged formulas at 200 bits against the textbook formulas at 1400."""
+    t = adversarial(generator("check"), 200)
+    t = t[t < 700]
+    with gmpy2.context(gmpy2.get_context(), precision=oracle.LEAST_BITS):
+        reference = Reference(oracle.lift(t))
+        pairs = {
+            "sigmoid_bce": reference.cross_entropy,
+            "sigmoid_mse": reference.squared_error,
+        }
+    for stem, sides in pairs.items():
+        for wrong, side in enumerate(sides):
+            exact = oracle.LOSSES[stem](t, np.full(t.shape, 1 - wrong))
+            for quantity, value in side.items():
+                ours = value.exact if quantity != "grad" or wrong else -value.exact
+                error = abs(ours - getattr(exact, quantity))
+                term = getattr(exact, f"{quantity}_term")
+                assert (error <= term * gmpy2.exp2(-180)).all(), (stem, quantity)

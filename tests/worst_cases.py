@@ -68,10 +68,10 @@ class Worst:
 
 
 def bits_needed(logits):
-    """The oracle's formulas lose a bit for every factor of 2 between probabilities: what is left is
-    twice float64's precision and more."""
+    """The oracle's formulas lose two bits for every factor of 2 between probabilities. What is left is
+    several times float64's precision."""
     spread = float(np.ptp(np.clip(logits, -1500, 1500).astype(np.float64), axis=-1).max())
-    return oracle.LEAST_BITS + math.ceil(2 * spread)
+    return oracle.LEAST_BITS + math.ceil(3 * spread)
 
 
 def errors(function, logits, targets):
