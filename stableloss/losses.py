@@ -829,8 +829,8 @@ class SigmoidMSE(_Loss):
     Notes
     -----
     Logits have any shape, float32 or float64; float16 and bfloat16 are computed in float32, other
-    real dtypes as float64. Targets have the same shape: numbers in [0, 1], or bool. The factor 1/2 is that of the textbooks; PyTorch
-    and scikit-learn leave it out.
+    real dtypes as float64. Targets have the same shape: numbers in [0, 1], or bool. The factor 1/2 is
+    that of the textbooks; PyTorch and scikit-learn leave it out.
 
     The gradient of a confidently wrong element is small by its nature, but never rounds to 0 before
     it underflows. The Hessian may be negative.

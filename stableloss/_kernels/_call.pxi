@@ -190,15 +190,21 @@ cdef int run_together(const Job* job, const Kernel* kernel, Py_ssize_t blocks, i
     return 0
 
 
-cdef double run(const Job* job, const Kernel* kernel, object arrays) except? -1:
-    """All rows of a job, whose memory belongs to `arrays`; returns the sum of their weighted losses."""
+cdef bint shareable(const Job* job) noexcept:
+    """Whether several threads may get to work on the job."""
+    return job.n * job.k >= SHARE_WORK and job.n > job.block
+
+
+cdef double run(const Job* job, const Kernel* kernel, tuple arrays) except? -1:
+    """All rows of a job; returns the sum of their weighted losses. If the job is shareable, its memory
+    belongs to `arrays`."""
     cdef unsigned int flags = sl_get_flags()
     cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
     cdef int threads = 1
     cdef Sum total
     cdef double value
     total.hi = total.lo = 0
-    if job.n * job.k >= SHARE_WORK and blocks > 1:
+    if shareable(job):
         threads = get_num_threads()
     if threads > 1:
         run_together(job, kernel, blocks, threads, arrays, &total)
@@ -273,7 +279,7 @@ cdef inline np.ndarray empty_like(np.ndarray logits):
     return PyArray_NewLikeArray(logits, np.NPY_KEEPORDER, NULL, 0)
 
 
-cdef np.ndarray derivative_array(object out, np.ndarray logits, tuple others):
+cdef np.ndarray derivative_array(object out, np.ndarray logits, np.ndarray targets, object weight, object mask, object vector):
     """`out` where it can be written as it is, a new array where it is None; None where neither."""
     if out is None:
         return empty_like(logits)
@@ -281,9 +287,10 @@ cdef np.ndarray derivative_array(object out, np.ndarray logits, tuple others):
         return None
     if not (disjoint(out, logits) or same_memory(out, logits)):
         return None
-    for other in others:
-        if other is not None and not disjoint(out, other):
-            return None
+    if not disjoint(out, targets) or (weight is not None and not disjoint(out, weight)):
+        return None
+    if (mask is not None and not disjoint(out, mask)) or (vector is not None and not disjoint(out, vector)):
+        return None
     return out
 
 
@@ -435,11 +442,11 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
     cdef Operand every
     cdef int ndim, kind, lead
     cdef int reduction = options.reduction
-    cdef tuple others
     cdef np.ndarray losses = None
     cdef np.ndarray predicted = None
     cdef np.ndarray lse = None
     cdef np.ndarray entropy = None
+    cdef tuple arrays = None
     cdef double total
     if not (np.PyArray_CheckExact(logits) and np.PyArray_CheckExact(targets)):
         return None
@@ -497,20 +504,19 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
         if not plain_array(vector, logits, ndim):
             return None
         bind(&job.v, vector, element_kind(vector), lead)
-    others = (targets, weight, mask, vector)
     if want & (WANT_GRAD | WANT_PRODUCT | WANT_TARGET_GRAD):
-        out = derivative_array(out, logits, others)
+        out = derivative_array(out, logits, targets, weight, mask, vector)
         if out is None:
             return None
         bind(&job.g, out, kind, lead)
     if want & WANT_HESS:
-        hess = derivative_array(hess, logits, others)
+        hess = derivative_array(hess, logits, targets, weight, mask, vector)
         # the Hessian is written before the gradient is computed
         if hess is None or not disjoint(hess, out) or (rowwise and not disjoint(hess, logits)):
             return None
         bind(&job.h, hess, kind, lead)
     if job.with_probabilities:
-        if derivative_array(probabilities, logits, others) is None or not disjoint(probabilities, logits):
+        if derivative_array(probabilities, logits, targets, weight, mask, vector) is None or not disjoint(probabilities, logits):
             return None
         if want & WANT_GRAD and not disjoint(probabilities, out):
             return None
@@ -536,7 +542,9 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
         job.predicted = np.PyArray_BYTES(predicted)
         job.lse = np.PyArray_BYTES(lse)
         job.entropy = np.PyArray_BYTES(entropy)
-    total = run(&job, kernel, (logits, others, out, hess, probabilities, losses, predicted, lse, entropy, options))
+    if shareable(&job):
+        arrays = (logits, targets, weight, mask, vector, out, hess, probabilities, losses, predicted, lse, entropy, options)
+    total = run(&job, kernel, arrays)
     if want & WANT_HESS:
         return out, hess
     if not want & WANT_LOSS:
