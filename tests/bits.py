@@ -197,7 +197,8 @@ def main():
         write()
     expected, got = read(), table()
     differ = [name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)]
-    print(f"level {sl.cpu_level()}: {len(got) - len(differ)} of {len(expected)} results have the bits of the table")
+    same = len(got) - len(differ)
+    print(f"level {sl.cpu_level()}: {same} of {len(expected)} results have the bits of the table")
     for name in sorted(differ):
         print("differs:", name)
     sys.exit(bool(differ))

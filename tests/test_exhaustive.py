@@ -133,7 +133,7 @@ class Reference:
         }
 
 
-# A case yields, for the logits t and -t: the logits, the target, the quantity, what the package made
+# A case yields, for z = t and z = -t: the logits, the target, the quantity, what the package made
 # of it, the Value it should have been, and the sign.
 
 
@@ -173,12 +173,12 @@ def softmax_ce(t, reference):
         # the Hessian does not know the target
         hess = unreduced.grad_and_hess(logits, targets)[1] if y else None
         value = reference.cross_entropy[wrong]
-        yield z, 1 - y, "loss", loss, value["loss"], 1
+        yield logits, 1 - y, "loss", loss, value["loss"], 1
         for column in (0, 1):
             sign = (1 - 2 * y) * (1 - 2 * column)
-            yield z, 1 - y, "grad", grad[:, column], value["grad"], sign
+            yield logits, 1 - y, "grad", grad[:, column], value["grad"], sign
             if hess is not None:
-                yield z, 1 - y, "hess", hess[:, column], value["hess"], 1
+                yield logits, 1 - y, "hess", hess[:, column], value["hess"], 1
 
 
 def sigmoid(t, reference):
@@ -200,8 +200,8 @@ def check(case, t, worst):
     single = t.dtype == np.float32
     with gmpy2.context(gmpy2.get_context(), precision=oracle.LEAST_BITS):
         reference = Reference(t.astype(np.float64) if single else oracle.lift(t))
-        for z, y, quantity, got, value, sign in case(t, reference):
-            worst.update(quantity, value.errors(got, sign), z, y)
+        for logits, y, quantity, got, value, sign in case(t, reference):
+            worst.update(quantity, value.errors(got, sign), logits, y)
 
 
 def report(capsys, function, dtype, worst):
@@ -265,7 +265,8 @@ def adversarial(rng, n):
 def climb(case, worst, rng, rounds):
     """Search around the worst logits met so far, ever closer."""
     for _ in range(rounds):
-        for _, z, _ in list(worst.found.values()):
+        for _, logits, _ in list(worst.found.values()):
+            z = np.ravel(logits)[0]
             width = abs(z) * 2.0 ** -rng.uniform(2, 50, 200)
             check(case, abs(z) + width * rng.choice([-1, 1], 200), worst)
             check(case, np.nextafter(abs(z) + width[:50], 0), worst)

@@ -54,6 +54,7 @@ cat > "$work/bochsrc" << END
 config_interface: textconfig
 display_library: rfb, options="timeout=0"
 speaker: enabled=0
+sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
 romimage: file=/usr/share/bochs/BIOS-bochs-latest
 vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
 megs: 1024

@@ -1,11 +1,14 @@
 """The worst errors found, in ulps, and the inputs that reach them: worst_cases.json.
 
-The record is written by the sweeps of test_exhaustive.py with `--update-records`. Whatever states an
-error of the package, its documentation included, is compared with it by test_worst_cases.py.
+The record is written by the sweeps of test_exhaustive.py with `--update-records`. The kernels'
+comments, the docstrings and the README state its errors; `python tests/worst_cases.py` writes them
+there, and test_worst_cases.py compares.
 """
 
 import json
 import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import bits
@@ -150,3 +153,135 @@ def confirm(function, dtype, worst, update):
         write(record)
     else:
         assert not new, f"worse than the record; --update-records takes it up: {new}"
+
+
+# ---- where the package states its errors ---------------------------------------------------------
+
+ROOT = FILE.parent.parent
+CLASSES = {
+    "sigmoid_bce": "SigmoidBCE",
+    "softmax_ce": "SoftmaxCE",
+    "sigmoid_mse": "SigmoidMSE",
+    "softmax_mse": "SoftmaxMSE",
+}
+DTYPES = ("float32", "float64")
+KINDS = {"hard": "", "soft": "soft "}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A text, the file that holds it, and the pattern whose group stands in its place."""
+
+    path: Path
+    pattern: str
+    text: str
+
+    def _place(self, content):
+        place = re.search(self.pattern, content, re.DOTALL)
+        assert place, f"{self.path.name} has no place for:\n{self.text}"
+        return place
+
+    def check(self):
+        assert self._place(self.path.read_text(encoding="utf-8")).group(1) == self.text
+
+    def write(self):
+        content = self.path.read_text(encoding="utf-8")
+        start, stop = self._place(content).span(1)
+        self.path.write_text(content[:start] + self.text + content[stop:], encoding="utf-8")
+
+
+def _cell(record, function, dtype, quantity):
+    """The largest error found, and the bound in parentheses."""
+    ulps = math.ceil(record[function][dtype][quantity]["ulp"] * 100) / 100
+    return f"{ulps:.2f} ({limit(function, np.dtype(dtype), quantity)})"
+
+
+def _markdown(head, rows):
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
+
+
+def _readme(record):
+    loss_rows = [
+        [f"`{stem}`" + ("" if kind == "hard" else ", soft targets")]
+        + [_cell(record, stem, dtype, KINDS[kind] + quantity) for dtype in DTYPES for quantity in QUANTITIES]
+        for stem in CLASSES
+        for kind in KINDS
+    ]
+    names = ["loss", "gradient", "Hessian"]
+    head = ["", *(f"{dtype} {name}" for dtype in DTYPES for name in names)]
+    activations = [
+        [f"`{name}`", *(_cell(record, name, dtype, "value") for dtype in DTYPES)] for name in ACTIVATIONS
+    ]
+    tables = _markdown(head, loss_rows) + "\n" + _markdown(["", *DTYPES], activations)
+    begin, end = "<!-- accuracy:begin -->\n", "<!-- accuracy:end -->\n"
+    return Statement(ROOT / "README.md", f"{begin}(.*){end}", tables)
+
+
+def _table(record, function):
+    """A table in the Accuracy section of a docstring."""
+    if function in ACTIVATIONS:
+        head = ["dtype", "error"]
+        rows = [[dtype, _cell(record, function, dtype, "value")] for dtype in DTYPES]
+    else:
+        head = ["dtype", "targets", "loss", "gradient", "Hessian"]
+        rows = [
+            [dtype, kind, *(_cell(record, function, dtype, prefix + quantity) for quantity in QUANTITIES)]
+            for dtype in DTYPES
+            for kind, prefix in KINDS.items()
+        ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = ["=" * width for width in widths]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (rule, head, rule, *rows, rule)]
+    name, module = CLASSES.get(function, function), "activations" if function in ACTIVATIONS else "losses"
+    line_of_equals = r"    =[= ]+\n"
+    pattern = (
+        rf"\n(?:class|def) {name}\(.*?\n    Accuracy\n    --------\n.*?"
+        rf"({line_of_equals}[^=]+{line_of_equals}[^=]+{line_of_equals})"
+    )
+    path = ROOT / "stableloss" / f"{module}.py"
+    return Statement(path, pattern, "".join(f"    {line}\n" for line in lines))
+
+
+def _hex(value):
+    return re.sub(r"[.]?0*p", "p", float(value).hex())
+
+
+def _where(entry):
+    """The input of a recorded error, where a line holds it."""
+    logits, target = np.atleast_1d(decode(entry["logits"])), decode(entry["target"])
+    if len(logits) > 2 or (len(logits) > 1 and isinstance(target, list)):
+        return f"in a row of {len(logits)}"
+    place = ", ".join(map(_hex, logits))
+    if target is None:
+        return f"at {place}"
+    target = target[0] if isinstance(target, list) else target
+    return f"at {place}, target {_hex(target) if isinstance(target, float) else target}"
+
+
+def _comment(record, function, stem):
+    """Above the entry of a kernel file."""
+    lines = [
+        f"#   {dtype} {quantity} {entry['ulp']:.3f} {_where(entry)}\n"
+        for dtype, quantities in sorted(record[function].items())
+        for quantity, entry in sorted(quantities.items())
+    ]
+    head = "# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:\n"
+    path = ROOT / "stableloss" / "_kernels" / f"{stem}.pxi"
+    pattern = rf"(# Largest errors found[^\n]*\n(?:#[^\n]*\n)*)def {function}\("
+    return Statement(path, pattern, head + "".join(lines))
+
+
+def statements():
+    """Every place that states an error."""
+    record = read()
+    yield _readme(record)
+    for function in (*CLASSES, *ACTIVATIONS):
+        yield _comment(record, function, function if function in CLASSES else "activations")
+        yield _table(record, function)
+
+
+if __name__ == "__main__":
+    # after --update-records
+    for statement in statements():
+        statement.write()
