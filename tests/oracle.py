@@ -29,11 +29,13 @@ mpmath.mp.prec = BITS
 
 
 # Large batches of the tests repeat their logits, and the exponential takes most of the time.
-_exp_mpfr = lru_cache(maxsize=8192)(gmpy2.exp)
+@lru_cache(maxsize=8192)
+def _exp_mpfr(x, precision):
+    return gmpy2.exp(x)
 
 
 def _exp(x):
-    return _exp_mpfr(x) if isinstance(x, gmpy2.mpfr) else mpmath.exp(x)
+    return _exp_mpfr(x, gmpy2.get_context().precision) if isinstance(x, gmpy2.mpfr) else mpmath.exp(x)
 
 
 def _log(x):

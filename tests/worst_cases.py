@@ -70,17 +70,22 @@ class Worst:
 # ---- one input, measured -------------------------------------------------------------------------
 
 
+def spreads(logits):
+    """Of each row, and of one logit from the other class's 0."""
+    if logits.shape[1] == 1:
+        return abs(logits[:, 0])
+    return np.ptp(np.clip(logits, -1e300, 1e300), axis=1)
+
+
 def bits_needed(logits):
     """The oracle's formulas lose two bits for every factor of 2 between probabilities. What is left is
     several times float64's precision."""
-    spread = float(np.ptp(np.clip(logits, -1500, 1500).astype(np.float64), axis=-1).max())
-    return oracle.LEAST_BITS + math.ceil(3 * spread)
+    return min(oracle.LEAST_BITS + math.ceil(3 * min(spreads(logits).max(), 1000)), oracle.BITS)
 
 
 def errors(function, logits, targets):
     """Errors of every quantity, the largest of each row, for rows of finite logits."""
-    bits = oracle.BITS if function.startswith(("sigmoid", "log_sigmoid")) else bits_needed(logits)
-    with gmpy2.context(gmpy2.get_context(), precision=min(bits, oracle.BITS)):
+    with gmpy2.context(gmpy2.get_context(), precision=bits_needed(logits)):
         if function in ACTIVATIONS:
             exact, term = getattr(oracle, function)(logits), None
             if function == "logsumexp":
