@@ -13,6 +13,7 @@ import hashlib
 import json
 import platform
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ DTYPES = ("float32", "float64")
 # rows x classes, on both sides of each change of method: rows as lanes, one row, one row in pieces
 SHAPES = ((500, 3), (300, 10), (100, 40), (40, 200), (3, 9000))
 MANY = (5000, 10)
+STRIDE = 4099
 
 EDGES = """0 -0 inf -inf nan 1 -1 0.5 -0.5 1e30 -1e30 0x1p-149 -0x1p-149 0x1p-140 0x1.fffffep+127
     -0x1.fffffep+127 0x1p-126 0x1p-1022 0x1p-1074 -0x1p-1074 0x1.fffffffffffffp+1023 0x1.62e43p-1 17
@@ -166,6 +168,22 @@ def results():
                 yield activation_name(name, dtype, shape), value
 
 
+def strided():
+    """The same for every STRIDE-th of all float32 numbers, one logit at a time."""
+    logits = np.arange(0, 1 << 32, STRIDE).astype(np.uint32).view(np.float32)
+    for stem in ("sigmoid_bce", "sigmoid_mse", "softmax_ce"):
+        loss = type(getattr(sl, stem))(reduction="none")
+        rows = np.stack([logits, np.zeros_like(logits)], axis=1) if stem == "softmax_ce" else logits
+        for target in (0, 1):
+            targets = np.full(logits.shape, target)
+            value, grad = loss.value_and_grad(rows, targets)
+            hess = loss.grad_and_hess(rows, targets)[1]
+            for quantity, array in (("loss", value), ("grad", grad), ("hess", hess)):
+                yield f"{stem} float32 strided, target {target} {quantity}", array
+    for name in ("sigmoid", "log_sigmoid"):
+        yield f"{name} float32 strided", getattr(sl, name)(logits)
+
+
 def digest(array):
     """SHA-256 of the numbers, little-endian; one NaN is as good as another."""
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -174,7 +192,7 @@ def digest(array):
 
 
 def table():
-    return {name: digest(array) for name, array in results()}
+    return {name: digest(array) for name, array in chain(results(), strided())}
 
 
 def read():
