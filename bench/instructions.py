@@ -13,141 +13,83 @@ import argparse
 import functools
 import gc
 import importlib.metadata
+import importlib.util
+import itertools
 import os
 import platform
 import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
-import harness
+import harness  # before numpy
+import numpy as np
+from cases import KEY as CASE_KEY
+from cases import Case
 
 LEVEL = os.environ.get("STABLELOSS_CPU", "v3")
 
 # Six runs, from other directories, with other hash seeds and environments, agreed within 0.4 % in
 # the smallest calls and 0.1 % elsewhere.
 TOLERANCE = 0.01
-SMALL_CALLS, LARGE_CALLS = 50, 2
-SMALL_LOGITS = 2048
-
-COLUMNS = (
-    "loss", "dtype", "n", "k", "targets", "layout", "result", "instructions", "per_logit", "level",
-    "compiler", "python_version", "numpy_version", "stableloss_version",
-)  # fmt: skip
-KEY = COLUMNS[:7]
-VERSIONS = COLUMNS[9:]
-DUMP = "sched_yield"
+KEY = (*CASE_KEY, "result")
+VERSIONS = ("level", "compiler", "python_version", "numpy_version", "stableloss_version")
+COLUMNS = (*KEY, "instructions", "per_logit", *VERSIONS)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One call: `layout` is that of the logits and of `out`; `result` what is asked for and where it goes."""
-
-    loss: str
-    dtype: str
-    shape: tuple
-    targets: str = "indices"
-    layout: str = "C"
-    result: str = "out"
-
-    @property
-    def k(self):
-        return self.shape[1] if len(self.shape) > 1 else 1
-
-    @property
-    def key(self):
-        n = str(self.shape[0])
-        return (self.loss, self.dtype, n, str(self.k), self.targets, self.layout, self.result)
-
-    @property
-    def logits(self):
-        return self.shape[0] * self.k
-
-    @property
-    def calls(self):
-        return SMALL_CALLS if self.logits <= SMALL_LOGITS else LARGE_CALLS
-
-
-def small(loss, shape, targets):
-    return Case(loss, "float32", shape, targets, result="new array")
+def cases():
+    """Every case, and what is asked for: `out`, the gradient in an array of the caller's."""
+    single = functools.partial(Case, "softmax_ce", "float32")
+    for shape in ((1, 3), (1, 10), (32, 10)):
+        yield single(shape), "new array"
+    for case in (
+        single((32, 10), "soft"),
+        Case("softmax_mse", "float32", (32, 10)),
+        Case("sigmoid_bce", "float32", (32,), "float"),
+        Case("sigmoid_mse", "float32", (32,), "float"),
+    ):
+        yield case, "new array"
+    for loss, dtype in itertools.product(("softmax_ce", "softmax_mse"), ("float32", "float64")):
+        for shape in ((1024, 10), (128, 100), (16, 1000), (1, 32000)):
+            for targets in ("indices", "soft"):
+                yield Case(loss, dtype, shape, targets), "out"
+    for loss, dtype in itertools.product(("sigmoid_bce", "sigmoid_mse"), ("float32", "float64")):
+        for targets in ("float", "bool"):
+            yield Case(loss, dtype, (16384,), targets), "out"
+    for layout in ("strided", "F"):
+        yield single((1024, 10), layout=layout), "out"
+        yield single((16, 1000), layout=layout), "out"
+        yield Case("sigmoid_bce", "float32", (128, 128), "float", layout), "out"
+    for case in (
+        single((1024, 10)),
+        single((16, 1000)),
+        Case("sigmoid_bce", "float32", (16384,), "float"),
+    ):
+        yield case, "loss only"
 
 
-CASES = (
-    *(small("softmax_ce", shape, "indices") for shape in ((1, 3), (1, 10), (32, 10))),
-    small("softmax_ce", (32, 10), "soft"),
-    small("softmax_mse", (32, 10), "indices"),
-    *(small(loss, (32,), "float") for loss in ("sigmoid_bce", "sigmoid_mse")),
-    *(
-        Case(loss, dtype, shape, targets)
-        for loss in ("softmax_ce", "softmax_mse")
-        for dtype in ("float32", "float64")
-        for shape in ((1024, 10), (128, 100), (16, 1000), (1, 32000))
-        for targets in ("indices", "soft")
-    ),
-    *(
-        Case("softmax_ce", "float32", shape, layout=layout)
-        for shape in ((1024, 10), (16, 1000))
-        for layout in ("strided", "F")
-    ),
-    *(
-        Case(loss, dtype, (16384,), targets)
-        for loss in ("sigmoid_bce", "sigmoid_mse")
-        for dtype in ("float32", "float64")
-        for targets in ("float", "bool")
-    ),
-    *(Case("sigmoid_bce", "float32", (128, 128), "float", layout) for layout in ("strided", "F")),
-    *(Case("softmax_ce", "float32", shape, result="loss only") for shape in ((1024, 10), (16, 1000))),
-    Case("sigmoid_bce", "float32", (16384,), "float", result="loss only"),
-)
+def calls(case):
+    """How many calls to count, about the same work for each case."""
+    return 50 if case.logits <= 2048 else 2
 
 
-def arranged(array, layout):
-    import numpy as np
-
-    if layout == "F":
-        return np.asfortranarray(array)
-    if layout == "strided":
-        wide = np.empty((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
-        view = wide[..., ::2]
-        view[...] = array
-        return view
-    return array
-
-
-def prepare(case):
-    """A callable without arguments that makes the call."""
-    import numpy as np
-
-    import stableloss
-
-    rng = np.random.default_rng(0)
-    logits = 2 * rng.standard_normal(case.shape, dtype=case.dtype)
-    if case.targets == "indices":
-        targets = rng.integers(0, case.k, case.shape[0])
-    elif case.targets == "soft":
-        targets = rng.random(case.shape, dtype=case.dtype)
-        targets /= targets.sum(axis=1, keepdims=True)
-    else:
-        targets = rng.integers(0, 2, case.shape).astype(bool if case.targets == "bool" else case.dtype)
-    logits = arranged(logits, case.layout)
-    loss = getattr(stableloss, case.loss)
-    if case.result == "loss only":
-        return functools.partial(loss, logits, targets)
-    if case.result == "new array":
-        return functools.partial(loss.value_and_grad, logits, targets)
-    return functools.partial(loss.value_and_grad, logits, targets, out=np.empty_like(logits))
+def prepare(case, result):
+    logits, targets = case.data()
+    if result == "loss only":
+        return functools.partial(case.function, logits, targets)
+    options = {"out": np.empty_like(logits)} if result == "out" else {}
+    return functools.partial(case.function.value_and_grad, logits, targets, **options)
 
 
 def run_cases():
     """In the process under callgrind: three profiles per case, of N calls to warm up, N and 2N."""
     gc.disable()
-    for case in CASES:
-        call = prepare(case)
-        for calls in (case.calls, case.calls, 2 * case.calls):
+    for case, result in cases():
+        call, once = prepare(case, result), calls(case)
+        for repeats in (once, once, 2 * once):
             os.sched_yield()
-            for _ in range(calls):
+            for _ in range(repeats):
                 call()
         os.sched_yield()
 
@@ -163,19 +105,17 @@ def profiled_totals():
     }
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            "valgrind", "--tool=callgrind", f"--dump-before={DUMP}", f"--callgrind-out-file={folder}/part",
-            sys.executable, __file__, "--run-cases",
+            "valgrind", "-q", "--tool=callgrind", "--dump-before=sched_yield",
+            f"--callgrind-out-file={folder}/part", sys.executable, __file__, "--run-cases",
         ]  # fmt: skip
-        subprocess.run(command, env=environment, check=True, stderr=subprocess.PIPE)
+        subprocess.run(command, env=environment, check=True)
         parts = sorted(Path(folder).glob("part.*"), key=lambda path: int(path.suffix[1:]))
         return [int(re.search(r"^totals: (\d+)", part.read_text(), re.MULTILINE)[1]) for part in parts]
 
 
 def compiler():
     """What the kernels were compiled with, as the compiler noted it in the extension."""
-    from importlib.util import find_spec
-
-    binary = Path(find_spec(f"stableloss._{LEVEL}").origin).read_bytes()
+    binary = Path(importlib.util.find_spec(f"stableloss._{LEVEL}").origin).read_bytes()
     found = re.search(rb"GCC: \([^)]*\) [\d.]+|clang version [\d.]+", binary)
     return found[0].decode() if found else ""
 
@@ -189,12 +129,12 @@ def count():
         "numpy_version": importlib.metadata.version("numpy"),
         "stableloss_version": importlib.metadata.version("stableloss"),
     }
-    for i, case in enumerate(CASES):
+    for i, (case, result) in enumerate(cases()):
         # each case: the code up to its first profile, then the profiles of N, N and 2N calls
         once, twice = totals[4 * i + 2 : 4 * i + 4]
-        instructions = (twice - once) / case.calls
+        instructions = (twice - once) / calls(case)
         yield {
-            **dict(zip(KEY, case.key, strict=True)),
+            **dict(zip(KEY, (*case.key, result), strict=True)),
             "instructions": f"{instructions:.0f}",
             "per_logit": f"{instructions / case.logits:.4g}",
             **versions,
@@ -238,9 +178,11 @@ def main():
         run_cases()
         return
     path = harness.RESULTS / f"instructions-{LEVEL}.csv"
+    stored = harness.read_rows(path)
+    if options.check and not stored:
+        parser.error(f"{path} has no counts to compare with")
     counted = list(count())
     if options.check:
-        stored = harness.read_rows(path)
         warn_of_versions(stored, counted)
         if not compare(stored, counted):
             sys.exit(1)

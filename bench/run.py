@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from cases import KEY, Case
 from rivals import LIBRARIES, RIVALS
 
 import stableloss
@@ -78,45 +79,11 @@ COPY = "np.copyto"
 MULTIPLY = "np.multiply"
 TIMES = ("ns_per_logit", "ns_p20", "ns_p80")
 RATIOS = ("ratio_to_copyto", "ratio_to_multiply", "ratio_to_stableloss")
-KEY = ("loss", "dtype", "n", "k", "targets")
 COLUMNS = (
     *KEY, "library", "form", *TIMES, *RATIOS, "rounds", "calls_per_sample", "status", "loss_error",
     "grad_error", "library_version", "stableloss_version", "numpy_version", "python_version",
     "threads", "level", "cpu",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    loss: str
-    dtype: str
-    shape: tuple
-    targets: str
-
-    @property
-    def n(self):
-        return self.shape[0]
-
-    @property
-    def k(self):
-        return self.shape[1] if len(self.shape) > 1 else 1
-
-    @property
-    def logits(self):
-        return math.prod(self.shape)
-
-    @property
-    def key(self):
-        return (self.loss, self.dtype, str(self.n), str(self.k), self.targets)
-
-    def data(self):
-        rng = np.random.default_rng(0)
-        logits = rng.standard_normal(self.shape, dtype=self.dtype)
-        logits *= 2
-        if self.targets == "indices":
-            return logits, rng.integers(0, self.k, self.n)
-        dtype = self.dtype if self.targets == "float" else self.targets
-        return logits, rng.integers(0, 2, self.n).astype(dtype)
 
 
 @dataclass
@@ -164,9 +131,8 @@ def prepare_rival(rival, case, logits, targets, reference):
 def prepare(case, rivals):
     """stableloss, the copy and the product; then the rivals."""
     logits, targets = case.data()
-    loss = getattr(stableloss, case.loss)
     out, copy, product = (np.empty_like(logits) for _ in range(3))
-    ours = functools.partial(loss.value_and_grad, logits, targets, out=out)
+    ours = functools.partial(case.function.value_and_grad, logits, targets, out=out)
     copyto = functools.partial(np.copyto, copy, logits)
     multiply = functools.partial(np.multiply, logits, logits.dtype.type(0.5), out=product)
     value, grad = ours()
@@ -283,7 +249,7 @@ class Margin:
 def margins(rows):
     """The margin of every case, by loss and dtype."""
     found = {}
-    for (loss, dtype, n, k, targets), group in by_case(rows).items():
+    for (loss, dtype, n, k, targets, _), group in by_case(rows).items():
         rival = best_rival(group)
         if rival:
             ratio = float(rival["ratio_to_stableloss"])
@@ -315,7 +281,7 @@ def size_label(n, k, targets):
 def table(rows):
     """One line per loss and size, the dtypes side by side."""
     cells = {}
-    for (loss, dtype, n, k, targets), group in by_case(rows).items():
+    for (loss, dtype, n, k, targets, _), group in by_case(rows).items():
         ours, rival = best_form(group, OURS), best_rival(group)
         entry = [f"**{number(ours['ns_per_logit'])}**", "-", "-"]
         if rival:
@@ -442,7 +408,7 @@ def label_panel(axis, loss, dtype, places):
     axis.set_ylabel("ns per logit")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.grid(which="major", axis="y", color="#dddddd", linewidth=0.6)
-    labels = [size_label(*key[2:]) for key in places]
+    labels = [size_label(*key[2:5]) for key in places]
     axis.set_xticks(list(places.values()), labels, rotation=40, ha="right", fontsize=7)
     axis.set_xlabel("rows x classes" if loss.startswith("softmax") else "elements")
 
