@@ -55,7 +55,7 @@ def extension(level, flags):
     stub = Path("build", "stubs", f"_{level}.pyx")
     stub.parent.mkdir(parents=True, exist_ok=True)
     # shared parts (leading underscore) come first, in the order in which they build on each other
-    shared = ["_math.pxi", "_common.pxi", "_sigmoid.pxi", "_softmax.pxi"]
+    shared = ["_math.pxi", "_common.pxi", "_call.pxi", "_sigmoid.pxi", "_softmax.pxi", "_tiles.pxi"]
     losses = [name for name in bodies if name not in shared]
     text = "".join(f'include "{name}"\n' for name in [*shared, *losses])
     if not stub.exists() or stub.read_text() != text:

@@ -2,30 +2,95 @@
 
 The kernels take plain arrays of any layout whose shapes agree and whose values are in range, and
 return None for anything else, before they write. The call then comes here: other dtypes, byte orders,
-array-likes and overlapping memory are turned into what a kernel takes; the rest is refused, with one
-wording per error.
+array-likes, class axes and overlapping memory are turned into what a kernel takes; the rest is
+refused, with one wording per error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-WANT_LOSS, WANT_GRAD, WANT_HESS = 1, 2, 4
+WANT_LOSS, WANT_GRAD, WANT_HESS, WANT_PRODUCT, WANT_TARGET_GRAD, WANT_STATS = 1, 2, 4, 8, 16, 32
 
 REDUCTIONS = {"none": 0, "sum": 1, "mean": 2, "batchmean": 3}
 
 Kernel = Callable[..., Any]
 
 
+class Stats(NamedTuple):
+    """What a loss finds out on the way, for each row (softmax losses) or element (sigmoid losses).
+
+    Attributes
+    ----------
+    predicted : ndarray
+        The class of the largest logit, the first of several, int64; sigmoid losses: whether the
+        activation is above 1/2, bool. Rows that do not count have -1 (False).
+    correct : int
+        Number of rows (elements) that count and whose prediction is the target; of target
+        probabilities the largest, of sigmoid targets whether they are above 1/2.
+    logsumexp : ndarray
+        Logarithm of the normaliser, ``log(sum(exp(x)))``; sigmoid losses: ``log(1 + exp(x))``. 0 for
+        rows that do not count.
+    entropy : ndarray
+        Entropy of the predicted distribution, in nats. 0 for rows that do not count.
+    probabilities : ndarray or None
+        The buffer that was passed to be filled with the activations.
+    """
+
+    predicted: np.ndarray
+    correct: int
+    logsumexp: np.ndarray
+    entropy: np.ndarray
+    probabilities: np.ndarray | None
+
+
+class Spec(NamedTuple):
+    """What the arguments of a loss have to agree with."""
+
+    kernel: Kernel
+    options: Any
+    reduction: str
+    rowwise: bool
+    axis: int
+    ignore_index: int | None
+    class_weights: int | None
+    pos_weights: int | None
+    from_probabilities: bool
+
+
+class Call(NamedTuple):
+    """The arguments of one call."""
+
+    logits: Any
+    targets: Any
+    sample_weight: Any = None
+    mask: Any = None
+    denominator: Any = None
+    out: Any = None
+    hess: Any = None
+    vector: Any = None
+    probabilities: Any = None
+
+
+def refuse(*args: Any) -> None:
+    """In place of a kernel, where no call can be taken as it is."""
+
+
+def is_bfloat16(dtype: np.dtype) -> bool:
+    return dtype.name == "bfloat16"
+
+
 def real_array(value: Any, name: str) -> np.ndarray:
     """An array of real numbers that the kernels can read."""
     array = np.asarray(value)
+    if is_bfloat16(array.dtype):
+        return array if array.flags.aligned else np.array(array)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold real numbers, not dtype {array.dtype}")
-    plain = array.dtype.kind != "f" or array.dtype.itemsize in (4, 8)
+    plain = array.dtype.kind != "f" or array.dtype.itemsize <= 8
     dtype = array.dtype.newbyteorder("=") if plain else np.dtype(np.float64)
     if array.dtype == dtype and array.dtype.isnative and array.flags.aligned:
         return array
@@ -33,14 +98,18 @@ def real_array(value: Any, name: str) -> np.ndarray:
 
 
 def float_array(value: Any, name: str) -> np.ndarray:
-    """The same as float32 where it is that already, and as float64 otherwise."""
+    """The same as floating point: integers and bool as float64."""
     array = real_array(value, name)
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+    return array if array.dtype.kind not in "biu" else array.astype(np.float64)
 
 
-def require_shape(array: np.ndarray, shape: tuple[int, ...], name: str, logits: np.ndarray) -> None:
+def require_shape(
+    array: np.ndarray, shape: tuple[int, ...], name: str, logits: np.ndarray, hint: str = ""
+) -> None:
     if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape} where logits of shape {logits.shape} need {shape}")
+        raise ValueError(
+            f"{name} has shape {array.shape} where logits of shape {logits.shape} need {shape}{hint}"
+        )
 
 
 def first_false(valid: np.ndarray) -> tuple[int, ...]:
@@ -54,47 +123,68 @@ def require_values(array: np.ndarray, valid: np.ndarray, name: str, demand: str)
         raise ValueError(f"{name}{place} is {array[at]}, {demand}")
 
 
-def require_class_indices(targets: np.ndarray, k: int) -> None:
+def require_class_indices(targets: np.ndarray, k: int, skip: np.ndarray) -> None:
     valid = (targets >= 0) & (targets < k)
-    if targets.dtype.kind == "f":
+    if targets.dtype.kind not in "biu":
         valid &= targets == np.floor(targets)
-    require_values(targets, valid, "class index", f"not a whole number from 0 to {k - 1} ({k} classes)")
+    demand = f"not a whole number from 0 to {k - 1} ({k} classes)"
+    require_values(targets, valid | skip, "class index", demand)
 
 
-def require_probabilities(targets: np.ndarray, name: str, top: float) -> None:
+def require_probabilities(targets: np.ndarray, name: str, top: float, skip: Any = False) -> None:
     valid = (targets >= 0) & (targets <= top)
     demand = "not in [0, 1]" if top == 1 else "not a non-negative finite number"
-    require_values(targets, valid, name, demand)
+    require_values(targets, valid | skip, name, demand)
 
 
-def weight_array(value: Any, logits: np.ndarray, *, per_element: bool) -> np.ndarray | None:
-    """Weights of the shape that the kernel takes: per row, or per element for the sigmoid losses."""
-    if value is None:
-        return None
-    weight = real_array(value, "sample_weight")
+def row_or_element(array: np.ndarray, logits: np.ndarray, name: str, rowwise: bool) -> np.ndarray:
+    """Weights or a mask in the shape that the kernel takes: per row, or per element for sigmoid losses."""
     rows = logits.shape[:-1]
-    if per_element and weight.shape == rows and logits.ndim:
-        weight = np.broadcast_to(weight[..., np.newaxis], logits.shape)
-    shape = logits.shape if per_element else rows
-    if weight.shape != shape:
-        allowed = f"{rows} or {logits.shape}" if per_element else f"{rows}"
+    if not rowwise and array.shape == rows and logits.ndim:
+        array = np.broadcast_to(array[..., np.newaxis], logits.shape)
+    shape = rows if rowwise else logits.shape
+    if array.shape != shape:
+        allowed = f"{rows}" if rowwise else f"{rows} or {logits.shape}"
         raise ValueError(
-            f"sample_weight has shape {weight.shape} where logits of shape {logits.shape} need {allowed}"
+            f"{name} has shape {array.shape} where logits of shape {logits.shape} need {allowed}"
         )
+    return array
+
+
+def weight_array(value: Any, logits: np.ndarray, rowwise: bool) -> np.ndarray:
+    weight = row_or_element(real_array(value, "sample_weight"), logits, "sample_weight", rowwise)
     require_probabilities(weight, "sample_weight", np.finfo(np.float64).max)
     return weight
 
 
-def require_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def mask_array(value: Any, logits: np.ndarray, rowwise: bool) -> np.ndarray:
+    mask = np.asarray(value)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"mask must be bool (True: counts), not dtype {mask.dtype}")
+    return row_or_element(mask if mask.flags.aligned else mask.copy(), logits, "mask", rowwise)
+
+
+def divisor(value: Any, reduction: str) -> float:
+    if reduction not in ("mean", "batchmean"):
+        raise ValueError(f"denominator replaces the divisor of a mean, but reduction is {reduction!r}")
+    number = np.asarray(value)
+    if number.shape != () or number.dtype.kind not in "iuf":
+        raise TypeError(f"denominator must be a number, not {value!r}")
+    if not 0 < number < np.inf:
+        raise ValueError(f"denominator is {value!r}, not a positive finite number")
+    return float(number)
+
+
+def require_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str = "out") -> np.ndarray:
     """`out` as a plain array over the same memory."""
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a numpy array, not {type(out).__name__}")
+        raise TypeError(f"{name} must be a numpy array, not {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
-        raise TypeError(f"out has dtype {out.dtype.str} where the result has {dtype.str}")
+        raise TypeError(f"{name} has dtype {out.dtype.str} where the result has {dtype.str}")
     if out.shape != shape:
-        raise ValueError(f"out has shape {out.shape} where the result has {shape}")
+        raise ValueError(f"{name} has shape {out.shape} where the result has {shape}")
     if not out.flags.writeable:
-        raise ValueError("out is read-only")
+        raise ValueError(f"{name} is read-only")
     return out.view(np.ndarray)
 
 
@@ -105,57 +195,133 @@ def buffer_for(out: np.ndarray, inputs: list[np.ndarray]) -> np.ndarray:
     return np.empty_like(out)
 
 
-def softmax_targets(targets: Any, logits: np.ndarray) -> np.ndarray:
-    if logits.ndim == 0 or logits.shape[-1] == 0:
+def last(array: np.ndarray, axis: int) -> np.ndarray:
+    """A view with the classes on the last axis."""
+    return array if axis == -1 else np.moveaxis(array, axis, -1)
+
+
+def swapped_hint(logits: Any, targets: np.ndarray) -> str:
+    if np.asarray(logits).dtype.kind in "biu" and targets.dtype.kind not in "biu":
+        return "; integers came first and floats second: the order is (logits, targets)"
+    return ""
+
+
+def softmax_targets(spec: Spec, call: Call, logits: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Class indices or probabilities; logits have their classes last."""
+    array = real_array(call.targets, "targets")
+    hint = swapped_hint(call.logits, array)
+    rows, k = logits.shape[:-1], logits.shape[-1]
+    if k == 0:
         raise ValueError(f"logits of shape {logits.shape} have no classes along their last axis")
-    array = real_array(targets, "targets")
+    if array.ndim == logits.ndim and array.shape == (*rows, 1) and k > 1:
+        raise ValueError(
+            f"targets have shape {array.shape} where logits of shape {logits.shape} need class indices of "
+            f"shape {rows} or probabilities of shape {logits.shape}; for class indices pass targets[..., 0]"
+        )
     if array.ndim == logits.ndim:
-        require_shape(array, logits.shape, "targets (probabilities)", logits)
-        require_probabilities(array, "target probability", np.finfo(np.float64).max)
+        array = last(array, spec.axis)
+        require_shape(array, logits.shape, "targets (probabilities)", logits, hint)
+        skip = False if mask is None else ~mask[..., np.newaxis]
+        require_probabilities(array, "target probability", np.finfo(np.float64).max, skip)
     else:
-        require_shape(array, logits.shape[:-1], "targets (class indices)", logits)
-        require_class_indices(array, logits.shape[-1])
+        require_shape(array, rows, "targets (class indices)", logits, hint)
+        skip = np.zeros(rows, bool) if mask is None else ~mask
+        if spec.ignore_index is not None:
+            skip = skip | (array == spec.ignore_index)
+        require_class_indices(array, k, skip)
     return array
 
 
-def sigmoid_targets(targets: Any, logits: np.ndarray) -> np.ndarray:
-    array = real_array(targets, "targets")
-    require_shape(array, logits.shape, "targets", logits)
-    require_probabilities(array, "target", 1)
+def sigmoid_targets(call: Call, logits: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    array = real_array(call.targets, "targets")
+    require_shape(array, logits.shape, "targets", logits, swapped_hint(call.logits, array))
+    require_probabilities(array, "target", 1, False if mask is None else ~mask)
     return array
 
 
-def prepared_call(
-    kernel: Kernel,
-    read_targets: Callable[[Any, np.ndarray], np.ndarray],
-    logits: Any,
-    targets: Any,
-    sample_weight: Any,
-    outs: tuple[Any, Any],
-    want: int,
-    reduction: int,
-    clip: float,
-) -> Any:
+def require_options(spec: Spec, logits: np.ndarray) -> None:
+    """That the options of the loss fit these logits."""
+    outputs = logits.shape[-1] if logits.ndim else 1
+    for name, length in (("class_weight", spec.class_weights), ("pos_weight", spec.pos_weights)):
+        if length is not None and length != outputs:
+            raise ValueError(
+                f"{name} has length {length} where logits of shape {logits.shape} need {outputs}"
+            )
+    if spec.from_probabilities:
+        valid = ~((logits < 0) | (logits > 1))
+        require_values(logits, valid, "probability", "not in [0, 1] (from_probabilities=True)")
+
+
+def prepared_call(spec: Spec, call: Call, want: int) -> Any:
     """Run a kernel on arguments that it did not take as they were, or raise."""
-    x = float_array(logits, "logits")
-    t = read_targets(targets, x)
-    weight = weight_array(sample_weight, x, per_element=read_targets is sigmoid_targets)
-    inputs = [x, t] if weight is None else [x, t, weight]
-    given = [None if out is None else require_out(out, x.shape, x.dtype) for out in outs]
-    if given[0] is not None and given[1] is not None and np.may_share_memory(given[0], given[1]):
-        raise ValueError("the two arrays of out share memory")
-    buffers = [None if out is None else buffer_for(out, inputs) for out in given]
-    result = kernel(x, t, weight, buffers[0], buffers[1], want, reduction, clip)
-    if not want & WANT_GRAD:
-        return result
-    for plain, buffer in zip(given, buffers, strict=True):
-        if plain is not None and buffer is not None and plain is not buffer:
-            np.copyto(plain, buffer)
+    given = float_array(call.logits, "logits")
+    if spec.rowwise and not -given.ndim <= spec.axis < given.ndim:
+        where = "no classes along their last axis" if spec.axis == -1 else f"no axis {spec.axis}"
+        raise ValueError(f"logits of shape {given.shape} have {where}")
+    x = last(given, spec.axis)
+    mask = None if call.mask is None else mask_array(call.mask, x, spec.rowwise)
+    t = softmax_targets(spec, call, x, mask) if spec.rowwise else sigmoid_targets(call, x, mask)
+    if want & WANT_TARGET_GRAD and t.ndim != x.ndim:
+        raise ValueError(
+            "target_grad needs target probabilities of the shape of the logits, not class indices"
+        )
+    require_options(spec, x)
+    weight = None if call.sample_weight is None else weight_array(call.sample_weight, x, spec.rowwise)
+    denominator = None if call.denominator is None else divisor(call.denominator, spec.reduction)
+    inputs = [x, t, *(array for array in (weight, mask) if array is not None)]
+    vector = None
+    if want & WANT_PRODUCT:
+        vector = last(real_array(call.vector, "v"), spec.axis)
+        require_shape(vector, x.shape, "v", x)
+        inputs.append(vector)
+    plain: list[np.ndarray | None] = []
+    for name, value in (("out", call.out), ("out", call.hess), ("probabilities", call.probabilities)):
+        plain.append(None if value is None else require_out(value, given.shape, given.dtype, name))
+        if any(
+            np.may_share_memory(plain[-1], other)
+            for other in plain[:-1]
+            if value is not None and other is not None
+        ):
+            raise ValueError(f"{name} shares memory with another array to write to")
+    moved = [None if array is None else last(array, spec.axis) for array in plain]
+    buffers = [None if array is None else buffer_for(array, inputs) for array in moved]
+    result = spec.kernel(
+        x, t, weight, mask, denominator, buffers[0], buffers[1], vector, buffers[2], want, spec.options
+    )
+    for array, buffer in zip(moved, buffers, strict=True):
+        if array is not None and buffer is not None and array is not buffer:
+            np.copyto(array, buffer)
+
+    def returned(value: np.ndarray, original: Any) -> Any:
+        if original is not None:
+            return original
+        return value if spec.axis == -1 else np.moveaxis(value, -1, spec.axis)
+
     if want & WANT_HESS:
-        grad, hess = result
-        return (grad if outs[0] is None else outs[0]), (hess if outs[1] is None else outs[1])
-    loss, grad = result
-    return loss, (grad if outs[0] is None else outs[0])
+        return returned(result[0], call.out), returned(result[1], call.hess)
+    if want & WANT_STATS:
+        loss, grad, measures = result
+        return loss, None if grad is None else returned(grad, call.out), measures
+    if want & WANT_LOSS:
+        return (result[0], returned(result[1], call.out)) if want & WANT_GRAD else result
+    return returned(result, call.out)
+
+
+def stats_of(spec: Spec, call: Call, measures: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Stats:
+    """The statistics of a call from what its kernel measured; the call has been found valid."""
+    predicted, logsumexp, entropy = measures
+    targets = np.asarray(call.targets)
+    if not spec.rowwise:
+        right = predicted == (targets > 0.5)
+        for counts in (call.mask, call.sample_weight):
+            if counts is not None:
+                keep = np.asarray(counts) != 0
+                right &= keep if keep.shape == right.shape else keep[..., np.newaxis]
+    else:
+        if targets.ndim > predicted.ndim:
+            targets = np.argmax(last(targets, spec.axis), axis=-1)
+        right = (predicted == targets) & (predicted >= 0)
+    return Stats(predicted, int(np.count_nonzero(right)), logsumexp, entropy, call.probabilities)
 
 
 def prepared_activation(

@@ -16,7 +16,8 @@ def sigmoid(x: Any, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape. float32 is computed as float32, all else as float64.
+        Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
+        rounded once, all else as float64.
     out : ndarray, optional
         Array of the result's shape and dtype to write to; ``out=x`` works in place.
 
@@ -52,7 +53,8 @@ def log_sigmoid(x: Any, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape. float32 is computed as float32, all else as float64.
+        Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
+        rounded once, all else as float64.
     out : ndarray, optional
         Array of the result's shape and dtype to write to; ``out=x`` works in place.
 
@@ -88,7 +90,8 @@ def softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape. float32 is computed as float32, all else as float64.
+        Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
+        rounded once, all else as float64.
     axis : int, default: -1
         The axis of the classes.
     out : ndarray, optional
@@ -127,7 +130,8 @@ def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape. float32 is computed as float32, all else as float64.
+        Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
+        rounded once, all else as float64.
     axis : int, default: -1
         The axis of the classes.
     out : ndarray, optional
@@ -165,7 +169,8 @@ def logsumexp(x: Any, axis: int = -1, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape. float32 is computed as float32, all else as float64.
+        Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
+        rounded once, all else as float64.
     axis : int, default: -1
         The axis to sum over; the result does not have it.
     out : ndarray, optional

@@ -260,9 +260,7 @@ class LossContract:
                 assert array.strides == expected
                 assert array.flags.writeable
 
-    @pytest.mark.parametrize(
-        "dtype", ["bool", "int8", "uint16", "int32", "int64", "uint64", "float16", "longdouble"]
-    )
+    @pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "int32", "int64", "uint64", "longdouble"])
     def test_other_real_logits_count_as_float64(self, dtype):
         logits, targets, _ = self.batch(np.float64, (9,), 4)
         other = np.rint(abs(logits)).astype(dtype)

@@ -26,8 +26,8 @@ REPOSITORY = TESTS.parent
 LOSSES = [name for name in sl.__all__ if hasattr(getattr(sl, name), "value_and_grad")]
 STEMS = sorted(name for name in LOSSES if not inspect.isclass(getattr(sl, name)))
 CLASSES = sorted(type(getattr(sl, stem)).__name__ for stem in STEMS)
-FUNCTIONS = sorted(set(sl.__all__) - set(STEMS) - set(CLASSES) - {"__version__"})
-METHODS = ("__call__", "value_and_grad", "grad_and_hess")
+FUNCTIONS = sorted(set(sl.__all__) - set(STEMS) - set(CLASSES) - {"Stats", "__version__"})
+METHODS = ("__call__", "value_and_grad", "grad_and_hess", "hessian_vector_product")
 
 # All change results behind the code's back, and linking with the first flushes subnormal numbers
 # in the whole process.
@@ -164,6 +164,19 @@ def test_docstring_of_method(name, method):
     documented = getattr(getattr(sl, name), method)
     assert {"Parameters", "Returns"} <= set(sections(documented))
     assert_parameters_are_documented(documented)
+
+
+@pytest.mark.parametrize("name", ["SigmoidBCE", "SoftmaxCE"])
+def test_docstring_of_target_grad(name):
+    documented = getattr(sl, name).target_grad
+    assert {"Parameters", "Returns", "Examples"} <= set(sections(documented))
+    assert_parameters_are_documented(documented)
+
+
+def test_docstring_of_stats():
+    assert sections(sl.Stats) == ["Attributes"]
+    for name in sl.Stats._fields:
+        assert re.search(rf"^{name} : ", inspect.getdoc(sl.Stats), re.MULTILINE), name
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

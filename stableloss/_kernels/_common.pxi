@@ -1,11 +1,8 @@
-# What every kernel file shares: operands of any layout, blocks of rows, sums of losses.
+# What every kernel file shares: operands of any layout and element type, and sums of losses.
 
 cimport cython
 cimport numpy as np
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
-
-from stableloss._threads import get_num_threads, work_together
 
 np.import_array()
 
@@ -57,6 +54,57 @@ cdef extern from *:
     }
     #endif
 
+    /* The working memory of a kernel, one per thread. Not on the stack: threads of musl have 128 KiB. */
+    #if defined(_MSC_VER)
+    static __declspec(thread) __declspec(align(64)) char sl_scratch[131072];
+    #else
+    static __thread char sl_scratch[131072] __attribute__((aligned(64)));
+    #endif
+    static inline void *sl_get_scratch(void) { return sl_scratch; }
+
+    /* float16 and bfloat16 by integer arithmetic, which vectorises and is the same on every level. */
+    static inline float sl_float_from_bits(uint32_t bits) {
+        float x;
+        memcpy(&x, &bits, sizeof x);
+        return x;
+    }
+    static inline uint32_t sl_bits_from_float(float x) {
+        uint32_t bits;
+        memcpy(&bits, &x, sizeof bits);
+        return bits;
+    }
+    static inline float sl_from_half(uint16_t h) {
+        uint32_t sign = (uint32_t)(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
+        uint32_t normal = (magnitude << 13) + (112u << 23);         /* exponent bias 127 for 15 */
+        uint32_t special = (magnitude << 13) | 0x7f800000u;
+        uint32_t subnormal = sl_bits_from_float((float)(int32_t)magnitude * 0x1p-24f);
+        uint32_t bits = magnitude >= 0x7c00u ? special : magnitude < 0x0400u ? subnormal : normal;
+        return sl_float_from_bits(bits | sign);
+    }
+    static inline uint16_t sl_to_half(float x) {
+        uint32_t bits = sl_bits_from_float(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+        /* half an ulp, less where the last bit kept is even: ties go to even */
+        uint32_t normal = ((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
+        /* the ulp of numbers just above 1/2 is the smallest half: this addition rounds to it */
+        uint32_t subnormal = sl_bits_from_float(sl_float_from_bits(magnitude) + 0.5f) - 0x3f000000u;
+        uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
+        half = magnitude >= 0x477ff000u ? 0x7c00u : half;           /* 65520 and more */
+        half = magnitude > 0x7f800000u ? 0x7e00u : half;
+        return (uint16_t)(half | sign);
+    }
+    static inline float sl_from_bfloat(uint16_t h) { return sl_float_from_bits((uint32_t)h << 16); }
+    static inline uint16_t sl_to_bfloat(float x) {
+        uint32_t bits = sl_bits_from_float(x);
+        uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
+    }
+    /* ml_dtypes registers bfloat16 with numpy as a user's type, known by its name alone */
+    static inline int sl_is_bfloat(PyArrayObject *a) {
+        const char *name = PyArray_DESCR(a)->typeobj->tp_name;
+        size_t n = strlen(name);
+        return PyArray_TYPE(a) >= NPY_USERDEF && n >= 8 && strcmp(name + n - 8, "bfloat16") == 0;
+    }
+
     #if defined(__FMA__) || defined(__aarch64__)
     #define SL_PRODUCT_ERROR(a, b, product) __builtin_fma(a, b, -(product))
     #else
@@ -70,6 +118,12 @@ cdef extern from *:
     #endif
     """
     double SL_PRODUCT_ERROR(double, double, double) noexcept nogil
+    void* sl_get_scratch() noexcept nogil
+    float sl_from_half(uint16_t) noexcept nogil
+    float sl_from_bfloat(uint16_t) noexcept nogil
+    uint16_t sl_to_half(float) noexcept nogil
+    uint16_t sl_to_bfloat(float) noexcept nogil
+    bint sl_is_bfloat(np.ndarray)
     unsigned int sl_get_flags() noexcept nogil
     void sl_set_flags(unsigned int) noexcept nogil
     Py_ssize_t SL_TAKE(Py_ssize_t*) noexcept nogil
@@ -78,12 +132,16 @@ cdef extern from *:
     void sl_transpose_f64(const double*, Py_ssize_t, double*, Py_ssize_t) noexcept nogil
 
 cdef extern from "numpy/arrayobject.h":
+    int NPY_HALF
     object PyArray_NewLikeArray(np.ndarray, np.NPY_ORDER, void*, int)
 
 cdef enum:
     WANT_LOSS = 1
     WANT_GRAD = 2
     WANT_HESS = 4
+    WANT_PRODUCT = 8        # Hessian times a vector
+    WANT_TARGET_GRAD = 16
+    WANT_STATS = 32
 
 cdef enum:
     REDUCE_NONE = 0
@@ -93,11 +151,15 @@ cdef enum:
 
 cdef enum:
     MAX_DIMS = 64           # NPY_MAXDIMS of numpy 2
+    GROUP = 32              # rows whose per-row arithmetic is done together, as lanes
     LANES = 32              # lanes of a sum; fixed, so that every level adds in the same order
     BLOCK_ITEMS = 32768     # logits per block: a block is the unit of partial sums and of threads
-    SCRATCH_BYTES = 98304   # per thread, on the stack: three buffers of float64
     RELEASE_GIL = 2048      # logits below which dropping the GIL costs more than it gives
     SHARE_WORK = 262144     # logits below which waking a second thread costs more than it gives
+
+cdef enum:
+    # element types beside numpy's numbers
+    KIND_BFLOAT = 10000
 
 ctypedef fused element:
     int8_t
@@ -134,6 +196,8 @@ cdef int element_kind(np.ndarray a):
         return kind
     if kind == np.NPY_BOOL:
         return np.NPY_UINT8
+    if kind == NPY_HALF:
+        return kind
     if np.PyArray_ISINTEGER(a):
         # long and long long are two type numbers of one width
         if np.PyArray_ITEMSIZE(a) == 8:
@@ -141,7 +205,15 @@ cdef int element_kind(np.ndarray a):
         if np.PyArray_ITEMSIZE(a) == 4:
             return np.NPY_INT32 if np.PyArray_ISSIGNED(a) else np.NPY_UINT32
         return kind
-    return -1
+    return KIND_BFLOAT if sl_is_bfloat(a) else -1
+
+
+cdef inline bint is_floating(int kind) noexcept nogil:
+    return kind == np.NPY_FLOAT or kind == np.NPY_DOUBLE or kind == NPY_HALF or kind == KIND_BFLOAT
+
+
+cdef inline int kind_of(real hint) noexcept nogil:
+    return np.NPY_FLOAT if real is float else np.NPY_DOUBLE
 
 
 cdef void bind(Operand* op, np.ndarray a, int kind, int lead) noexcept:
@@ -242,15 +314,54 @@ cdef inline void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_
         gather_typed(<const uint32_t*>NULL, data, stride, n, to)
     elif kind == np.NPY_UINT64:
         gather_typed(<const uint64_t*>NULL, data, stride, n, to)
+    else:
+        gather_short(data, kind, stride, n, to)
 
 
-cdef inline void scatter(const real* values, char* data, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+cdef inline void gather_short(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
+    cdef const uint16_t* line = <const uint16_t*>data
     cdef Py_ssize_t i
-    if stride == <Py_ssize_t>sizeof(real):
-        memcpy(data, values, n * sizeof(real))
+    if stride == 2 and kind == NPY_HALF:
+        for i in range(n):
+            to[i] = sl_from_half(line[i])
+    elif stride == 2:
+        for i in range(n):
+            to[i] = sl_from_bfloat(line[i])
     else:
         for i in range(n):
-            (<real*>(data + i * stride))[0] = values[i]
+            line = <const uint16_t*>(data + i * stride)
+            to[i] = sl_from_half(line[0]) if kind == NPY_HALF else sl_from_bfloat(line[0])
+
+
+cdef inline void scatter_short(const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+    cdef uint16_t* line = <uint16_t*>data
+    cdef Py_ssize_t i
+    if stride == 2 and kind == NPY_HALF:
+        for i in range(n):
+            line[i] = sl_to_half(<float>values[i])
+    elif stride == 2:
+        for i in range(n):
+            line[i] = sl_to_bfloat(<float>values[i])
+    else:
+        for i in range(n):
+            line = <uint16_t*>(data + i * stride)
+            line[0] = sl_to_half(<float>values[i]) if kind == NPY_HALF else sl_to_bfloat(<float>values[i])
+
+
+cdef inline void scatter(const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+    """Write n floats as elements of any floating-point type."""
+    cdef Py_ssize_t i
+    if kind == kind_of(values[0]):
+        if stride == <Py_ssize_t>sizeof(real):
+            memcpy(data, values, n * sizeof(real))
+        else:
+            for i in range(n):
+                (<real*>(data + i * stride))[0] = values[i]
+    elif kind == np.NPY_FLOAT:
+        for i in range(n):
+            (<float*>(data + i * stride))[0] = <float>values[i]
+    else:
+        scatter_short(values, data, kind, stride, n)
 
 
 # ---- operands read element by element -------------------------------------------------------------
@@ -277,12 +388,12 @@ cdef void store_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, cons
     cdef Py_ssize_t index[MAX_DIMS]
     cdef Py_ssize_t at, take
     if op.ndim == 1:
-        scatter(values, op.data + start * op.stride[0], op.stride[0], count)
+        scatter(values, op.data + start * op.stride[0], op.kind, op.stride[0], count)
         return
     at = locate(op, start, index)
     while count > 0:
         take = min(count, op.shape[0] - index[0])
-        scatter(values, op.data + at, op.stride[0], take)
+        scatter(values, op.data + at, op.kind, op.stride[0], take)
         values += take
         count -= take
         at += advance(op, index, take)
@@ -290,8 +401,7 @@ cdef void store_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, cons
 
 cdef inline const real* view_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, real* buffer) noexcept nogil:
     """Elements start ... start + count - 1 as contiguous floats: in place where they are that already."""
-    cdef int kind = np.NPY_FLOAT if real is float else np.NPY_DOUBLE
-    if op.ndim == 1 and op.kind == kind and op.stride[0] == <Py_ssize_t>sizeof(real):
+    if op.ndim == 1 and op.kind == kind_of(buffer[0]) and op.stride[0] == <Py_ssize_t>sizeof(real):
         return <const real*>op.data + start
     load_flat(op, start, count, buffer)
     return buffer
@@ -317,12 +427,26 @@ cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) 
             v = view_flat(op, start, n, doubles)
             for i in range(n):
                 ok &= (v[i] >= 0) & (v[i] <= top)
-            if whole and ok and (op.kind == np.NPY_FLOAT or op.kind == np.NPY_DOUBLE):
+            if whole and ok and is_floating(op.kind):
                 for i in range(n):
                     ok &= v[i] == <double><int64_t>v[i]
         if not ok:
             return False
     return True
+
+
+cdef bint activations_in_range(const Operand* op, Py_ssize_t count) noexcept nogil:
+    """Whether every element is in [0, 1], or NaN."""
+    cdef double values[512]
+    cdef const double* v
+    cdef Py_ssize_t start, n, i
+    cdef int out = 0
+    for start from 0 <= start < count by 512:
+        n = min(512, count - start)
+        v = view_flat(op, start, n, values)
+        for i in range(n):
+            out |= (v[i] < 0) | (v[i] > 1)
+    return out == 0
 
 
 # ---- sums -----------------------------------------------------------------------------------------
@@ -414,234 +538,3 @@ cdef inline double lane_sum(const real* v, Py_ssize_t n, double* error) noexcept
         fold_exactly(lane, lost, 1)
         error[0] = lost[0]
         return lane[0]
-
-
-cdef double weight_total(const Operand* w, Py_ssize_t count) noexcept nogil:
-    cdef double values[512]
-    cdef const double* v
-    cdef Py_ssize_t start, n, i
-    cdef Sum total
-    total.hi = total.lo = 0
-    for start from 0 <= start < count by 512:
-        n = min(512, count - start)
-        v = view_flat(w, start, n, values)
-        for i in range(n):
-            add(&total, v[i])
-    return evaluate(&total)
-
-
-# ---- one call -------------------------------------------------------------------------------------
-
-cdef struct Job:
-    # x, t, w: logits, targets, weights; g, h: gradient, Hessian diagonal. Softmax losses bind them
-    # as rows, sigmoid losses element by element.
-    Operand x
-    Operand t
-    Operand w
-    Operand g
-    Operand h
-    char* loss              # one value per row or element, or NULL
-    bint weighted
-    bint hard               # targets are class indices
-    int want
-    Py_ssize_t n
-    Py_ssize_t k
-    Py_ssize_t block        # rows (elements) per block
-    double divisor
-    double clip             # logits are clamped to [-clip, clip]; inf: not at all
-
-
-# One kernel: rows (elements) start ... stop - 1 of a job, whose weighted losses it adds to the sum.
-# The last argument is scratch memory of SCRATCH_BYTES, aligned to a cache line.
-ctypedef void (*Kernel32)(const Job*, Py_ssize_t, Py_ssize_t, Sum*, float*) noexcept nogil
-ctypedef void (*Kernel64)(const Job*, Py_ssize_t, Py_ssize_t, Sum*, double*) noexcept nogil
-
-cdef struct Kernel:
-    Kernel32 single
-    Kernel64 double
-
-
-cdef struct Shared:
-    # A job that several threads work on. Each takes the next block that nobody has taken yet, and
-    # leaves its sum in the block's place.
-    Job job
-    Kernel kernel
-    Sum* part
-    Py_ssize_t blocks
-    Py_ssize_t taken
-
-
-cdef void run_block(const Job* job, const Kernel* kernel, Py_ssize_t block, void* scratch, Sum* part) noexcept nogil:
-    cdef Py_ssize_t start = block * job.block
-    cdef Py_ssize_t stop = min(start + job.block, job.n)
-    part.hi = part.lo = 0
-    if job.x.kind == np.NPY_FLOAT:
-        kernel.single(job, start, stop, part, <float*>scratch)
-    else:
-        kernel.double(job, start, stop, part, <double*>scratch)
-
-
-cdef inline void add_part(Sum* total, const Sum* part) noexcept nogil:
-    add(total, part.hi)
-    total.lo += part.lo
-
-
-cdef void run_alone(const Job* job, const Kernel* kernel, Py_ssize_t blocks, Sum* total) noexcept nogil:
-    cdef char memory[SCRATCH_BYTES + 64]
-    cdef void* scratch = <void*>((<size_t>memory + 63) & ~<size_t>63)
-    cdef Py_ssize_t block
-    cdef Sum part
-    for block in range(blocks):
-        run_block(job, kernel, block, scratch, &part)
-        add_part(total, &part)
-
-
-cdef void run_shared(Shared* shared) noexcept nogil:
-    cdef char memory[SCRATCH_BYTES + 64]
-    cdef void* scratch = <void*>((<size_t>memory + 63) & ~<size_t>63)
-    cdef unsigned int flags = sl_get_flags()
-    cdef Py_ssize_t block = SL_TAKE(&shared.taken)
-    while block < shared.blocks:
-        run_block(&shared.job, &shared.kernel, block, scratch, &shared.part[block])
-        block = SL_TAKE(&shared.taken)
-    sl_set_flags(flags)
-
-
-@cython.final
-cdef class Task:
-    """A shared job as something that any thread can call; keeps its arrays alive meanwhile."""
-
-    cdef Shared shared
-    cdef object arrays
-
-    def __dealloc__(self):
-        free(self.shared.part)
-
-    def __call__(self):
-        with nogil:
-            run_shared(&self.shared)
-
-
-cdef int run_together(const Job* job, const Kernel* kernel, Py_ssize_t blocks, int threads, object arrays, Sum* total) except -1:
-    cdef Task task = Task()
-    cdef Py_ssize_t block
-    task.arrays = arrays
-    task.shared.job = job[0]
-    task.shared.kernel = kernel[0]
-    task.shared.blocks = blocks
-    task.shared.taken = 0
-    task.shared.part = <Sum*>malloc(blocks * sizeof(Sum))
-    if task.shared.part == NULL:
-        raise MemoryError()
-    work_together(task, min(<Py_ssize_t>threads, blocks) - 1)
-    for block in range(blocks):
-        add_part(total, &task.shared.part[block])
-    return 0
-
-
-cdef double run(const Job* job, const Kernel* kernel, object arrays) except? -1:
-    """All rows of a job, whose memory belongs to `arrays`; returns the sum of their weighted losses."""
-    cdef unsigned int flags = sl_get_flags()
-    cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
-    cdef int threads = 1
-    cdef Sum total
-    cdef double value
-    total.hi = total.lo = 0
-    if job.n * job.k >= SHARE_WORK and blocks > 1:
-        threads = get_num_threads()
-    if threads > 1:
-        run_together(job, kernel, blocks, threads, arrays, &total)
-    elif job.n * job.k < RELEASE_GIL:
-        run_alone(job, kernel, blocks, &total)
-    else:
-        with nogil:
-            run_alone(job, kernel, blocks, &total)
-    value = evaluate(&total)
-    sl_set_flags(flags)
-    return value
-
-
-# ---- the arrays of a call -------------------------------------------------------------------------
-
-cdef bint same_shape(np.ndarray a, np.ndarray b, int ndim):
-    """Whether a has exactly the first `ndim` dimensions of b."""
-    cdef int d
-    if np.PyArray_NDIM(a) != ndim:
-        return False
-    for d in range(ndim):
-        if np.PyArray_DIMS(a)[d] != np.PyArray_DIMS(b)[d]:
-            return False
-    return True
-
-
-cdef bint same_memory(np.ndarray a, np.ndarray b):
-    """Whether two arrays of one shape and type are the same elements in the same order."""
-    cdef int d
-    if np.PyArray_DATA(a) != np.PyArray_DATA(b):
-        return False
-    for d in range(np.PyArray_NDIM(a)):
-        if np.PyArray_STRIDES(a)[d] != np.PyArray_STRIDES(b)[d]:
-            return False
-    return True
-
-
-cdef void extent(np.ndarray a, char** low, char** high) noexcept:
-    cdef int d
-    cdef Py_ssize_t reach
-    low[0] = np.PyArray_BYTES(a)
-    high[0] = low[0] + np.PyArray_ITEMSIZE(a)
-    for d in range(np.PyArray_NDIM(a)):
-        reach = (np.PyArray_DIMS(a)[d] - 1) * np.PyArray_STRIDES(a)[d]
-        if reach > 0:
-            high[0] += reach
-        else:
-            low[0] += reach
-
-
-cdef bint disjoint(np.ndarray a, np.ndarray b):
-    cdef char *a_low
-    cdef char *a_high
-    cdef char *b_low
-    cdef char *b_high
-    extent(a, &a_low, &a_high)
-    extent(b, &b_low, &b_high)
-    return a_high <= b_low or b_high <= a_low
-
-
-cdef bint writable_like(np.ndarray out, np.ndarray logits):
-    return (np.PyArray_TYPE(out) == np.PyArray_TYPE(logits)
-            and same_shape(out, logits, np.PyArray_NDIM(logits))
-            and np.PyArray_ISWRITEABLE(out) and np.PyArray_ISALIGNED(out)
-            and np.PyArray_ISNOTSWAPPED(out))
-
-
-cdef inline np.ndarray empty_like(np.ndarray logits):
-    """A new array in the memory order of the logits."""
-    if np.PyArray_IS_C_CONTIGUOUS(logits):
-        return np.PyArray_EMPTY(np.PyArray_NDIM(logits), np.PyArray_DIMS(logits), np.PyArray_TYPE(logits), 0)
-    return PyArray_NewLikeArray(logits, np.NPY_KEEPORDER, NULL, 0)
-
-
-cdef np.ndarray derivative_array(object out, np.ndarray logits, np.ndarray targets, object weight):
-    """`out` where it can be written as it is, a new array where it is None; None where neither."""
-    if out is None:
-        return empty_like(logits)
-    if not (np.PyArray_CheckExact(out) and writable_like(out, logits)):
-        return None
-    if not (disjoint(out, logits) or same_memory(out, logits)) or not disjoint(out, targets):
-        return None
-    if weight is not None and not disjoint(out, weight):
-        return None
-    return out
-
-
-cdef object results(int want, int reduction, double total, np.ndarray losses, object grad, object hess):
-    """What a call returns, of the things it was asked for."""
-    cdef object loss
-    if want & WANT_HESS:
-        return grad, hess
-    if reduction == REDUCE_NONE:
-        loss = losses if np.PyArray_NDIM(losses) else losses[()]
-    else:
-        loss = total
-    return (loss, grad) if want & WANT_GRAD else loss

@@ -193,15 +193,15 @@ cdef inline real absolute(real x) noexcept nogil:
         return SL_ABS(x)
 
 
-cdef inline real exp_tail(real shifted, real r) noexcept nogil:
-    """e**r * 2**n for |r| <= ln(2)/2, with n in the low bits of `shifted`."""
+cdef inline real expm1_reduced(real r) noexcept nogil:
+    """e**r - 1 for |r| <= ln(2)/2."""
     cdef real q
     if real is float:
         q = fma(SL_EXP4_F32, r, SL_EXP3_F32)
         q = fma(q, r, SL_EXP2_F32)
         q = fma(q, r, SL_EXP1_F32)
         q = fma(q, r, SL_EXP0_F32)
-        return (<real>1 + fma(r * r, q, r)) * sl_pow2_f32(shifted)
+        return fma(r * r, q, r)
     else:
         q = fma(SL_EXP9_F64, r, SL_EXP8_F64)
         q = fma(q, r, SL_EXP7_F64)
@@ -212,7 +212,15 @@ cdef inline real exp_tail(real shifted, real r) noexcept nogil:
         q = fma(q, r, SL_EXP2_F64)
         q = fma(q, r, SL_EXP1_F64)
         q = fma(q, r, SL_EXP0_F64)
-        return (1 + fma(r * r, q, r)) * sl_pow2_f64(shifted)
+        return fma(r * r, q, r)
+
+
+cdef inline real exp_tail(real shifted, real r) noexcept nogil:
+    """e**r * 2**n for |r| <= ln(2)/2, with n in the low bits of `shifted`."""
+    if real is float:
+        return (<real>1 + expm1_reduced(r)) * sl_pow2_f32(shifted)
+    else:
+        return (1 + expm1_reduced(r)) * sl_pow2_f64(shifted)
 
 
 cdef inline real exp_negative(real d) noexcept nogil:
@@ -229,6 +237,35 @@ cdef inline real exp_negative(real d) noexcept nogil:
         n = shifted - SL_MAGIC_F64
         r = fma(-n, SL_LN2_LO_F64, fma(-n, SL_LN2_HI_F64, d))
     return 0 if d < low else exp_tail(shifted, r)
+
+
+cdef inline real capped(real x, real cap, real* slope) noexcept nogil:
+    """cap * tanh(x / cap), and its derivative.
+
+    tanh(t) is -expm1(-2t) / (2 + expm1(-2t)) for t >= 0, which loses no digit of a small t, and the
+    derivative 4e / (1 + e)**2 with e = exp(-2t), which loses none of a large one.
+    """
+    cdef real t = absolute(x / cap)
+    cdef real d = -(t + t)
+    cdef real low, shifted, n, r, q, power, minus, e, tanh
+    if real is float:
+        low = SL_EXP_MIN_F32
+        shifted = fma(low if d < low else d, SL_LOG2E_F32, SL_MAGIC_F32)
+        n = shifted - SL_MAGIC_F32
+        r = fma(-n, SL_LN2_LO_F32, fma(-n, SL_LN2_HI_F32, d))
+        power = sl_pow2_f32(shifted)
+    else:
+        low = SL_EXP_MIN_F64
+        shifted = fma(low if d < low else d, SL_LOG2E_F64, SL_MAGIC_F64)
+        n = shifted - SL_MAGIC_F64
+        r = fma(-n, SL_LN2_LO_F64, fma(-n, SL_LN2_HI_F64, d))
+        power = sl_pow2_f64(shifted)
+    q = expm1_reduced(r)
+    e = 0 if d < low else fma(power, q, power)
+    minus = -<real>1 if d < low else fma(power, q, power - <real>1)
+    tanh = -minus / (minus + <real>2)
+    slope[0] = <real>4 * e / ((<real>1 + e) * (<real>1 + e))
+    return cap * (-tanh if x < 0 else tanh)
 
 
 cdef inline void split_maximum(real m, real* a, real* b_hi, real* b_lo) noexcept nogil:

@@ -11,6 +11,16 @@ cdef enum:
     GRAD = 3 * CHUNK
     HESS = 4 * CHUNK
     EXPONENTIAL = 5 * CHUNK
+    WEIGHT = 6 * CHUNK
+    # of all else than the plain loss
+    LOGIT = 7 * CHUNK
+    SLOPE = 8 * CHUNK
+    POSITIVE = 9 * CHUNK
+    NEGATIVE = 10 * CHUNK
+    LOG_ON = 11 * CHUNK
+    LOG_OFF = 12 * CHUNK
+    PRODUCT = 13 * CHUNK
+    KEPT = 14 * CHUNK
 
 cdef inline real square_of_one_plus(real e) noexcept nogil:
     """(1 + e)**2 for 0 <= e <= 1, with little more than one rounding."""
@@ -38,8 +48,8 @@ cdef inline const real* open_chunk(const Job* job, Py_ssize_t start, Py_ssize_t 
     """The logits of a chunk, clamped where asked, and its targets."""
     cdef const real* z = view_flat(&job.x, start, n, scratch)
     targets[0] = view_flat(&job.t, start, n, scratch + CHUNK)
-    if job.clip < 1e300:
-        clamp(z, n, job.clip, scratch)
+    if job.o.clip < SL_INFINITY:
+        clamp(z, n, job.o.clip, scratch)
         return scratch
     return z
 
@@ -51,80 +61,101 @@ cdef inline void weigh(real* values, const real* weight, Py_ssize_t n) noexcept 
         values[i] = 0 if weight[i] == 0 else values[i] * weight[i]
 
 
+cdef inline void output_weights(const double* weight, Py_ssize_t weights, Py_ssize_t outputs, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
+    """Multiply elements start ... start + n - 1 by the weights of their outputs."""
+    cdef Py_ssize_t i, output = start % outputs
+    if weights == 1:
+        for i in range(n):
+            to[i] *= <real>weight[0]
+        return
+    for i in range(n):
+        to[i] *= <real>weight[output]
+        output = output + 1 if output + 1 < outputs else 0
+
+
+cdef inline void element_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
+    """What the elements of a chunk count for: 0 where masked, else their weight times their output's."""
+    cdef real* weight = scratch + WEIGHT
+    cdef real* kept = scratch + KEPT
+    cdef Py_ssize_t i
+    if job.weights:
+        load_flat(&job.w, start, n, weight)
+    else:
+        for i in range(n):
+            weight[i] = 1
+    if job.o.class_weight != NULL:
+        output_weights(job.o.class_weight, job.o.class_weights, job.outputs, start, n, weight)
+    if job.masked:
+        load_flat(&job.keep, start, n, kept)
+        weigh(weight, <const real*>kept, n)
+
+
 cdef inline void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, Sum* total) noexcept nogil:
     """Apply the weights, add up or store the losses, store the derivatives."""
     cdef Py_ssize_t i, padded = (n + LANES - 1) & ~(LANES - 1)
     cdef double error
     cdef real* value = scratch + VALUE
+    cdef real* hess = scratch + HESS
+    cdef real* product = scratch + PRODUCT
+    cdef real factor = <real>(1 / job.divisor)
+    if job.want & WANT_PRODUCT:
+        load_flat(&job.v, start, n, product)
+        for i in range(n):
+            product[i] *= hess[i] * factor
     if job.weighted:
-        load_flat(&job.w, start, n, scratch)        # the logits are done with
-        weigh(value, scratch, n)
-        weigh(scratch + GRAD, scratch, n)
-        weigh(scratch + HESS, scratch, n)
+        element_weights(job, start, n, scratch)
+        weigh(value, <const real*>(scratch + WEIGHT), n)
+        weigh(scratch + GRAD, <const real*>(scratch + WEIGHT), n)
+        weigh(hess, <const real*>(scratch + WEIGHT), n)
+        if job.want & WANT_PRODUCT:
+            weigh(product, <const real*>(scratch + WEIGHT), n)
     if job.loss != NULL:
-        memcpy(job.loss + start * sizeof(real), value, n * sizeof(real))
+        store_values(job.loss, job.value_kind, start, <const real*>value, n)
     elif job.want & WANT_LOSS:
         for i in range(n, padded):
             value[i] = 0
         add(total, lane_sum(<const real*>value, padded, &error))
         total.lo += error
-    if job.want & WANT_GRAD:
+    if job.want & (WANT_GRAD | WANT_TARGET_GRAD):
         store_flat(&job.g, start, n, <const real*>(scratch + GRAD))
+    if job.want & WANT_PRODUCT:
+        store_flat(&job.g, start, n, <const real*>product)
     if job.want & WANT_HESS:
-        store_flat(&job.h, start, n, <const real*>(scratch + HESS))
+        store_flat(&job.h, start, n, <const real*>hess)
 
 
-cdef object sigmoid_loss(object logits, object targets, object weight, object out, object hess,
-                         int want, int reduction, double clip, const Kernel* kernel):
-    """Run a sigmoid loss, or return None where `_arrays` has to prepare the call or to refuse it."""
-    cdef Job job
-    cdef int ndim, kind
-    cdef np.ndarray losses = None
-    cdef double total
-    if not (np.PyArray_CheckExact(logits) and np.PyArray_CheckExact(targets)):
-        return None
-    kind = element_kind(logits)
-    ndim = np.PyArray_NDIM(logits)
-    if kind != np.NPY_FLOAT and kind != np.NPY_DOUBLE:
-        return None
-    if element_kind(targets) < 0 or not same_shape(targets, logits, ndim):
-        return None
-    job.n = np.PyArray_SIZE(logits)
-    job.k = 1
-    job.want = want
-    job.clip = clip
-    job.block = BLOCK_ITEMS
-    job.hard = False
-    job.loss = NULL
-    bind(&job.x, logits, kind, ndim)
-    bind(&job.t, targets, element_kind(targets), ndim)
-    if not in_range(&job.t, job.n, 1, False):
-        return None
-    job.weighted = weight is not None
+cdef inline void store_values(char* values, int kind, Py_ssize_t start, const real* from_, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t size = 4 if kind == np.NPY_FLOAT else 8
+    scatter(from_, values + start * size, kind, size, n)
+
+
+# ---- statistics -----------------------------------------------------------------------------------
+
+cdef inline void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n, const real* x, real* scratch) noexcept nogil:
+    """Prediction, log(1 + e**x) and entropy of a chunk. Of x = log(a / (1 - a)), both logarithms and
+    a / (1 - a) or its inverse, whichever is below 1, are at hand."""
+    cdef const real* e = scratch + EXPONENTIAL
+    cdef const real* minus_log_on = scratch + LOG_ON
+    cdef const real* minus_log_off = scratch + LOG_OFF
+    cdef real* to = scratch + PRODUCT
+    cdef const real* weight = scratch + WEIGHT
+    cdef double large, small
+    cdef Py_ssize_t i
     if job.weighted:
-        if not (np.PyArray_CheckExact(weight) and element_kind(weight) >= 0 and same_shape(weight, logits, ndim)):
-            return None
-        bind(&job.w, weight, element_kind(weight), ndim)
-        if not in_range(&job.w, job.n, 1.7976931348623157e308, False):
-            return None
-    if want & WANT_GRAD:
-        out = derivative_array(out, logits, targets, weight)
-        if out is None:
-            return None
-        bind(&job.g, out, kind, ndim)
-    if want & WANT_HESS:
-        hess = derivative_array(hess, logits, targets, weight)
-        if hess is None or not disjoint(hess, out):
-            return None
-        bind(&job.h, hess, kind, ndim)
-    job.divisor = 1
-    if reduction == REDUCE_NONE:
-        if want & WANT_LOSS:
-            losses = np.PyArray_EMPTY(ndim, np.PyArray_DIMS(logits), kind, 0)
-            job.loss = np.PyArray_BYTES(losses)
-    elif reduction == REDUCE_MEAN:
-        job.divisor = job.n
-    elif reduction == REDUCE_BATCHMEAN and ndim > 1:
-        job.divisor = job.n / np.PyArray_DIMS(logits)[ndim - 1] if job.n else 1
-    total = run(&job, kernel, (logits, targets, weight, out, hess, losses))
-    return results(want, reduction, total / job.divisor if job.n else 0.0, losses, out, hess)
+        element_weights(job, start, n, scratch)
+    for i in range(n):
+        (<char*>job.predicted)[start + i] = x[i] > 0 and not (job.weighted and weight[i] == 0)
+    for i in range(n):
+        to[i] = 0 if job.weighted and weight[i] == 0 else minus_log_off[i]
+    store_values(job.lse, job.value_kind, start, <const real*>to, n)
+    for i in range(n):
+        # a S(a) + (1 - a) S(1 - a) over 1 + e
+        large = minus_log_off[i] if x[i] < 0 else minus_log_on[i]
+        small = 0 if e[i] == 0 else e[i] * <double>(minus_log_on[i] if x[i] < 0 else minus_log_off[i])
+        to[i] = 0 if job.weighted and weight[i] == 0 else <real>((large + small) / (1 + <double>e[i]))
+    store_values(job.entropy, job.value_kind, start, <const real*>to, n)
+    if job.with_probabilities:
+        for i in range(n):
+            to[i] = (e[i] if x[i] < 0 else <real>1) / (<real>1 + e[i])
+            to[i] = 0 if job.weighted and weight[i] == 0 else to[i]
+        store_flat(&job.p, start, n, <const real*>to)

@@ -35,6 +35,9 @@ cdef void log_sigmoid_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         store_flat(&job.g, at, n, <const real*>y)
 
 
+cdef Options PLAIN = Options(REDUCE_SUM)
+
+
 cdef object elementwise(object x, object out, const Kernel* kernel):
     cdef Job job
     cdef int kind, ndim
@@ -42,15 +45,15 @@ cdef object elementwise(object x, object out, const Kernel* kernel):
         return None
     kind = element_kind(x)
     ndim = np.PyArray_NDIM(x)
-    if kind != np.NPY_FLOAT and kind != np.NPY_DOUBLE:
+    if not is_floating(kind):
         return None
-    out = derivative_array(out, x, x, None)
+    out = derivative_array(out, x, ())
     if out is None:
         return None
     job.n = np.PyArray_SIZE(x)
     job.k = 1
     job.want = 0
-    job.loss = NULL
+    job.precise = False
     job.block = BLOCK_ITEMS
     bind(&job.x, x, kind, ndim)
     bind(&job.g, out, kind, ndim)
@@ -82,94 +85,72 @@ cdef inline double whole_logsumexp(double m, double log_sum, bint infinite) noex
     return m if m == -SL_INFINITY else m + log_sum
 
 
-cdef void activation_lanes(const Job* job, Py_ssize_t start, int count, real* s) noexcept nogil:
-    cdef Py_ssize_t offset[GROUP]
-    cdef real m[GROUP]
+cdef void activation_tiles(const Job* job, Py_ssize_t start, int count, bint wide, real* scratch) noexcept nogil:
+    cdef real* e = scratch
+    cdef real* x = scratch + TILE
+    cdef real* slope = scratch + 2 * TILE
+    cdef Py_ssize_t index, c, tiles = tiles_of(job, wide)
+    cdef Py_ssize_t to[GROUP]
+    cdef double one[GROUP]
     cdef real inverse[GROUP]
-    cdef bint infinite[GROUP]
-    cdef double below[GROUP]
-    cdef double lost[GROUP]
-    cdef double ones[GROUP]
-    cdef double log_sum[GROUP]
-    cdef real* e = s + BUFFER
-    cdef Py_ssize_t c, k = job.k
     cdef int j
-    load_lanes(&job.x, start, count, k, s)
+    cdef Tile tile
+    cdef Columns columns
     for j in range(GROUP):
-        infinite[j] = False
-        for c in range(k):
-            infinite[j] |= is_positive_infinity(s[c * GROUP + j])
-    lane_maximum(s, k, m)
-    memcpy(e, s, k * GROUP * sizeof(real))
-    lane_exponentials(e, k, m)
-    lane_totals_apart(<const real*>e, k, below, lost, ones)
-    for j in range(GROUP):
-        log_sum[j] = log_of_sum(m[j], below[j], lost[j], ones[j])
-        inverse[j] = <real>soft_scale(m[j], 1, 1, below[j], lost[j], ones[j])
+        one[j] = 1
+    open_columns(job, start, count, wide, one, &columns)
+    tile_maxima(job, start, count, wide, &columns, x, slope)
+    for index in range(tiles):
+        place_tile(job, start, count, wide, index, &tile)
+        if tiles > 1:
+            tile_logits(job, &tile, columns.weight, x, slope)
+        tile_limits(&tile, &columns, x)
+        tile_exponentials(&tile, &columns, <const real*>x, e)
+        tile_totals(<const real*>e, tile.lines, &columns.below, &columns.ones)
+        if job.want == LOGSUMEXP:
+            for j in range(GROUP):
+                if columns.m[j] == -SL_INFINITY:
+                    for c in range(tile.lines):
+                        columns.m[j] += x[c * GROUP + j]    # a NaN beside the -inf shows in the sum
+    settle_exponentials(&columns, wide, scratch[0])
     if job.want == LOGSUMEXP:
-        row_offsets(&job.g, start, count, offset)
+        if wide:
+            for j in range(1, GROUP):
+                columns.m[0] = columns.m[j] if columns.m[j] != columns.m[j] else columns.m[0]
+        row_offsets(&job.g, start, count, to)
         for j in range(count):
-            if m[j] == -SL_INFINITY:
-                for c in range(k):
-                    m[j] += s[c * GROUP + j]        # a NaN beside the -inf shows in the sum
-            (<real*>(job.g.data + offset[j]))[0] = <real>whole_logsumexp(m[j], log_sum[j], infinite[j])
+            inverse[0] = <real>whole_logsumexp(columns.m[j], columns.log_sum[j], columns.limit[j])
+            scatter(<const real*>inverse, job.g.data + to[j], job.g.kind, sizeof(real), 1)
         return
-    for c in range(k):
-        for j in range(GROUP):
-            if job.want == SOFTMAX:
-                s[c * GROUP + j] = e[c * GROUP + j] * inverse[j]
-            else:
-                s[c * GROUP + j] = <real>((<double>s[c * GROUP + j] - <double>m[j]) - log_sum[j])
-    store_lanes(<const real*>s, &job.g, start, count, k)
-
-
-cdef void activation_row(const Job* job, const char* row, char* to, real* s) noexcept nogil:
-    cdef Py_ssize_t start, n, i
-    cdef bint infinite
-    cdef real m = row_maximum(job, row, True, &infinite, s)
-    cdef double below = 0, lost = 0, ones = 0, error, piece_lost, log_sum
-    cdef real inverse, seen = m
-    for start from 0 <= start < job.k by PIECE:
-        n = min(<Py_ssize_t>PIECE, job.k - start)
-        load_piece(job, row, start, n, infinite, s)
-        if m == -SL_INFINITY:
-            for i in range(n):
-                seen += s[i]                        # a NaN beside the -inf shows in the sum
-        exponentials(s, padded(n), m)
-        below = two_sum(below, totals_apart(s, padded(n), &piece_lost, &ones), &error)
-        lost += piece_lost + error
-    log_sum = log_of_sum(m, below, lost, ones)
-    if job.want == LOGSUMEXP:
-        (<real*>to)[0] = <real>whole_logsumexp(seen, log_sum, infinite)
-        return
-    inverse = <real>soft_scale(m, 1, 1, below, lost, ones)
-    for start from 0 <= start < job.k by PIECE:
-        n = min(<Py_ssize_t>PIECE, job.k - start)
-        load_piece(job, row, start, n, infinite, s)
-        if job.want == SOFTMAX:
-            exponentials(s, padded(n), m)
-            for i in range(n):
-                s[i] *= inverse
-        else:
-            for i in range(n):
-                s[i] = <real>((<double>s[i] - <double>m) - log_sum)
-        scatter(<const real*>s, to + start * job.g.inner, job.g.inner, n)
+    for j in range(columns_of(wide)):
+        inverse[j] = <real>inverse_sum(&columns, j, 1, 1, scratch[0])
+    if wide:
+        for j in range(1, GROUP):
+            inverse[j] = inverse[0]
+    for index in range(tiles):
+        place_tile(job, start, count, wide, index, &tile)
+        if tiles > 1:
+            tile_logits(job, &tile, columns.weight, x, slope)
+            tile_limits(&tile, &columns, x)
+        if tiles > 1 and job.want == SOFTMAX:
+            tile_exponentials(&tile, &columns, <const real*>x, e)
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                if job.want == SOFTMAX:
+                    x[c * GROUP + j] = e[c * GROUP + j] * inverse[j]
+                else:
+                    x[c * GROUP + j] = <real>((<double>x[c * GROUP + j] - columns.m[j]) - columns.log_sum[j])
+        write_tile(<const real*>x, &job.g, &tile)
 
 
 cdef void rows_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef Py_ssize_t offset[GROUP]
-    cdef Py_ssize_t to[GROUP]
-    cdef Py_ssize_t at
-    cdef int count, j
+    cdef Py_ssize_t at, row
     for at from start <= at < stop by GROUP:
-        count = <int>min(<Py_ssize_t>GROUP, stop - at)
-        if job.k <= NARROW:
-            activation_lanes(job, at, count, scratch)
+        if job.k <= TILE_CLASSES:
+            activation_tiles(job, at, <int>min(<Py_ssize_t>GROUP, stop - at), False, scratch)
             continue
-        row_offsets(&job.x, at, count, offset)
-        row_offsets(&job.g, at, count, to)
-        for j in range(count):
-            activation_row(job, job.x.data + offset[j], job.g.data + to[j], scratch)
+        for row in range(at, min(at + GROUP, stop)):
+            activation_tiles(job, row, 1, True, scratch)
 
 
 cdef object rowwise(object x, object out, int want):
@@ -181,16 +162,17 @@ cdef object rowwise(object x, object out, int want):
         return None
     kind = element_kind(x)
     ndim = np.PyArray_NDIM(x)
-    if (kind != np.NPY_FLOAT and kind != np.NPY_DOUBLE) or element_kind(out) != kind:
+    if not is_floating(kind) or element_kind(out) != kind:
         return None
     if not (same_memory(out, x) if same_shape(out, x, ndim) and not disjoint(out, x) else disjoint(out, x)):
         return None
     job.k = np.PyArray_DIMS(x)[ndim - 1]
     job.n = np.PyArray_SIZE(x) // job.k
     job.want = want
-    job.clip = SL_INFINITY
+    job.o = &PLAIN.settings
+    job.weighted = False
     job.hard = False
-    job.loss = NULL
+    job.precise = False
     job.block = max(1, BLOCK_ITEMS // job.k)
     if job.block > GROUP:
         job.block -= job.block % GROUP

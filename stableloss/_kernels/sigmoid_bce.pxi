@@ -5,6 +5,12 @@
 #   hess  a (1 - a)                      =  e / (1 + e)**2
 #
 # No term overflows, and for y of 0 or 1 none is a difference: each is exact until its own underflow.
+#
+# With further options the loss is A b**g S + B a**g T, where b = 1 - a, S = -log a, T = -log b, A and B
+# hold target, smoothing and weights, and a belongs to x = cap tanh(scale clamp(z) / cap). By x,
+#
+#   grad  -A b**g (b + g a S) + B a**g (a + g b T)
+#   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**g (a b (1 + 2g) + g b T (g b - a))
 
 
 cdef inline real bce_margin(real z, real y) noexcept nogil:
@@ -19,7 +25,7 @@ cdef inline real bce_numerator(real z, real y, real e) noexcept nogil:
     return fma(-y, e, <real>1 - y) if z >= 0 else fma(<real>1 - y, e, -y)
 
 
-cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
     cdef real divisor = <real>job.divisor
     cdef real* value = scratch + VALUE
     cdef real* grad = scratch + GRAD
@@ -47,6 +53,196 @@ cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         close_chunk(job, at, n, scratch, total)
 
 
-def sigmoid_bce(logits, targets, weight, out, hess, int want, int reduction, double clip):
+# ---- further options ------------------------------------------------------------------------------
+
+cdef inline real bounded_product(real a, real b) noexcept nogil:
+    """a b, where an absent term (a = 0) of an infinite factor counts as 0."""
+    return 0 if a == 0 else a * b
+
+
+cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
+    """Logits of a chunk after clip, scale and cap, their e**-|x|, and both negative logarithms."""
+    cdef real* x = scratch + LOGIT
+    cdef real* slope = scratch + SLOPE
+    cdef real* e = scratch + EXPONENTIAL
+    cdef real* on = scratch + LOG_ON
+    cdef real* off = scratch + LOG_OFF
+    cdef real scale = <real>job.o.scale
+    cdef real cap = <real>job.o.cap
+    cdef real tiny = <real>1.1754943508222875e-38 if job.value_kind == np.NPY_FLOAT else <real>2.2250738585072014e-308
+    cdef real a, b, large, small, log_large
+    cdef Py_ssize_t i
+    load_flat(&job.x, start, n, x)
+    if job.o.probabilities:
+        # From activations: both logarithms by log1p of the smaller over the larger.
+        for i in range(n):
+            a = x[i]
+            b = <real>1 - a
+            a = tiny if a < tiny else a
+            b = tiny if b < tiny else b
+            large = b if a < b else a
+            small = a if a < b else b
+            log_large = <real>log1p_positive(<double>(small / large))
+            e[i] = small / large
+            small = log_large + <real>log1p_positive(<double>((large - small) / small))
+            on[i] = small if a < b else log_large
+            off[i] = log_large if a < b else small
+            x[i] = a - b
+        return
+    if job.o.clip < SL_INFINITY:
+        clamp(<const real*>x, n, job.o.clip, x)
+    if scale != 1:
+        for i in range(n):
+            x[i] *= scale
+    if cap != 0:
+        for i in range(n):
+            x[i] = capped(x[i], cap, &slope[i])
+    for i in range(n):
+        e[i] = exp_negative(-absolute(x[i]))
+    for i in range(n):
+        on[i] = (-x[i] if x[i] < 0 else 0) + log1p_unit(e[i])
+        off[i] = (x[i] if x[i] > 0 else 0) + log1p_unit(e[i])
+
+
+cdef void option_factors(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
+    """The factors A and B of a chunk."""
+    cdef real* on = scratch + POSITIVE
+    cdef real* off = scratch + NEGATIVE
+    cdef real stays = <real>(1 - job.o.smoothing)
+    cdef real share = <real>(0.5 * job.o.smoothing)
+    cdef real positive = <real>job.o.positive
+    cdef real negative = <real>job.o.negative
+    cdef real y
+    cdef Py_ssize_t i
+    load_flat(&job.t, start, n, on)
+    for i in range(n):
+        y = on[i]
+        on[i] = positive * fma(stays, y, share)
+        off[i] = negative * fma(stays, <real>1 - y, share)
+    if job.o.positive_weight != NULL:
+        output_weights(job.o.positive_weight, job.o.positive_weights, job.outputs, start, n, on)
+
+
+cdef void option_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
+    """Loss and derivatives of a chunk, without focusing."""
+    cdef const real* x = scratch + LOGIT
+    cdef const real* e = scratch + EXPONENTIAL
+    cdef const real* on = scratch + POSITIVE
+    cdef const real* off = scratch + NEGATIVE
+    cdef const real* log_on = scratch + LOG_ON
+    cdef const real* log_off = scratch + LOG_OFF
+    cdef real* value = scratch + VALUE
+    cdef real* grad = scratch + GRAD
+    cdef real* hess = scratch + HESS
+    cdef Py_ssize_t i
+    for i in range(n):
+        value[i] = bounded_product(on[i], log_on[i]) + bounded_product(off[i], log_off[i])
+    for i in range(n):
+        grad[i] = (fma(-on[i], e[i], off[i]) if x[i] >= 0 else fma(off[i], e[i], -on[i])) / (<real>1 + e[i])
+    for i in range(n):
+        hess[i] = (on[i] + off[i]) * e[i] / square_of_one_plus(e[i])
+
+
+cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
+    """The same with focusing."""
+    cdef const real* x = scratch + LOGIT
+    cdef const real* e = scratch + EXPONENTIAL
+    cdef const real* on = scratch + POSITIVE
+    cdef const real* off = scratch + NEGATIVE
+    cdef const real* log_on = scratch + LOG_ON
+    cdef const real* log_off = scratch + LOG_OFF
+    cdef real* value = scratch + VALUE
+    cdef real* grad = scratch + GRAD
+    cdef real* hess = scratch + HESS
+    cdef real gamma = <real>job.o.focal
+    cdef real a, b, a_power, b_power, a_log, b_log
+    cdef Py_ssize_t i
+    for i in range(n):
+        a = (e[i] if x[i] < 0 else <real>1) / (<real>1 + e[i])
+        b = (<real>1 if x[i] < 0 else e[i]) / (<real>1 + e[i])
+        # (1 - a)**g is exp(g log(1 - a)), and a S tends to 0 with a
+        b_power = exp_negative(-gamma * log_off[i])
+        a_power = exp_negative(-gamma * log_on[i])
+        a_log = gamma * bounded_product(a, log_on[i])
+        b_log = gamma * bounded_product(b, log_off[i])
+        value[i] = bounded_product(on[i] * b_power, log_on[i]) + bounded_product(off[i] * a_power, log_off[i])
+        grad[i] = off[i] * a_power * (a + b_log) - on[i] * b_power * (b + a_log)
+        hess[i] = (on[i] * b_power * (a * b * (<real>1 + <real>2 * gamma) + a_log * (gamma * a - b))
+                   + off[i] * a_power * (a * b * (<real>1 + <real>2 * gamma) + b_log * (gamma * b - a)))
+
+
+cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
+    """Derivative by the target, in the gradient's buffer: A' b**g S - B' a**g T."""
+    cdef real* on = scratch + POSITIVE
+    cdef const real* log_on = scratch + LOG_ON
+    cdef const real* log_off = scratch + LOG_OFF
+    cdef real* grad = scratch + GRAD
+    cdef real gamma = <real>job.o.focal
+    cdef real stays = <real>((1 - job.o.smoothing) / job.divisor)
+    cdef real positive = <real>job.o.positive
+    cdef real negative = <real>job.o.negative
+    cdef real more, less
+    cdef Py_ssize_t i
+    for i in range(n):
+        on[i] = positive
+    if job.o.positive_weight != NULL:
+        output_weights(job.o.positive_weight, job.o.positive_weights, job.outputs, start, n, on)
+    for i in range(n):
+        more = on[i] * exp_negative(-gamma * log_off[i]) if gamma != 0 else on[i]
+        less = negative * exp_negative(-gamma * log_on[i]) if gamma != 0 else negative
+        grad[i] = stays * (bounded_product(more, log_on[i]) - bounded_product(less, log_off[i]))
+
+
+cdef void option_steering(const Job* job, Py_ssize_t n, real* scratch) noexcept nogil:
+    """Derivatives by x to derivatives by the logits."""
+    cdef const real* x = scratch + LOGIT
+    cdef const real* slope = scratch + SLOPE
+    cdef real* grad = scratch + GRAD
+    cdef real* hess = scratch + HESS
+    cdef real scale = <real>job.o.scale
+    cdef real cap = <real>job.o.cap
+    cdef real factor = <real>(1 / job.divisor)
+    cdef real bend
+    cdef Py_ssize_t i
+    if cap != 0:
+        for i in range(n):
+            bend = -<real>2 * (x[i] / cap) * slope[i] / cap
+            hess[i] = scale * scale * (slope[i] * slope[i] * hess[i] + bend * grad[i])
+            grad[i] *= scale * slope[i]
+    elif scale != 1:
+        for i in range(n):
+            hess[i] *= scale * scale
+            grad[i] *= scale
+    for i in range(n):
+        grad[i] *= factor
+
+
+cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+    cdef Py_ssize_t at, n
+    for at from start <= at < stop by CHUNK:
+        n = min(<Py_ssize_t>CHUNK, stop - at)
+        option_logits(job, at, n, scratch)
+        if job.want & WANT_TARGET_GRAD:
+            target_chunk(job, at, n, scratch)
+        else:
+            option_factors(job, at, n, scratch)
+            if job.o.focal == 0:
+                option_chunk(job, at, n, scratch)
+            else:
+                focal_chunk(job, at, n, scratch)
+            option_steering(job, n, scratch)
+        if job.want & WANT_STATS:
+            chunk_statistics(job, at, n, <const real*>(scratch + LOGIT), scratch)
+        close_chunk(job, at, n, scratch, total)
+
+
+cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+    if job.general:
+        option_chunks(job, start, stop, total, scratch)
+    else:
+        plain_chunks(job, start, stop, total, scratch)
+
+
+def sigmoid_bce(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
     cdef Kernel kernel = Kernel(sigmoid_bce_kernel[float], sigmoid_bce_kernel[double])
-    return sigmoid_loss(logits, targets, weight, out, hess, want, reduction, clip, &kernel)
+    return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, False, &kernel)

@@ -18,6 +18,8 @@ cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
     cdef real* e = scratch + EXPONENTIAL
+    cdef real* log_on = scratch + LOG_ON
+    cdef real* log_off = scratch + LOG_OFF
     cdef const real* z
     cdef const real* y
     cdef double ed, numerator, q, d, square
@@ -42,15 +44,20 @@ cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
                 square = square_of_one_plus(ed)
                 value[i] = 0.5 * (numerator * numerator) / square
                 grad[i] = numerator * ed / (fma(square, ed, square) * job.divisor)
-        if job.want & WANT_HESS:
+        if job.want & (WANT_HESS | WANT_PRODUCT):
             for i in range(n):
                 ed = exp_negative(-absolute(<double>z[i]))
                 square = square_of_one_plus(ed)
                 numerator = bce_numerator(<double>z[i], <double>y[i], ed)
                 hess[i] = <real>(ed * scaled_curvature(z[i], numerator, ed) / (square * square))
+        if job.want & WANT_STATS:
+            for i in range(n):
+                log_on[i] = (-z[i] if z[i] < 0 else 0) + log1p_unit(e[i])
+                log_off[i] = (z[i] if z[i] > 0 else 0) + log1p_unit(e[i])
+            chunk_statistics(job, at, n, z, scratch)
         close_chunk(job, at, n, scratch, total)
 
 
-def sigmoid_mse(logits, targets, weight, out, hess, int want, int reduction, double clip):
+def sigmoid_mse(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
     cdef Kernel kernel = Kernel(sigmoid_mse_kernel[float], sigmoid_mse_kernel[double])
-    return sigmoid_loss(logits, targets, weight, out, hess, want, reduction, clip, &kernel)
+    return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, False, &kernel)

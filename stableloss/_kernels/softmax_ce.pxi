@@ -5,6 +5,19 @@
 #   hess  p_k (1 - p_k) sum(t)
 #
 # with e_k = e**(x_k - m), m the maximum, sum their sum, rest the sum without the target's (see _softmax.pxi).
+# Class indices without further options have a fast path of their own. All else goes through tiles,
+# where the loss of a row is, with q the weighted and smoothed targets and S = -log p,
+#
+#   sum_k q_k (1 - p_k)**g S_k + z lse**2,  x = cap tanh(scale clamp(logit) / cap)
+#
+# With first = q p d/dp and second = q (p d/dp)**2 of (1 - p)**g S, and sums G, H of these over the classes,
+#
+#   grad  first_k - p_k G  =  (first_k others_k - e_k (G - first_k)) / sum,  others = sum - e
+#   hess  second_k (1 - p_k)**2 + p_k**2 (H - second_k) - p_k (1 - p_k) G
+#   Hv    second_k d_k (1 - p_k) - p_k (d_k G + D - second_k d_k),  d = v - p.v,  D the sum of second d
+#
+# to which z adds -2 z lse to G, and its own square term. Without focusing (g = 0) first is -q and
+# second 0. The sums without k are formed from those over exponentials equal to UNIT and below it.
 
 
 # ---- class indices --------------------------------------------------------------------------------
@@ -32,24 +45,21 @@ cdef inline double hard_scale(real hint, double weight, double divisor, double r
         return row_scale(weight, divisor, total, error + lost)
 
 
-cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, real* s) noexcept nogil:
+cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
     cdef Py_ssize_t y[GROUP]
     cdef real m[GROUP]
     cdef real scale[GROUP]
-    cdef double weight[GROUP]
     cdef double gap[GROUP]
     cdef double e_target[GROUP]
     cdef double rest[GROUP]
     cdef double lost[GROUP]
-    cdef double loss[GROUP]
     cdef double factor[GROUP]
     cdef Py_ssize_t c, k = job.k
     cdef int j
-    load_weights(job, start, count, weight)
     load_classes(job, start, count, y)
     load_lanes(&job.x, start, count, k, s)
-    if job.clip < SL_INFINITY:
-        clamp(s, k * GROUP, job.clip, s)
+    if job.o.clip < SL_INFINITY:
+        clamp(s, k * GROUP, job.o.clip, s)
     if job.weighted:
         clear_lanes(s, k, weight)
     lane_maximum(s, k, m)
@@ -72,24 +82,17 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, r
             s[y[j] * GROUP + j] = <real>(-(rest[j] + lost[j]) * factor[j])
         store_lanes(<const real*>s, &job.g, start, count, k)
     hard_losses(m[0], rest, lost, e_target, gap, loss)
-    close_rows(job, start, count, loss, weight, total, m[0])
-
-
-cdef inline void scale_to(const real* s, real scale, Py_ssize_t n, char* row, Py_ssize_t stride) noexcept nogil:
-    cdef Py_ssize_t i
-    if stride == <Py_ssize_t>sizeof(real):
-        for i in range(n):
-            (<real*>row)[i] = s[i] * scale
-    else:
-        for i in range(n):
-            (<real*>(row + i * stride))[0] = s[i] * scale
 
 
 cdef inline void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight, char* grad, double* rest, double* lost, double* e_target, double* gap, real* s) noexcept nogil:
     """One row: its gradient, and what its loss is made from."""
-    cdef Py_ssize_t start, n, k = job.k
+    cdef Py_ssize_t start, n, i, k = job.k
     cdef bint infinite, whole = k <= PIECE
+    cdef bint wanted = job.want & WANT_GRAD != 0
+    # the exponentials of a row of several pieces wait in the gradient's place, if it can hold them
+    cdef bint keep = wanted and not whole and job.g.kind == kind_of(s[0])
     cdef real m = row_maximum(job, row, whole, &infinite, s)
+    cdef real scale
     cdef const real* source
     cdef double error, factor
     rest[0] = lost[0] = 0
@@ -101,25 +104,39 @@ cdef inline void hard_wide(const Job* job, const char* row, Py_ssize_t y, double
         else:
             source = piece_source(job, row, start, n, infinite, s)
             if start <= y < start + n:
-                gap[0] = <double>m - <double>source[y - start]
+                gap[0] = <double>m - <double>(source[y - start] if y - start < (n & ~(LANES - 1)) else s[y - start])
             exponentials_of(source, s, n, m)
         if start <= y < start + n:
             e_target[0] = s[y - start]
             s[y - start] = 0
         rest[0] = two_sum(rest[0], lane_sum(<const real*>s, padded(n), &error), &factor)
         lost[0] += error + factor
-        if not whole and job.want & WANT_GRAD:
-            scatter(<const real*>s, grad + start * job.g.inner, job.g.inner, n)
-    if job.want & WANT_GRAD:
-        factor = hard_scale(m, weight, job.divisor, rest[0], lost[0], e_target[0])
-        if whole:
-            scale_to(<const real*>s, <real>factor, k, grad, job.g.inner)
-        else:
-            scale_in_place(grad, job.g.inner, k, <real>factor)
+        if keep:
+            scatter(<const real*>s, grad + start * job.g.inner, job.g.kind, job.g.inner, n)
+    if not wanted:
+        return
+    factor = hard_scale(m, weight, job.divisor, rest[0], lost[0], e_target[0])
+    scale = <real>factor
+    if keep:
+        scale_in_place(grad, job.g.inner, k, scale)
         (<real*>(grad + y * job.g.inner))[0] = <real>(-(rest[0] + lost[0]) * factor)
+        return
+    for start from 0 <= start < k by PIECE:
+        n = min(<Py_ssize_t>PIECE, k - start)
+        if not whole:
+            source = piece_source(job, row, start, n, infinite, s)
+            exponentials_of(source, s, n, m)
+        for i in range(n):
+            s[i] *= scale
+        if start <= y < start + n:
+            s[y - start] = <real>(-(rest[0] + lost[0]) * factor)
+        scatter(<const real*>s, grad + start * job.g.inner, job.g.kind, job.g.inner, n)
 
 
-cdef void hard_wide_group(const Job* job, int count, WideGroup* group, real* s) noexcept nogil:
+cdef void hard_wide_group(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
+    cdef Py_ssize_t row[GROUP]
+    cdef Py_ssize_t to[GROUP]
+    cdef Py_ssize_t y[GROUP]
     cdef double gap[GROUP]
     cdef double e_target[GROUP]
     cdef double rest[GROUP]
@@ -128,124 +145,468 @@ cdef void hard_wide_group(const Job* job, int count, WideGroup* group, real* s) 
     for j in range(GROUP):
         gap[j] = rest[j] = lost[j] = 0
         e_target[j] = 1
+    load_classes(job, start, count, y)
+    row_offsets(&job.x, start, count, row)
+    if job.want & WANT_GRAD:
+        row_offsets(&job.g, start, count, to)
     for j in range(count):
-        if group.weight[j] != 0:
-            hard_wide(job, group.row[j], group.y[j], group.weight[j], group.grad[j],
+        if weight[j] != 0:
+            hard_wide(job, job.x.data + row[j], y[j], weight[j], job.g.data + to[j] if job.want & WANT_GRAD else NULL,
                       &rest[j], &lost[j], &e_target[j], &gap[j], s)
-    hard_losses(s[0], rest, lost, e_target, gap, group.loss)
+        elif job.want & WANT_GRAD:
+            clear_row(job, &job.g, start + j, s)
+    hard_losses(s[0], rest, lost, e_target, gap, loss)
 
 
-# ---- target probabilities, and Hessians -----------------------------------------------------------
+# ---- all else, in tiles ---------------------------------------------------------------------------
 
-cdef inline real ce_gradient(real e, real t, real mass, real others, real factor) noexcept nogil:
-    """p mass - t, as e (mass - t) - t others over the sum: for a one-hot row either term is 0, and
-    the other keeps its digits."""
-    return fma(e, mass - t, -(t * others)) * factor
+cdef inline void focal_terms(double e, double others, double minus_log, double gamma, double* power, double* first, double* second) noexcept nogil:
+    """(1 - p)**gamma, and p d/dp and (p d/dp)**2 of its product with S = -log p.
+
+    With odds = p / (1 - p) the power is exp(-gamma log1p(odds)), and the derivatives have odds * S,
+    which tends to 1 as p tends to 1, and to 0 as p tends to 0.
+    """
+    cdef double odds = e / others
+    cdef double near
+    odds = 1e300 if odds > 1e300 else odds
+    near = 1 if minus_log < 1e-290 else odds * minus_log
+    near = 0 if odds == 0 else near
+    power[0] = exp_negative(-gamma * log1p_positive(odds))
+    first[0] = -power[0] * (1 + gamma * near)
+    second[0] = 0 if odds == 0 else gamma * odds * power[0] * (2 - minus_log + (gamma - 1) * near)
 
 
-cdef void soft_narrow(const Job* job, Py_ssize_t start, int count, int want, Sum* total, real* s) noexcept nogil:
-    cdef real m[GROUP]
-    cdef real mass_r[GROUP]
-    cdef real ones_r[GROUP]
-    cdef real below_r[GROUP]
-    cdef real factor[GROUP]
-    cdef real curvature[GROUP]
-    cdef double weight[GROUP]
-    cdef double mass[GROUP]
-    cdef double dot[GROUP]
-    cdef double below[GROUP]
+cdef struct Terms:
+    # Sums over the classes of a column, apart for exponentials below UNIT and equal to it.
+    Total loss              # q (m - x) / 2; with focusing q (1 - p)**g S
+    Total first_below
+    Total first_ones
+    Total second_below
+    Total second_ones
+    Total v_below           # e v
+    Total v_ones
+    Total turn_below        # second d
+    Total turn_ones
+
+
+cdef inline void tile_products(const Tile* tile, const double* m, const real* x, const real* q, Total* dot) noexcept nogil:
+    """Add up q (m - x) / 2; an absent class costs nothing even where x is -inf."""
+    cdef double s[GROUP]
     cdef double lost[GROUP]
-    cdef double ones[GROUP]
-    cdef double loss[GROUP]
-    cdef real* t = s + BUFFER
-    cdef real* h = s + 2 * BUFFER
-    cdef Py_ssize_t c, k = job.k
+    cdef Py_ssize_t c
     cdef int j
-    open_lanes(job, start, count, weight, s, t, m)
-    lane_totals(<const real*>t, k, mass, lost)
     for j in range(GROUP):
-        mass[j] += lost[j]
-    lane_products(<const real*>s, <const real*>t, k, m, dot)
-    lane_exponentials(s, k, m)
-    lane_totals_apart(<const real*>s, k, below, lost, ones)
+        s[j] = dot.sum[j]
+        lost[j] = dot.lost[j]
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            accumulate(x[0], &s[j], &lost[j],
+                       0 if q[c * GROUP + j] == 0 else gap_of(m[j], x[c * GROUP + j]) * <double>q[c * GROUP + j])
     for j in range(GROUP):
-        loss[j] = dot[j] + mass[j] * log_of_sum(m[j], below[j], lost[j], ones[j])
-        factor[j] = <real>soft_scale(m[j], weight[j], job.divisor, below[j], lost[j], ones[j])
-        curvature[j] = <real>square_scale(m[j], weight[j] * mass[j], below[j], lost[j], ones[j])
-        mass_r[j] = <real>mass[j]
-        ones_r[j] = <real>ones[j]
-        below_r[j] = <real>(below[j] + lost[j])
-    close_rows(job, start, count, loss, weight, total, m[0])
-    if want & WANT_HESS:
-        for c in range(k):
-            for j in range(GROUP):
-                h[c * GROUP + j] = s[c * GROUP + j] * remainder_of(s[c * GROUP + j], ones_r[j], below_r[j]) * curvature[j]
-        store_lanes(<const real*>h, &job.h, start, count, k)
-    if want & WANT_GRAD:
-        for c in range(k):
-            for j in range(GROUP):
-                s[c * GROUP + j] = ce_gradient(
-                    s[c * GROUP + j], t[c * GROUP + j], mass_r[j],
-                    remainder_of(s[c * GROUP + j], ones_r[j], below_r[j]), factor[j])
-        store_lanes(<const real*>s, &job.g, start, count, k)
+        dot.sum[j] = s[j]
+        dot.lost[j] = lost[j]
 
 
-cdef inline double soft_wide(const Job* job, const char* row, const char* target, Py_ssize_t y, double weight, char* grad, char* hess, real* s) noexcept nogil:
-    """Loss of one row; stores its derivatives."""
-    cdef real* t = s + BUFFER
-    cdef char* kept = grad if job.k > PIECE else NULL
-    cdef Py_ssize_t start, n, i
-    cdef bint infinite
-    cdef SoftRow sums
-    cdef real m = row_maximum(job, row, True, &infinite, s)
-    cdef real factor, curvature, mass, ones, below
-    soft_sums(job, row, target, y, infinite, m, kept, True, &sums, s, t)
-    factor = <real>soft_scale(m, weight, job.divisor, sums.below, sums.lost, sums.ones)
-    curvature = <real>square_scale(m, weight * sums.mass, sums.below, sums.lost, sums.ones)
-    mass = <real>sums.mass
-    ones = <real>sums.ones
-    below = <real>(sums.below + sums.lost)
-    if grad != NULL or hess != NULL:
-        for start from 0 <= start < job.k by PIECE:
-            n = min(<Py_ssize_t>PIECE, job.k - start)
-            if job.k > PIECE:
-                piece_exponentials(job, row, start, n, infinite, m, kept, s)
-                load_target_piece(job, target, y, start, n, t)
-            if hess != NULL:
-                for i in range(n):
-                    (<real*>(hess + (start + i) * job.h.inner))[0] = s[i] * remainder_of(s[i], ones, below) * curvature
-            if grad != NULL:
-                for i in range(n):
-                    s[i] = ce_gradient(s[i], t[i], mass, remainder_of(s[i], ones, below), factor)
-                scatter(<const real*>s, grad + start * job.g.inner, job.g.inner, n)
-    return sums.dot + sums.mass * log_of_sum(m, sums.below, sums.lost, sums.ones)
+cdef inline void focal_entry(const Columns* columns, int j, double m, double gamma, real e, real x, real q, real* first, real* second, double* loss, double* lost) noexcept nogil:
+    cdef double power, one, two
+    cdef double minus_log = 2 * gap_of(m, x) + columns.log_sum[j]
+    cdef double others = remainder_of(<double>e, columns.ones.sum[j], columns.below.sum[j] + columns.below.lost[j])
+    focal_terms(e, others, minus_log, gamma, &power, &one, &two)
+    first[0] = <real>(0 if q == 0 else q * one)
+    second[0] = <real>(0 if q == 0 else q * two)
+    accumulate(e, loss, lost, 0 if q == 0 or power == 0 else q * power * minus_log)
+
+
+cdef void tile_focal(const Job* job, const Tile* tile, const Columns* columns, const double* m, const real* e, const real* x, const real* q, real* first, real* second, Total* loss) noexcept nogil:
+    cdef Py_ssize_t c, i
+    cdef int j
+    if not job.hard or job.o.smoothing != 0:
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                i = c * GROUP + j
+                focal_entry(columns, j, m[j], job.o.focal, e[i], x[i], q[i], &first[i], &second[i],
+                            &loss.sum[j], &loss.lost[j])
+        return
+    for i in range(tile.lines * GROUP):
+        first[i] = second[i] = 0
+    for j in range(1 if tile.wide else GROUP):
+        i = columns.y[j] - tile.first if tile.wide else columns.y[j] * GROUP + j
+        if not tile.wide or 0 <= i < tile.n:
+            focal_entry(columns, j, m[j], job.o.focal, e[i], x[i], q[i], &first[i], &second[i],
+                        &loss.sum[j], &loss.lost[j])
+
+
+cdef struct Split:
+    # What `without` takes a term out of: a sum over exponentials below UNIT, one over those equal to it,
+    # and both again with a constant added.
+    double below[GROUP]
+    double ones[GROUP]
+    double below_shifted[GROUP]
+    double ones_shifted[GROUP]
+
+
+cdef inline void set_split(const Total* below, const Total* ones, const double* shift, Split* split) noexcept nogil:
+    cdef int j
+    for j in range(GROUP):
+        split.below[j] = below.sum[j]
+        split.ones[j] = ones.sum[j]
+        split.below_shifted[j] = below.sum[j] + shift[j]
+        split.ones_shifted[j] = ones.sum[j] + shift[j]
+
+
+cdef inline real without(real term, bint top, real below, real ones, real below_shifted, real ones_shifted) noexcept nogil:
+    return (ones - term) + below_shifted if top else (below - term) + ones_shifted
+
+
+cdef struct Outcome:
+    # The constants of each column that the results are formed with.
+    Split first
+    Split second
+    Split v
+    Split turn
+    double ones[GROUP]
+    double below[GROUP]
+    double inverse[GROUP]           # 1 / sum
+    double factor[GROUP]            # weight / (divisor sum)
+    double curvature[GROUP]         # weight / sum**2
+    double slope_total[GROUP]       # G - 2 z lse
+
+
+cdef inline void negate(const real* q, Py_ssize_t n, real* to) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        to[i] = -q[i]
+
+
+cdef void tile_directions(const Tile* tile, const Outcome* out, const real* e, const real* v, const real* ev, real* d) noexcept nogil:
+    cdef Py_ssize_t c, i
+    cdef int j
+    cdef real top = unit(e[0])
+    cdef real others, rest
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            i = c * GROUP + j
+            others = remainder_of(e[i], <real>out.ones[j], <real>out.below[j])
+            rest = without(ev[i], e[i] == top, <real>out.v.below[j], <real>out.v.ones[j],
+                           <real>out.v.below[j], <real>out.v.ones[j])
+            d[i] = (v[i] * others - rest) * <real>out.inverse[j]
+
+
+cdef void tile_gradient(const Tile* tile, const Outcome* out, const real* e, const real* first, real* to) noexcept nogil:
+    cdef real ones[GROUP]
+    cdef real below[GROUP]
+    cdef real g_below[GROUP]
+    cdef real g_ones[GROUP]
+    cdef real g_below_shifted[GROUP]
+    cdef real g_ones_shifted[GROUP]
+    cdef real factor[GROUP]
+    cdef real top = unit(e[0])
+    cdef real rest
+    cdef Py_ssize_t c
+    cdef int j
+    for j in range(GROUP):
+        ones[j] = <real>out.ones[j]
+        below[j] = <real>out.below[j]
+        g_below[j] = <real>out.first.below[j]
+        g_ones[j] = <real>out.first.ones[j]
+        g_below_shifted[j] = <real>out.first.below_shifted[j]
+        g_ones_shifted[j] = <real>out.first.ones_shifted[j]
+        factor[j] = <real>out.factor[j]
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            rest = without(first[c * GROUP + j], e[c * GROUP + j] == top, g_below[j], g_ones[j],
+                           g_below_shifted[j], g_ones_shifted[j])
+            to[c * GROUP + j] = fma(-e[c * GROUP + j], rest, first[c * GROUP + j]
+                                    * remainder_of(e[c * GROUP + j], ones[j], below[j])) * factor[j]
+
+
+cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope, const real* first, const real* second, real* grad, real* to) noexcept nogil:
+    cdef real ones[GROUP]
+    cdef real below[GROUP]
+    cdef real curvature[GROUP]
+    cdef real total[GROUP]
+    cdef real square = <real>(2 * job.o.z_loss)
+    cdef real top = unit(e[0])
+    cdef real scale = <real>job.o.scale
+    cdef real cap = <real>job.o.cap
+    cdef real others, rest, bend
+    cdef Py_ssize_t c, i
+    cdef int j
+    for j in range(GROUP):
+        ones[j] = <real>out.ones[j]
+        below[j] = <real>out.below[j]
+        curvature[j] = <real>out.curvature[j]
+        total[j] = <real>out.slope_total[j]
+    if job.o.z_loss == 0 and job.o.focal == 0:
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                i = c * GROUP + j
+                to[i] = -(e[i] * remainder_of(e[i], ones[j], below[j]) * total[j]) * curvature[j]
+    else:
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                i = c * GROUP + j
+                others = remainder_of(e[i], ones[j], below[j])
+                rest = 0
+                if job.o.focal != 0:
+                    rest = e[i] * without(second[i], e[i] == top, <real>out.second.below[j], <real>out.second.ones[j],
+                                          <real>out.second.below[j], <real>out.second.ones[j])
+                    to[i] = second[i] * others * others * curvature[j]
+                else:
+                    to[i] = 0
+                to[i] += e[i] * (rest + square * e[i] - others * total[j]) * curvature[j]
+    if job.o.cap != 0:
+        tile_gradient(tile, out, e, first, grad)
+        for i in range(tile.lines * GROUP):
+            bend = -<real>2 * (x[i] / cap) * slope[i] / cap
+            to[i] = scale * scale * (slope[i] * slope[i] * to[i] + bend * grad[i])
+    elif job.o.scale != 1:
+        for i in range(tile.lines * GROUP):
+            to[i] *= scale * scale
+
+
+cdef void tile_product(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope, real* first, const real* second, const real* v, const real* d, real* to) noexcept nogil:
+    cdef real top = unit(e[0])
+    cdef real cap = <real>job.o.cap
+    cdef real square = <real>(2 * job.o.z_loss)
+    cdef real others, turn, p
+    cdef Py_ssize_t c, i
+    cdef int j
+    # leaves the gradient in `first` where the cap asks for it
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            i = c * GROUP + j
+            others = remainder_of(e[i], <real>out.ones[j], <real>out.below[j]) * <real>out.inverse[j]
+            turn = second[i] * d[i]
+            p = e[i] * <real>out.inverse[j]
+            to[i] = turn * others - p * (
+                <real>out.slope_total[j] * d[i]
+                + without(turn, e[i] == top, <real>out.turn.below[j], <real>out.turn.ones[j],
+                          <real>out.turn.below[j], <real>out.turn.ones[j])
+                - square * <real>((out.v.below[j] + out.v.ones[j]) * out.inverse[j]))
+            to[i] *= <real>(out.factor[j] / out.inverse[j])
+    steer(job, tile, slope, to)
+    if job.o.cap != 0:
+        tile_gradient(tile, out, e, <const real*>first, first)
+        for i in range(tile.lines * GROUP):
+            to[i] -= <real>2 * (x[i] / cap) / cap * <real>job.o.scale * v[i] * first[i]
+
+
+cdef void tile_target_gradient(const Job* job, const Tile* tile, const Columns* columns, const double* m, const real* e, const real* x, real* to) noexcept nogil:
+    """(1 - smoothing) class weight (1 - p)**gamma S."""
+    cdef Py_ssize_t c, i
+    cdef int j
+    cdef double others, minus_log, power, first, second
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            i = c * GROUP + j
+            minus_log = 2 * gap_of(m[j], x[i]) + columns.log_sum[j]
+            power = 1
+            if job.o.focal != 0:
+                others = remainder_of(<double>e[i], columns.ones.sum[j], columns.below.sum[j] + columns.below.lost[j])
+                focal_terms(e[i], others, minus_log, job.o.focal, &power, &first, &second)
+            if job.o.class_weight != NULL:
+                power *= job.o.class_weight[tile.first + c * GROUP + j if tile.wide else c] if not tile.wide or c * GROUP + j < tile.n else 0
+            power *= (1 - job.o.smoothing) * columns.weight[j] / job.divisor
+            to[i] = <real>(0 if power == 0 else power * minus_log)
+
+
+cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int want, const double* weight, double* loss, real* scratch) noexcept nogil:
+    """Losses and derivatives of a group of rows, or of a wide one."""
+    cdef real* e = scratch
+    cdef real* x = scratch + TILE
+    cdef real* q = scratch + 2 * TILE
+    cdef real* slope = scratch + 3 * TILE
+    cdef real* v = scratch + 4 * TILE
+    cdef real* first = scratch + 5 * TILE
+    cdef real* second = scratch + 6 * TILE
+    cdef real* to = scratch + 7 * TILE
+    cdef const Settings* o = job.o
+    cdef Py_ssize_t index, i, tiles = tiles_of(job, wide)
+    cdef bint focal = o.focal != 0
+    cdef bint product = want & WANT_PRODUCT != 0
+    # The exponentials of a row of several tiles wait in its gradient, if that can hold them and nothing
+    # that is read again lies there.
+    cdef bint keep = (tiles > 1 and want & WANT_GRAD and job.g.kind == kind_of(scratch[0]) and not focal
+                      and o.smoothing == 0 and o.cap == 0 and not o.probabilities)
+    cdef int j
+    cdef Tile tile
+    cdef Columns columns
+    cdef Terms terms
+    cdef Statistics statistics
+    cdef Outcome out
+    cdef double m[GROUP]
+    cdef double shift[GROUP]
+    cdef double nothing[GROUP]
+    cdef double lse
+    cdef Total unused
+    open_columns(job, start, count, wide, weight, &columns)
+    start_total(&terms.loss)
+    start_total(&terms.first_below)
+    start_total(&terms.first_ones)
+    if focal:
+        start_total(&terms.second_below)
+        start_total(&terms.second_ones)
+        start_total(&unused)
+    if product:
+        start_total(&terms.v_below)
+        start_total(&terms.v_ones)
+        start_total(&terms.turn_below)
+        start_total(&terms.turn_ones)
+    tile_maxima(job, start, count, wide, &columns, x, slope)
+    if want & WANT_STATS:
+        start_statistics(&statistics)
+    for j in range(GROUP):
+        m[j] = 0 if o.probabilities else columns.m[j]
+        nothing[j] = 0
+
+    # exponentials, and what is summed without their total
+    for index in range(tiles):
+        place_tile(job, start, count, wide, index, &tile)
+        if tiles > 1:
+            tile_logits(job, &tile, columns.weight, x, slope)
+        prepare_tile(job, &tile, &columns, job.hard and not job.general, e, x, q)
+        tile_totals(<const real*>e, tile.lines, &columns.below, &columns.ones)
+        if not focal:
+            tile_products(&tile, m, <const real*>x, <const real*>q, &terms.loss)
+            negate(<const real*>q, tile.lines * GROUP, first)
+            tile_split_sum(<const real*>e, <const real*>first, tile.lines, &terms.first_below, &terms.first_ones)
+        if product:
+            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            tile_split_sum(<const real*>e, <const real*>to, tile.lines, &terms.v_below, &terms.v_ones)
+        if want & WANT_STATS:
+            tile_statistics(&tile, &columns, o.probabilities, <const real*>x, <const real*>e, &statistics)
+        if keep:
+            write_tile(<const real*>e, &job.g, &tile)
+    settle_exponentials(&columns, wide, scratch[0])
+    for j in range(columns_of(wide)):
+        out.ones[j] = columns.ones.sum[j]
+        out.below[j] = columns.below.sum[j] + columns.below.lost[j]
+        out.inverse[j] = inverse_sum(&columns, j, 1, 1, scratch[0])
+        out.factor[j] = inverse_sum(&columns, j, columns.weight[j], job.divisor, scratch[0])
+        out.curvature[j] = inverse_square(&columns, j, columns.weight[j], scratch[0])
+    spread(out.ones, wide)
+    spread(out.below, wide)
+    spread(out.inverse, wide)
+    spread(out.factor, wide)
+    spread(out.curvature, wide)
+
+    # focusing needs the probabilities
+    if focal:
+        for index in range(tiles):
+            place_tile(job, start, count, wide, index, &tile)
+            if tiles > 1:
+                restore_tile(job, &tile, &columns, False, e, x, q, slope)
+            tile_focal(job, &tile, &columns, m, <const real*>e, <const real*>x, <const real*>q, first, second, &terms.loss)
+            tile_split_sum(<const real*>e, <const real*>first, tile.lines, &terms.first_below, &terms.first_ones)
+            tile_split_sum(<const real*>e, <const real*>second, tile.lines, &terms.second_below, &terms.second_ones)
+    elif product:
+        for i in range(TILE):
+            second[i] = 0
+    settle_whole(&terms.loss, wide)
+    settle_whole(&terms.first_below, wide)
+    settle_whole(&terms.first_ones, wide)
+    for j in range(GROUP):
+        lse = (SL_INFINITY if columns.limit[j] else columns.m[j]) + columns.log_sum[j]
+        shift[j] = 0 if o.z_loss == 0 else -2 * o.z_loss * lse
+        out.slope_total[j] = (terms.first_below.sum[j] + terms.first_ones.sum[j]) + shift[j]
+        if want & WANT_LOSS and j < (1 if wide else GROUP):
+            loss[j] = terms.loss.sum[j]
+            if not focal:
+                loss[j] = 2 * loss[j] - (terms.first_below.sum[j] + terms.first_ones.sum[j]) * columns.log_sum[j]
+            if o.z_loss != 0:
+                # not multiplied by a weight that stands for the class
+                loss[j] += o.z_loss * lse * lse
+    set_split(&terms.first_below, &terms.first_ones, shift, &out.first)
+    if focal:
+        settle_whole(&terms.second_below, wide)
+        settle_whole(&terms.second_ones, wide)
+        set_split(&terms.second_below, &terms.second_ones, nothing, &out.second)
+    if product:
+        settle_whole(&terms.v_below, wide)
+        settle_whole(&terms.v_ones, wide)
+        set_split(&terms.v_below, &terms.v_ones, nothing, &out.v)
+    if want & WANT_STATS:
+        store_statistics(job, &tile, &columns, &statistics)
+    if product and focal:
+        for index in range(tiles):
+            place_tile(job, start, count, wide, index, &tile)
+            if tiles > 1:
+                restore_tile(job, &tile, &columns, False, e, x, q, slope)
+                tile_focal(job, &tile, &columns, m, <const real*>e, <const real*>x, <const real*>q, first, second, &unused)
+            read_vector(job, &tile, <const real*>slope, <const real*>e, v, q)
+            tile_directions(&tile, &out, <const real*>e, <const real*>v, <const real*>q, to)
+            for i in range(tile.lines * GROUP):
+                to[i] *= second[i]
+            tile_split_sum(<const real*>e, <const real*>to, tile.lines, &terms.turn_below, &terms.turn_ones)
+        settle_whole(&terms.turn_below, wide)
+        settle_whole(&terms.turn_ones, wide)
+    if product:
+        set_split(&terms.turn_below, &terms.turn_ones, nothing, &out.turn)
+
+    # results
+    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT | WANT_TARGET_GRAD) or job.with_probabilities):
+        return
+    for index in range(tiles):
+        place_tile(job, start, count, wide, index, &tile)
+        if tiles > 1:
+            restore_tile(job, &tile, &columns, keep, e, x, q, slope)
+            if focal:
+                tile_focal(job, &tile, &columns, m, <const real*>e, <const real*>x, <const real*>q, first, second, &unused)
+            else:
+                negate(<const real*>q, tile.lines * GROUP, first)
+        if job.with_probabilities:
+            tile_probabilities(job, &tile, &columns, <const real*>e, to)
+        if want & WANT_TARGET_GRAD:
+            tile_target_gradient(job, &tile, &columns, m, <const real*>e, <const real*>x, to)
+            write_tile(<const real*>to, &job.g, &tile)
+        if product:
+            read_vector(job, &tile, <const real*>slope, <const real*>e, v, q)
+            tile_directions(&tile, &out, <const real*>e, <const real*>v, <const real*>q, q)
+            tile_product(job, &tile, &out, <const real*>e, <const real*>x, <const real*>slope, first,
+                         <const real*>second, <const real*>v, <const real*>q, to)
+            write_tile(<const real*>to, &job.g, &tile)
+        if want & WANT_HESS:
+            tile_hessian(job, &tile, &out, <const real*>e, <const real*>x, <const real*>slope, <const real*>first,
+                         <const real*>second, v, to)
+            write_tile(<const real*>to, &job.h, &tile)
+        if want & WANT_GRAD:
+            tile_gradient(&tile, &out, <const real*>e, <const real*>first, to)
+            steer(job, &tile, <const real*>slope, to)
+            write_tile(<const real*>to, &job.g, &tile)
 
 
 cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
     # class indices have their own way to loss and gradient, which a Hessian beside it does not change
-    cdef int soft_want = job.want & WANT_HESS if job.hard else job.want
-    cdef WideGroup group
+    cdef bint fast = job.hard and not job.general
+    cdef int tiled = job.want & WANT_HESS if fast else job.want
+    cdef bint wide = job.k > TILE_CLASSES
     cdef Py_ssize_t at
     cdef int count, j
+    cdef double weight[GROUP]
+    cdef double loss[GROUP]
     for at from start <= at < stop by GROUP:
         count = <int>min(<Py_ssize_t>GROUP, stop - at)
-        if job.k <= NARROW:
-            if soft_want:
-                soft_narrow(job, at, count, soft_want, total, scratch)
-            if job.hard:
-                hard_narrow(job, at, count, total, scratch)
-            continue
-        open_wide(job, at, count, &group, scratch[0])
-        if soft_want:
+        for j in range(GROUP):
+            weight[j] = 1
+            loss[j] = 0
+        # in tiles the weights of classes are part of the targets
+        load_weights(job, at, count, True, fast, weight)
+        if tiled and not wide:
+            ce_tiles(job, at, count, False, tiled, weight, loss, scratch)
+        elif tiled:
             for j in range(count):
-                if group.weight[j] != 0:
-                    group.loss[j] = soft_wide(job, group.row[j], group.target[j], group.y[j], group.weight[j],
-                                              group.grad[j] if soft_want & WANT_GRAD else NULL, group.hess[j], scratch)
-        if job.hard:
-            hard_wide_group(job, count, &group, scratch)
-        close_rows(job, at, count, group.loss, group.weight, total, scratch[0])
+                if weight[j] != 0:
+                    ce_tiles(job, at + j, 1, True, tiled, &weight[j], &loss[j], scratch)
+                else:
+                    clear_outputs(job, at + j, tiled, scratch)
+        if fast and job.k <= NARROW:
+            hard_narrow(job, at, count, weight, loss, scratch)
+        elif fast:
+            hard_wide_group(job, at, count, weight, loss, scratch)
+        close_rows(job, at, count, loss, weight, total)
 
 
-def softmax_ce(logits, targets, weight, out, hess, int want, int reduction, double clip):
+def softmax_ce(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
     cdef Kernel kernel = Kernel(softmax_ce_kernel[float], softmax_ce_kernel[double])
-    return softmax_loss(logits, targets, weight, out, hess, want, reduction, clip, &kernel)
+    return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, True, &kernel)

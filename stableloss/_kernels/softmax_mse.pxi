@@ -3,6 +3,7 @@
 #   loss  1/2 sum_k d_k**2,  d = p - t
 #   grad  p_k b_k,  b_k = d_k - sum_j p_j d_j
 #   hess  p_k (b_k (1 - 2 p_k) + p_k (1 - 2 p_k + sum_j p_j**2))
+#   Hv    p_k (f_k (b_k + p_k) - sum_j p_j f_j (d_j + p_j)),  f = v - p.v
 #
 # All is computed from the exponentials e, their sum and others = sum - e, and divided by powers of the
 # sum at the end: d sum = e (1 - t) - t others, of which a one-hot target leaves one term. Where one
@@ -12,10 +13,6 @@
 #
 # Each result is a product of several quantities, so float32 goes through float64 from the
 # exponentials on.
-
-cdef enum:
-    # fewer lanes than elsewhere, for three sums at once; 8 would be unrolled before they are vectorised
-    MSE_LANES = 16
 
 
 cdef inline double mse_others(real hint, double e, double ones, double below) noexcept nogil:
@@ -40,204 +37,254 @@ cdef inline double mse_second(double e, double others, double bracket, double ee
     return SL_FMA(bracket, others - e, e * SL_FMA(others, others, ee_rest))
 
 
-cdef inline void accumulate(real hint, double* total, double* lost, double term) noexcept nogil:
-    cdef double s = total[0] + term
-    if real is double:
-        lost[0] += (total[0] - s) + term
-    total[0] = s
+cdef struct MseColumns:
+    # Per column, of the exponentials: the sum, that of those equal to UNIT and of those below, and powers.
+    double ones[GROUP]
+    double below[GROUP]
+    double whole[GROUP]
+    double factor[GROUP]        # weight / (divisor sum)
+    double square[GROUP]        # 1 / sum**2
+    Total value                 # (d sum)**2
+    Total ed_below              # e d sum
+    Total ed_ones
+    Total ee_below              # e**2
+    Total ee_ones
+    Total ev                    # e v
+    Total bent                  # e f (d + p) sum
 
 
-cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, Sum* total, real* s) noexcept nogil:
-    cdef real m[GROUP]
-    cdef double weight[GROUP]
+cdef void mse_sums(const Tile* tile, MseColumns* mse, const real* e, const real* t) noexcept nogil:
+    cdef double value[GROUP]
     cdef double below[GROUP]
     cdef double ones[GROUP]
-    cdef double whole[GROUP]
-    cdef double factor[GROUP]
-    cdef double square[GROUP]
-    cdef double value[GROUP]
-    cdef double ed_below[GROUP]
-    cdef double ed_ones[GROUP]
-    cdef double ee_below[GROUP]
-    cdef double ee_ones[GROUP]
     cdef double value_lost[GROUP]
     cdef double below_lost[GROUP]
     cdef double ones_lost[GROUP]
-    cdef real* t = s + BUFFER
-    cdef real* h = s + 2 * BUFFER
-    cdef double top = unit(s[0])
-    cdef Py_ssize_t c, i, k = job.k
+    cdef double top = unit(e[0])
+    cdef double v, d
+    cdef Py_ssize_t c
     cdef int j
-    cdef double e, d, others, bracket
-    open_lanes(job, start, count, weight, s, t, m)
-    lane_exponentials(s, k, m)
-    lane_totals_apart(<const real*>s, k, below, below_lost, ones)
     for j in range(GROUP):
-        factor[j] = soft_scale(m[j], weight[j], job.divisor, below[j], below_lost[j], ones[j])
-        square[j] = square_scale(m[j], 1, below[j], below_lost[j], ones[j])
-        below[j] += below_lost[j]
-        whole[j] = ones[j] + below[j]
-        value[j] = ed_below[j] = ed_ones[j] = ee_below[j] = ee_ones[j] = 0
-        value_lost[j] = below_lost[j] = ones_lost[j] = 0
-    for c in range(k):
+        value[j] = mse.value.sum[j]
+        below[j] = mse.ed_below.sum[j]
+        ones[j] = mse.ed_ones.sum[j]
+        value_lost[j] = mse.value.lost[j]
+        below_lost[j] = mse.ed_below.lost[j]
+        ones_lost[j] = mse.ed_ones.lost[j]
+    for c in range(tile.lines):
         for j in range(GROUP):
-            e = s[c * GROUP + j]
-            d = mse_difference(e, t[c * GROUP + j], mse_others(s[0], e, ones[j], below[j]))
-            accumulate(s[0], &value[j], &value_lost[j], d * d)
-            accumulate(s[0], &ed_below[j], &below_lost[j], e * d if e < top else 0)
-            accumulate(s[0], &ed_ones[j], &ones_lost[j], 0 if e < top else e * d)
+            v = e[c * GROUP + j]
+            d = mse_difference(v, t[c * GROUP + j], mse_others(e[0], v, mse.ones[j], mse.below[j]))
+            accumulate(e[0], &value[j], &value_lost[j], d * d)
+            accumulate(e[0], &below[j], &below_lost[j], v * d if v < top else 0)
+            accumulate(e[0], &ones[j], &ones_lost[j], 0 if v < top else v * d)
     for j in range(GROUP):
-        value[j] = 0.5 * (value[j] + value_lost[j]) * square[j]
-        ed_below[j] += below_lost[j]
-        ed_ones[j] += ones_lost[j]
-    close_rows(job, start, count, value, weight, total, m[0])
-    if job.want & WANT_HESS:
-        for c in range(k):
-            for j in range(GROUP):
-                e = s[c * GROUP + j]
-                ee_below[j] += e * e if e < top else 0
-                ee_ones[j] += 0 if e < top else e * e
-        for c in range(k):
-            for j in range(GROUP):
-                e = s[c * GROUP + j]
-                others = mse_others(s[0], e, ones[j], below[j])
-                d = mse_difference(e, t[c * GROUP + j], others)
-                bracket = mse_bracket(d, others, whole[j], ed_below[j], ed_ones[j], (ones[j] == top) & (e == top))
-                h[c * GROUP + j] = <real>(e * mse_second(e, others, bracket, (ee_ones[j] - e * e) + ee_below[j])
-                                          * square[j] * (weight[j] * square[j]))
-        store_lanes(<const real*>h, &job.h, start, count, k)
-    if job.want & WANT_GRAD:
-        for c in range(k):
-            for j in range(GROUP):
-                e = s[c * GROUP + j]
-                others = mse_others(s[0], e, ones[j], below[j])
-                d = mse_difference(e, t[c * GROUP + j], others)
-                bracket = mse_bracket(d, others, whole[j], ed_below[j], ed_ones[j], (ones[j] == top) & (e == top))
-                s[c * GROUP + j] = <real>((e * factor[j]) * (bracket * square[j]))
-        store_lanes(<const real*>s, &job.g, start, count, k)
+        mse.value.sum[j] = value[j]
+        mse.ed_below.sum[j] = below[j]
+        mse.ed_ones.sum[j] = ones[j]
+        mse.value.lost[j] = value_lost[j]
+        mse.ed_below.lost[j] = below_lost[j]
+        mse.ed_ones.lost[j] = ones_lost[j]
 
 
-cdef struct MseSums:
-    # Sums over a row's classes; those over the exponentials equal to UNIT apart from those below.
-    double value            # (d sum)**2
-    double ed_below         # e d sum
-    double ed_ones
-    double ee_below         # e**2
-    double ee_ones
-
-
-cdef inline void mse_sums(const real* s, const real* t, Py_ssize_t n, double ones, double below, MseSums* sums) noexcept nogil:
-    """Add the sums over a piece, n a multiple of LANES, but for the squares e**2."""
-    cdef double value[MSE_LANES]
-    cdef double ed_below[MSE_LANES]
-    cdef double ed_ones[MSE_LANES]
-    cdef double value_lost[MSE_LANES]
-    cdef double below_lost[MSE_LANES]
-    cdef double ones_lost[MSE_LANES]
-    cdef double top = unit(s[0])
-    cdef Py_ssize_t i
+cdef void mse_squares(const Tile* tile, MseColumns* mse, const real* e) noexcept nogil:
+    cdef double top = unit(e[0])
+    cdef double v
+    cdef Py_ssize_t c
     cdef int j
-    cdef double e, d
-    for j in range(MSE_LANES):
-        value[j] = ed_below[j] = ed_ones[j] = value_lost[j] = below_lost[j] = ones_lost[j] = 0
-    for i in range(n // MSE_LANES):
-        for j in range(MSE_LANES):
-            e = s[i * MSE_LANES + j]
-            d = mse_difference(e, t[i * MSE_LANES + j], mse_others(s[0], e, ones, below))
-            accumulate(s[0], &value[j], &value_lost[j], d * d)
-            accumulate(s[0], &ed_below[j], &below_lost[j], e * d if e < top else 0)
-            accumulate(s[0], &ed_ones[j], &ones_lost[j], 0 if e < top else e * d)
-    sums.value += fold_16(value, value_lost)
-    sums.ed_below += fold_16(ed_below, below_lost)
-    sums.ed_ones += fold_16(ed_ones, ones_lost)
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            v = e[c * GROUP + j]
+            accumulate(e[0], &mse.ee_below.sum[j], &mse.ee_below.lost[j], v * v if v < top else 0)
+            accumulate(e[0], &mse.ee_ones.sum[j], &mse.ee_ones.lost[j], 0 if v < top else v * v)
 
 
-cdef inline double fold_16(double* lane, double* lost) noexcept nogil:
-    fold_exactly(lane, lost, 8)
-    fold_exactly(lane, lost, 4)
-    fold_exactly(lane, lost, 2)
-    fold_exactly(lane, lost, 1)
-    return lane[0] + lost[0]
+cdef inline double mse_bracket_at(const MseColumns* mse, int j, real hint, double e, double t) noexcept nogil:
+    cdef double top = unit(hint)
+    cdef double others = mse_others(hint, e, mse.ones[j], mse.below[j])
+    return mse_bracket(mse_difference(e, t, others), others, mse.whole[j], mse.ed_below.sum[j], mse.ed_ones.sum[j],
+                       (mse.ones[j] == top) & (e == top))
 
 
-cdef inline void mse_squares(const real* s, Py_ssize_t n, MseSums* sums) noexcept nogil:
-    cdef double top = unit(s[0])
-    cdef Py_ssize_t i
-    cdef double e
-    for i in range(n):
-        e = s[i]
-        sums.ee_below += e * e if e < top else 0
-        sums.ee_ones += 0 if e < top else e * e
+cdef void mse_hessian(const Tile* tile, const MseColumns* mse, const Columns* columns, const real* e, const real* t, real* to) noexcept nogil:
+    cdef double v
+    cdef Py_ssize_t c
+    cdef int j
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            v = e[c * GROUP + j]
+            to[c * GROUP + j] = <real>(
+                v * mse_second(v, mse_others(e[0], v, mse.ones[j], mse.below[j]),
+                               mse_bracket_at(mse, j, e[0], v, t[c * GROUP + j]),
+                               (mse.ee_ones.sum[j] - v * v) + mse.ee_below.sum[j])
+                * mse.square[j] * (columns.weight[j] * mse.square[j]))
 
 
-cdef inline double mse_wide(const Job* job, const char* row, const char* target, Py_ssize_t y, double weight, char* grad, char* hess, real* s) noexcept nogil:
-    """Loss of one row; stores its derivatives."""
-    cdef real* t = s + BUFFER
-    cdef char* kept = grad if job.k > PIECE else NULL
-    cdef Py_ssize_t start, n, i
-    cdef bint infinite, apart
-    cdef SoftRow sums
-    cdef MseSums mse
-    cdef real m = row_maximum(job, row, True, &infinite, s)
-    cdef double top = unit(m)
-    cdef double factor, square, ones, below, whole, e, d, others, bracket
-    soft_sums(job, row, target, y, infinite, m, kept, False, &sums, s, t)
-    factor = soft_scale(m, weight, job.divisor, sums.below, sums.lost, sums.ones)
-    ones = sums.ones
-    below = sums.below + sums.lost
-    whole = ones + below
-    square = square_scale(m, 1, sums.below, sums.lost, ones)
-    mse.value = mse.ed_below = mse.ed_ones = mse.ee_below = mse.ee_ones = 0
-    for start from 0 <= start < job.k by PIECE:
-        n = min(<Py_ssize_t>PIECE, job.k - start)
-        if job.k > PIECE:
-            piece_exponentials(job, row, start, n, infinite, m, kept, s)
-            load_target_piece(job, target, y, start, n, t)
-        mse_sums(<const real*>s, <const real*>t, padded(n), ones, below, &mse)
-        if hess != NULL:
-            mse_squares(<const real*>s, n, &mse)
-    if grad != NULL:
-        for start from 0 <= start < job.k by PIECE:
-            n = min(<Py_ssize_t>PIECE, job.k - start)
-            if job.k > PIECE:
-                piece_exponentials(job, row, start, n, infinite, m, kept, s)
-                load_target_piece(job, target, y, start, n, t)
-            if hess != NULL:
-                for i in range(n):
-                    e = s[i]
-                    others = mse_others(s[0], e, ones, below)
-                    d = mse_difference(e, t[i], others)
-                    bracket = mse_bracket(d, others, whole, mse.ed_below, mse.ed_ones, (ones == top) & (e == top))
-                    (<real*>(hess + (start + i) * job.h.inner))[0] = <real>(
-                        e * mse_second(e, others, bracket, (mse.ee_ones - e * e) + mse.ee_below)
-                        * square * (weight * square))
-            for i in range(n):
-                e = s[i]
-                others = mse_others(s[0], e, ones, below)
-                d = mse_difference(e, t[i], others)
-                bracket = mse_bracket(d, others, whole, mse.ed_below, mse.ed_ones, (ones == top) & (e == top))
-                s[i] = <real>((e * factor) * (bracket * square))
-            scatter(<const real*>s, grad + start * job.g.inner, job.g.inner, n)
-    return 0.5 * mse.value * square
+cdef void mse_gradient(const Tile* tile, const MseColumns* mse, const real* e, const real* t, real* to) noexcept nogil:
+    cdef double v
+    cdef Py_ssize_t c
+    cdef int j
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            v = e[c * GROUP + j]
+            to[c * GROUP + j] = <real>((v * mse.factor[j]) * (mse_bracket_at(mse, j, e[0], v, t[c * GROUP + j]) * mse.square[j]))
+
+
+cdef inline double mse_turn(const MseColumns* mse, int j, double e, double v) noexcept nogil:
+    """f = v - p.v."""
+    return v - mse.ev.sum[j] * (1 / mse.whole[j])
+
+
+cdef void mse_bent(const Tile* tile, MseColumns* mse, const real* e, const real* t, const real* v) noexcept nogil:
+    cdef double d, at
+    cdef Py_ssize_t c
+    cdef int j
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            at = e[c * GROUP + j]
+            d = mse_difference(at, t[c * GROUP + j], mse_others(e[0], at, mse.ones[j], mse.below[j]))
+            accumulate(e[0], &mse.bent.sum[j], &mse.bent.lost[j],
+                       0 if at == 0 else at * mse_turn(mse, j, at, v[c * GROUP + j]) * (d + at))
+
+
+cdef void mse_product(const Tile* tile, const MseColumns* mse, const real* e, const real* t, const real* v, real* to) noexcept nogil:
+    cdef double at, bracket
+    cdef Py_ssize_t c
+    cdef int j
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            at = e[c * GROUP + j]
+            bracket = SL_FMA(at, mse.whole[j], mse_bracket_at(mse, j, e[0], at, t[c * GROUP + j]))
+            bracket = mse_turn(mse, j, at, v[c * GROUP + j]) * bracket - mse.bent.sum[j]
+            to[c * GROUP + j] = <real>(0 if at == 0 else (at * mse.factor[j]) * (bracket * mse.square[j]))
+
+
+cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, const double* weight, double* loss, real* scratch) noexcept nogil:
+    """Losses and derivatives of a group of rows, or of a wide one."""
+    cdef real* e = scratch
+    cdef real* x = scratch + TILE
+    cdef real* t = scratch + 2 * TILE
+    cdef real* slope = scratch + 3 * TILE
+    cdef real* v = scratch + 4 * TILE
+    cdef real* to = scratch + 5 * TILE
+    cdef int want = job.want
+    cdef Py_ssize_t index, tiles = tiles_of(job, wide)
+    cdef bint keep = tiles > 1 and want & WANT_GRAD and job.g.kind == kind_of(scratch[0])
+    cdef int j
+    cdef Tile tile
+    cdef Columns columns
+    cdef MseColumns mse
+    cdef Statistics statistics
+    open_columns(job, start, count, wide, weight, &columns)
+    tile_maxima(job, start, count, wide, &columns, x, slope)
+    if want & WANT_STATS:
+        start_statistics(&statistics)
+    start_total(&mse.value)
+    start_total(&mse.ed_below)
+    start_total(&mse.ed_ones)
+    start_total(&mse.ee_below)
+    start_total(&mse.ee_ones)
+    start_total(&mse.ev)
+    start_total(&mse.bent)
+
+    for index in range(tiles):
+        place_tile(job, start, count, wide, index, &tile)
+        if tiles > 1:
+            tile_logits(job, &tile, columns.weight, x, slope)
+        prepare_tile(job, &tile, &columns, True, e, x, t)
+        tile_totals(<const real*>e, tile.lines, &columns.below, &columns.ones)
+        if want & WANT_PRODUCT:
+            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            tile_split_sum(<const real*>e, <const real*>to, tile.lines, &mse.ev, &mse.bent)
+        if want & WANT_STATS:
+            tile_statistics(&tile, &columns, False, <const real*>x, <const real*>e, &statistics)
+        if keep:
+            write_tile(<const real*>e, &job.g, &tile)
+    settle_exponentials(&columns, wide, scratch[0])
+    for j in range(columns_of(wide)):
+        mse.ones[j] = columns.ones.sum[j]
+        mse.below[j] = columns.below.sum[j] + columns.below.lost[j]
+        mse.whole[j] = mse.ones[j] + mse.below[j]
+        mse.factor[j] = inverse_sum(&columns, j, columns.weight[j], job.divisor, scratch[0])
+        mse.square[j] = inverse_square(&columns, j, 1, scratch[0])
+    spread(mse.ones, wide)
+    spread(mse.below, wide)
+    spread(mse.whole, wide)
+    spread(mse.factor, wide)
+    spread(mse.square, wide)
+    if want & WANT_STATS:
+        store_statistics(job, &tile, &columns, &statistics)
+    if want & WANT_PRODUCT:
+        settle_whole(&mse.ev, wide)
+        settle_whole(&mse.bent, wide)
+        for j in range(GROUP):
+            mse.ev.sum[j] += mse.bent.sum[j]
+        start_total(&mse.bent)
+
+    for index in range(tiles):
+        place_tile(job, start, count, wide, index, &tile)
+        if tiles > 1:
+            restore_tile(job, &tile, &columns, keep, e, x, t, slope)
+        mse_sums(&tile, &mse, <const real*>e, <const real*>t)
+        if want & WANT_HESS:
+            mse_squares(&tile, &mse, <const real*>e)
+        if want & WANT_PRODUCT:
+            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            mse_bent(&tile, &mse, <const real*>e, <const real*>t, <const real*>v)
+    settle_whole(&mse.value, wide)
+    settle_whole(&mse.ed_below, wide)
+    settle_whole(&mse.ed_ones, wide)
+    if want & WANT_HESS:
+        settle_whole(&mse.ee_below, wide)
+        settle_whole(&mse.ee_ones, wide)
+    if want & WANT_PRODUCT:
+        settle_whole(&mse.bent, wide)
+    for j in range(columns_of(wide)):
+        loss[j] = 0.5 * mse.value.sum[j] * mse.square[j]
+
+    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT) or job.with_probabilities):
+        return
+    for index in range(tiles):
+        place_tile(job, start, count, wide, index, &tile)
+        if tiles > 1:
+            restore_tile(job, &tile, &columns, keep, e, x, t, slope)
+        if job.with_probabilities:
+            tile_probabilities(job, &tile, &columns, <const real*>e, to)
+        if want & WANT_PRODUCT:
+            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            mse_product(&tile, &mse, <const real*>e, <const real*>t, <const real*>v, to)
+            write_tile(<const real*>to, &job.g, &tile)
+        if want & WANT_HESS:
+            mse_hessian(&tile, &mse, &columns, <const real*>e, <const real*>t, to)
+            write_tile(<const real*>to, &job.h, &tile)
+        if want & WANT_GRAD:
+            mse_gradient(&tile, &mse, <const real*>e, <const real*>t, to)
+            write_tile(<const real*>to, &job.g, &tile)
 
 
 cdef void softmax_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef WideGroup group
+    cdef bint wide = job.k > TILE_CLASSES
     cdef Py_ssize_t at
     cdef int count, j
+    cdef double weight[GROUP]
+    cdef double loss[GROUP]
     for at from start <= at < stop by GROUP:
         count = <int>min(<Py_ssize_t>GROUP, stop - at)
-        if job.k <= NARROW:
-            mse_narrow(job, at, count, total, scratch)
-            continue
-        open_wide(job, at, count, &group, scratch[0])
-        for j in range(count):
-            if group.weight[j] != 0:
-                group.loss[j] = mse_wide(job, group.row[j], group.target[j], group.y[j], group.weight[j],
-                                         group.grad[j], group.hess[j], scratch)
-        close_rows(job, at, count, group.loss, group.weight, total, scratch[0])
+        for j in range(GROUP):
+            weight[j] = 1
+            loss[j] = 0
+        load_weights(job, at, count, True, True, weight)
+        if wide:
+            for j in range(count):
+                if weight[j] != 0:
+                    mse_tiles(job, at + j, 1, True, &weight[j], &loss[j], scratch)
+                else:
+                    clear_outputs(job, at + j, job.want, scratch)
+        else:
+            mse_tiles(job, at, count, False, weight, loss, scratch)
+        close_rows(job, at, count, loss, weight, total)
 
 
-def softmax_mse(logits, targets, weight, out, hess, int want, int reduction, double clip):
+def softmax_mse(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
     cdef Kernel kernel = Kernel(softmax_mse_kernel[float], softmax_mse_kernel[double])
-    return softmax_loss(logits, targets, weight, out, hess, want, reduction, clip, &kernel)
+    return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, True, &kernel)
