@@ -239,8 +239,8 @@ def sigmoid_targets(call: Call, logits: np.ndarray, mask: np.ndarray | None) -> 
     return array
 
 
-def require_options(spec: Spec, logits: np.ndarray) -> None:
-    """That the options of the loss fit these logits."""
+def require_options(spec: Spec, logits: np.ndarray, counts: np.ndarray | bool) -> None:
+    """That the options of the loss fit these logits, of the rows or elements that count."""
     outputs = logits.shape[-1] if logits.ndim else 1
     for name, length in (("class_weight", spec.class_weights), ("pos_weight", spec.pos_weights)):
         if length is not None and length != outputs:
@@ -248,7 +248,10 @@ def require_options(spec: Spec, logits: np.ndarray) -> None:
                 f"{name} has length {length} where logits of shape {logits.shape} need {outputs}"
             )
     if spec.from_probabilities:
-        valid = ~((logits < 0) | (logits > 1))
+        with np.errstate(invalid="ignore"):
+            valid = ~((logits < 0) | (logits > 1))
+        if isinstance(counts, np.ndarray):
+            valid |= ~counts[..., np.newaxis] if spec.rowwise else ~counts
         require_values(logits, valid, "probability", "not in [0, 1] (from_probabilities=True)")
 
 
@@ -265,8 +268,13 @@ def prepared_call(spec: Spec, call: Call, want: int) -> Any:
         raise ValueError(
             "target_grad needs target probabilities of the shape of the logits, not class indices"
         )
-    require_options(spec, x)
     weight = None if call.sample_weight is None else weight_array(call.sample_weight, x, spec.rowwise)
+    counts: np.ndarray | bool = True if mask is None else mask
+    if weight is not None:
+        counts = counts & (weight != 0)
+    if spec.ignore_index is not None and t.ndim < x.ndim:
+        counts = counts & (t != spec.ignore_index)
+    require_options(spec, x, counts)
     denominator = None if call.denominator is None else divisor(call.denominator, spec.reduction)
     inputs = [x, t, *(array for array in (weight, mask) if array is not None)]
     vector = None

@@ -48,10 +48,10 @@ def _number(
     name: str, value: Any, demand: str, *, above: float = -math.inf, least: float = -math.inf
 ) -> float:
     """A finite float above one bound, or not below another."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, not {value!r}") from None
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    number = float(array)
     if not (above < number < math.inf and number >= least):
         raise ValueError(f"{name} is {value!r}, {demand}")
     return number
@@ -66,7 +66,7 @@ def _not_negative(name: str, value: Any) -> float:
 
 
 def _smoothing(value: Any) -> float:
-    number = _not_negative("label_smoothing", value)
+    number = _number("label_smoothing", value, "not in [0, 1)", least=0.0)
     if number >= 1:
         raise ValueError(f"label_smoothing is {value!r}, not in [0, 1)")
     return number
@@ -146,6 +146,7 @@ class _Loss:
             ignore=ignore,
             class_weight=class_weight,
             positive_weight=pos_weight,
+            positive_shared=isinstance(get("pos_weight"), float),
             probabilities=get("from_probabilities", False),
         )
         kernel = getattr(kernels, self._stem)
@@ -619,7 +620,7 @@ class SigmoidBCE(_CrossEntropy):
             scalar = np.ndim(pos_weight) == 0
             pos_weight = (_not_negative if scalar else _weights)("pos_weight", pos_weight)
         if focal_alpha is not None:
-            focal_alpha = _not_negative("focal_alpha", focal_alpha)
+            focal_alpha = _number("focal_alpha", focal_alpha, "not in [0, 1]", least=0.0)
             if focal_alpha > 1:
                 raise ValueError(f"focal_alpha is {focal_alpha!r}, not in [0, 1]")
         self._configure(
@@ -829,8 +830,8 @@ class SigmoidMSE(_Loss):
     Notes
     -----
     Logits have any shape, float32 or float64; float16 and bfloat16 are computed in float32, other
-    real dtypes as float64. Targets have the same shape: numbers in [0, 1], or bool. The factor 1/2 is that of the textbooks; PyTorch
-    and scikit-learn leave it out.
+    real dtypes as float64. Targets have the same shape: numbers in [0, 1], or bool. The factor 1/2 is
+    that of the textbooks; PyTorch and scikit-learn leave it out.
 
     The gradient of a confidently wrong element is small by its nature, but never rounds to 0 before
     it underflows. The Hessian may be negative.

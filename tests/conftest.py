@@ -17,6 +17,17 @@ hypothesis.settings.register_profile("stableloss", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("stableloss")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-records", action="store_true", help="rewrite bits.json and worst_cases.json from this run"
+    )
+
+
+@pytest.fixture
+def update_records(request):
+    return request.config.getoption("--update-records")
+
+
 def pytest_configure(config):
     package = Path(stableloss.__file__).resolve().parent
     if os.environ.get("CI") and package == REPOSITORY / "stableloss":

@@ -57,13 +57,15 @@ def test_shift_invariance(stem, dtype):
         b = loss.value_and_grad((x + shift).astype(dtype), targets)
         assert_same_bits(a[0], b[0])
         assert_same_bits(a[1], b[1])
+        hess = loss.grad_and_hess(x.astype(dtype), targets)[1]
+        assert_same_bits(loss.grad_and_hess((x + shift).astype(dtype), targets)[1], hess)
 
     check()
 
 
 @pytest.mark.parametrize(("dtype", "limit"), DTYPES)
 def test_permutation_equivariance(dtype, limit):
-    """Permuted classes: the same loss and the permuted gradient, each within its own error."""
+    """Permuted classes: the same loss and permuted derivatives, each within its own error."""
 
     @given(logits(dtype, moderate(dtype, 800.0)), st.randoms(use_true_random=False))
     def check(x, random):
@@ -76,21 +78,31 @@ def test_permutation_equivariance(dtype, limit):
         unit, tiny = 2 * limit * np.finfo(dtype).eps, np.finfo(dtype).smallest_normal
         np.testing.assert_allclose(loss_moved, loss, rtol=unit, atol=tiny)
         np.testing.assert_allclose(grad_moved, grad[:, order], rtol=unit, atol=tiny)
+        hess = CE.grad_and_hess(x, targets)[1]
+        hess_moved = CE.grad_and_hess(x[:, order], moved)[1]
+        np.testing.assert_allclose(hess_moved, hess[:, order], rtol=unit, atol=tiny)
 
     check()
 
 
 @pytest.mark.parametrize(("dtype", "limit"), DTYPES)
 def test_gradient_of_ce_adds_up_to_zero(dtype, limit):
-    """Within the error of its entries: the exact sum is 0."""
+    """Within the error of its entries: the exact sum is 0. With soft targets an entry is a difference,
+    p - t, and its error one of the larger term."""
 
     @given(logits(dtype, finite(dtype)))
     def check(x):
-        _, grad = CE.value_and_grad(x, any_index(*x.shape))
-        for row in grad.tolist():
-            size = math.fsum(map(abs, row))
-            tiny = len(row) * float(np.finfo(dtype).smallest_normal)
-            assert abs(math.fsum(row)) <= limit * float(np.finfo(dtype).eps) * size + tiny
+        n, k = x.shape
+        index = any_index(n, k)
+        soft = np.random.default_rng([k, n]).dirichlet(np.ones(k), n).astype(dtype)
+        # as in the contract: one rounding more than a hard target's single product
+        soft_limit = limit if dtype == np.float32 else limit + 1
+        for targets, terms, ulps in [(index, 0, limit), (soft, np.maximum(sl.softmax(x), soft), soft_limit)]:
+            _, grad = CE.value_and_grad(x, targets)
+            sizes = np.maximum(abs(grad), terms).sum(axis=1, dtype=np.float64)
+            tiny = k * float(np.finfo(dtype).smallest_normal)
+            for row, size in zip(grad.tolist(), sizes.tolist(), strict=True):
+                assert abs(math.fsum(row)) <= ulps * float(np.finfo(dtype).eps) * size + tiny
 
     check()
 
@@ -157,7 +169,10 @@ def test_nan_never_reaches_another_row(stem, dtype):
         clean_loss, clean_grad = unreduced(stem).value_and_grad(x[~bad], targets[~bad])
         assert_same_bits(loss[~bad], clean_loss)
         assert_same_bits(grad[~bad], clean_grad)
+        assert np.isnan(loss.reshape(n, -1)[bad]).any(axis=1).all()
         assert np.isnan(grad[bad]).any(axis=1).all()
+        hess = unreduced(stem).grad_and_hess(x, targets)[1]
+        assert_same_bits(hess[~bad], unreduced(stem).grad_and_hess(x[~bad], targets[~bad])[1])
 
     check()
 

@@ -22,7 +22,8 @@ cdef struct Settings:
     const double* class_weight      # NULL: one per class or output
     const double* positive_weight   # NULL: one per output
     Py_ssize_t class_weights
-    Py_ssize_t positive_weights     # 1: the same for every output
+    Py_ssize_t positive_weights
+    bint positive_shared            # one for all outputs
     bint probabilities              # the logits are given as activations
 
 
@@ -38,7 +39,8 @@ cdef class Options:
 
     def __init__(self, int reduction, *, double clip=SL_INFINITY, double scale=1, double cap=0, double smoothing=0,
                  double focal=0, double z_loss=0, double positive=1, double negative=1, object ignore=None,
-                 np.ndarray class_weight=None, np.ndarray positive_weight=None, bint probabilities=False):
+                 np.ndarray class_weight=None, np.ndarray positive_weight=None, bint positive_shared=False,
+                 bint probabilities=False):
         cdef Settings* o = &self.settings
         self.reduction = reduction
         o.clip = clip
@@ -52,6 +54,7 @@ cdef class Options:
         o.ignores = ignore is not None
         o.ignore = ignore if o.ignores else 0
         o.probabilities = probabilities
+        o.positive_shared = positive_shared
         o.class_weight = o.positive_weight = NULL
         o.class_weights = o.positive_weights = 0
         self.weights = class_weight, positive_weight
@@ -190,15 +193,21 @@ cdef int run_together(const Job* job, const Kernel* kernel, Py_ssize_t blocks, i
     return 0
 
 
-cdef double run(const Job* job, const Kernel* kernel, object arrays) except? -1:
-    """All rows of a job, whose memory belongs to `arrays`; returns the sum of their weighted losses."""
+cdef bint shareable(const Job* job) noexcept:
+    """Whether several threads may get to work on the job."""
+    return job.n * job.k >= SHARE_WORK and job.n > job.block
+
+
+cdef double run(const Job* job, const Kernel* kernel, tuple arrays) except? -1:
+    """All rows of a job; returns the sum of their weighted losses. If the job is shareable, its memory
+    belongs to `arrays`."""
     cdef unsigned int flags = sl_get_flags()
     cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
     cdef int threads = 1
     cdef Sum total
     cdef double value
     total.hi = total.lo = 0
-    if job.n * job.k >= SHARE_WORK and blocks > 1:
+    if shareable(job):
         threads = get_num_threads()
     if threads > 1:
         run_together(job, kernel, blocks, threads, arrays, &total)
@@ -273,7 +282,7 @@ cdef inline np.ndarray empty_like(np.ndarray logits):
     return PyArray_NewLikeArray(logits, np.NPY_KEEPORDER, NULL, 0)
 
 
-cdef np.ndarray derivative_array(object out, np.ndarray logits, tuple others):
+cdef np.ndarray derivative_array(object out, np.ndarray logits, np.ndarray targets, object weight, object mask, object vector):
     """`out` where it can be written as it is, a new array where it is None; None where neither."""
     if out is None:
         return empty_like(logits)
@@ -281,9 +290,10 @@ cdef np.ndarray derivative_array(object out, np.ndarray logits, tuple others):
         return None
     if not (disjoint(out, logits) or same_memory(out, logits)):
         return None
-    for other in others:
-        if other is not None and not disjoint(out, other):
-            return None
+    if not disjoint(out, targets) or (weight is not None and not disjoint(out, weight)):
+        return None
+    if (mask is not None and not disjoint(out, mask)) or (vector is not None and not disjoint(out, vector)):
+        return None
     return out
 
 
@@ -396,6 +406,28 @@ cdef bint counted_rows_in_range(const Job* job, double top) noexcept nogil:
     return True
 
 
+cdef bint counted_activations_in_range(const Job* job) noexcept nogil:
+    """`activations_in_range` for rows (elements) that count."""
+    cdef double weight[CHECKED]
+    cdef Py_ssize_t offset[CHECKED]
+    cdef double value[CHECKED]
+    cdef Py_ssize_t start, at, i, c, n, m
+    for start from 0 <= start < job.n by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, job.n - start)
+        load_weights(job, start, n, True, False, weight)
+        row_offsets(&job.x, start, n, offset)
+        for i in range(n):
+            if weight[i] == 0:
+                continue
+            for at from 0 <= at < job.k by CHECKED:
+                m = min(<Py_ssize_t>CHECKED, job.k - at)
+                gather(job.x.data + offset[i] + at * job.x.inner, job.x.kind, job.x.inner, m, value)
+                for c in range(m):
+                    if value[c] < 0 or value[c] > 1:
+                        return False
+    return True
+
+
 cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) noexcept:
     cdef Operand every
     cdef double top = job.k - 1 if job.hard else DOUBLE_MAX if rowwise else 1
@@ -435,11 +467,11 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
     cdef Operand every
     cdef int ndim, kind, lead
     cdef int reduction = options.reduction
-    cdef tuple others
     cdef np.ndarray losses = None
     cdef np.ndarray predicted = None
     cdef np.ndarray lse = None
     cdef np.ndarray entropy = None
+    cdef tuple arrays = None
     cdef double total
     if not (np.PyArray_CheckExact(logits) and np.PyArray_CheckExact(targets)):
         return None
@@ -454,11 +486,13 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
     job.outputs = np.PyArray_DIMS(logits)[ndim - 1] if ndim else 1
     job.hard = rowwise and np.PyArray_NDIM(targets) == lead
     job.k = job.outputs if rowwise else 1
+    if want & WANT_TARGET_GRAD and job.hard:
+        return None
     if job.k == 0 or not plain_array(targets, logits, lead if job.hard else ndim):
         return None
     if job.o.class_weight != NULL and job.o.class_weights != job.outputs:
         return None
-    if job.o.positive_weights > 1 and job.o.positive_weights != job.outputs:
+    if job.o.positive_weight != NULL and not job.o.positive_shared and job.o.positive_weights != job.outputs:
         return None
     job.n = np.PyArray_SIZE(logits) // job.k
     job.want = want
@@ -468,8 +502,8 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
     job.loss = job.lse = job.entropy = job.predicted = NULL
     job.value_kind = np.NPY_DOUBLE if kind == np.NPY_DOUBLE else np.NPY_FLOAT
     job.general = options.general or want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
-    # sums of products of either sign lose digits; half precision has none that float32 could not save
-    job.precise = (options.precise or want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0) and kind == np.NPY_FLOAT
+    # sums of products of either sign lose digits
+    job.precise = options.precise or want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
     job.ignoring = False
     job.with_probabilities = probabilities is not None
     bind(&job.x, logits, kind, lead)
@@ -488,29 +522,28 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
             return None
     if not targets_in_range(&job, targets, rowwise):
         return None
+    job.weighted = job.weights or job.masked or job.ignoring or job.o.class_weight != NULL
     if job.o.probabilities:
         bind(&every, logits, kind, ndim)
-        if not activations_in_range(&every, np.PyArray_SIZE(logits)):
+        if not activations_in_range(&every, np.PyArray_SIZE(logits)) and not counted_activations_in_range(&job):
             return None
-    job.weighted = job.weights or job.masked or job.ignoring or job.o.class_weight != NULL
     if want & WANT_PRODUCT:
         if not plain_array(vector, logits, ndim):
             return None
         bind(&job.v, vector, element_kind(vector), lead)
-    others = (targets, weight, mask, vector)
     if want & (WANT_GRAD | WANT_PRODUCT | WANT_TARGET_GRAD):
-        out = derivative_array(out, logits, others)
+        out = derivative_array(out, logits, targets, weight, mask, vector)
         if out is None:
             return None
         bind(&job.g, out, kind, lead)
     if want & WANT_HESS:
-        hess = derivative_array(hess, logits, others)
+        hess = derivative_array(hess, logits, targets, weight, mask, vector)
         # the Hessian is written before the gradient is computed
         if hess is None or not disjoint(hess, out) or (rowwise and not disjoint(hess, logits)):
             return None
         bind(&job.h, hess, kind, lead)
     if job.with_probabilities:
-        if derivative_array(probabilities, logits, others) is None or not disjoint(probabilities, logits):
+        if derivative_array(probabilities, logits, targets, weight, mask, vector) is None or not disjoint(probabilities, logits):
             return None
         if want & WANT_GRAD and not disjoint(probabilities, out):
             return None
@@ -536,7 +569,9 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
         job.predicted = np.PyArray_BYTES(predicted)
         job.lse = np.PyArray_BYTES(lse)
         job.entropy = np.PyArray_BYTES(entropy)
-    total = run(&job, kernel, (logits, others, out, hess, probabilities, losses, predicted, lse, entropy, options))
+    if shareable(&job):
+        arrays = (logits, targets, weight, mask, vector, out, hess, probabilities, losses, predicted, lse, entropy, options)
+    total = run(&job, kernel, arrays)
     if want & WANT_HESS:
         return out, hess
     if not want & WANT_LOSS:

@@ -56,9 +56,9 @@ cdef extern from *:
 
     /* The working memory of a kernel, one per thread. Not on the stack: threads of musl have 128 KiB. */
     #if defined(_MSC_VER)
-    static __declspec(thread) __declspec(align(64)) char sl_scratch[131072];
+    static __declspec(thread) __declspec(align(64)) char sl_scratch[262144];
     #else
-    static __thread char sl_scratch[131072] __attribute__((aligned(64)));
+    static __thread char sl_scratch[262144] __attribute__((aligned(64)));
     #endif
     static inline void *sl_get_scratch(void) { return sl_scratch; }
 
@@ -292,7 +292,7 @@ cdef inline void gather_typed(const element* hint, const char* data, Py_ssize_t 
             to[i] = <real>(<const element*>(data + i * stride))[0]
 
 
-cdef inline void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
+cdef void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
     """Read n numbers of any element type into contiguous floats."""
     if kind == np.NPY_FLOAT:
         gather_typed(<const float*>NULL, data, stride, n, to)
@@ -318,7 +318,7 @@ cdef inline void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_
         gather_short(data, kind, stride, n, to)
 
 
-cdef inline void gather_short(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
+cdef void gather_short(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
     cdef const uint16_t* line = <const uint16_t*>data
     cdef Py_ssize_t i
     if stride == 2 and kind == NPY_HALF:
@@ -333,7 +333,7 @@ cdef inline void gather_short(const char* data, int kind, Py_ssize_t stride, Py_
             to[i] = sl_from_half(line[0]) if kind == NPY_HALF else sl_from_bfloat(line[0])
 
 
-cdef inline void scatter_short(const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+cdef void scatter_short(const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
     cdef uint16_t* line = <uint16_t*>data
     cdef Py_ssize_t i
     if stride == 2 and kind == NPY_HALF:
@@ -348,7 +348,7 @@ cdef inline void scatter_short(const real* values, char* data, int kind, Py_ssiz
             line[0] = sl_to_half(<float>values[i]) if kind == NPY_HALF else sl_to_bfloat(<float>values[i])
 
 
-cdef inline void scatter(const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+cdef void scatter(const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
     """Write n floats as elements of any floating-point type."""
     cdef Py_ssize_t i
     if kind == kind_of(values[0]):
@@ -503,7 +503,7 @@ cdef inline void fold_exactly(double* lane, double* lost, int width) noexcept no
         lost[j] += lost[j + width] + error
 
 
-cdef inline double lane_sum(const real* v, Py_ssize_t n, double* error) noexcept nogil:
+cdef double lane_sum(const real* v, Py_ssize_t n, double* error) noexcept nogil:
     """Sum of n numbers, n a multiple of LANES, in a fixed order; `error` gets what rounding lost.
 
     float32 is added in float64. float64 lanes carry the rounding error of each addition along; the

@@ -33,7 +33,7 @@ cdef inline real reciprocal(real t, real t_error) noexcept nogil:
     return fma(q, fma(-t, q, <real>1) - t_error * q, q)
 
 
-cdef inline void clamp(const real* x, Py_ssize_t n, double clip, real* to) noexcept nogil:
+cdef void clamp(const real* x, Py_ssize_t n, double clip, real* to) noexcept nogil:
     """Clamp to [-clip, clip]; NaN stays NaN."""
     cdef real top = <real>clip
     cdef Py_ssize_t i
@@ -44,7 +44,7 @@ cdef inline void clamp(const real* x, Py_ssize_t n, double clip, real* to) noexc
         to[i] = -top if v < -top else v
 
 
-cdef inline const real* open_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, const real** targets) noexcept nogil:
+cdef const real* open_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, const real** targets) noexcept nogil:
     """The logits of a chunk, clamped where asked, and its targets."""
     cdef const real* z = view_flat(&job.x, start, n, scratch)
     targets[0] = view_flat(&job.t, start, n, scratch + CHUNK)
@@ -54,14 +54,14 @@ cdef inline const real* open_chunk(const Job* job, Py_ssize_t start, Py_ssize_t 
     return z
 
 
-cdef inline void weigh(real* values, const real* weight, Py_ssize_t n) noexcept nogil:
+cdef void weigh(real* values, const real* weight, Py_ssize_t n) noexcept nogil:
     # a weight of 0 takes the element out, NaN and all
     cdef Py_ssize_t i
     for i in range(n):
         values[i] = 0 if weight[i] == 0 else values[i] * weight[i]
 
 
-cdef inline void output_weights(const double* weight, Py_ssize_t weights, Py_ssize_t outputs, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
+cdef void output_weights(const double* weight, Py_ssize_t weights, Py_ssize_t outputs, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
     """Multiply elements start ... start + n - 1 by the weights of their outputs."""
     cdef Py_ssize_t i, output = start % outputs
     if weights == 1:
@@ -73,8 +73,9 @@ cdef inline void output_weights(const double* weight, Py_ssize_t weights, Py_ssi
         output = output + 1 if output + 1 < outputs else 0
 
 
-cdef inline void element_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
-    """What the elements of a chunk count for: 0 where masked, else their weight times their output's."""
+cdef void element_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, bint classes, real* scratch) noexcept nogil:
+    """What the elements of a chunk count for: 0 where masked, else their weight, with `classes` times
+    that of their output."""
     cdef real* weight = scratch + WEIGHT
     cdef real* kept = scratch + KEPT
     cdef Py_ssize_t i
@@ -83,14 +84,14 @@ cdef inline void element_weights(const Job* job, Py_ssize_t start, Py_ssize_t n,
     else:
         for i in range(n):
             weight[i] = 1
-    if job.o.class_weight != NULL:
+    if classes and job.o.class_weight != NULL:
         output_weights(job.o.class_weight, job.o.class_weights, job.outputs, start, n, weight)
     if job.masked:
         load_flat(&job.keep, start, n, kept)
         weigh(weight, <const real*>kept, n)
 
 
-cdef inline void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, Sum* total) noexcept nogil:
+cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, Sum* total) noexcept nogil:
     """Apply the weights, add up or store the losses, store the derivatives."""
     cdef Py_ssize_t i, padded = (n + LANES - 1) & ~(LANES - 1)
     cdef double error
@@ -103,7 +104,7 @@ cdef inline void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, rea
         for i in range(n):
             product[i] *= hess[i] * factor
     if job.weighted:
-        element_weights(job, start, n, scratch)
+        element_weights(job, start, n, True, scratch)
         weigh(value, <const real*>(scratch + WEIGHT), n)
         weigh(scratch + GRAD, <const real*>(scratch + WEIGHT), n)
         weigh(hess, <const real*>(scratch + WEIGHT), n)
@@ -124,14 +125,14 @@ cdef inline void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, rea
         store_flat(&job.h, start, n, <const real*>hess)
 
 
-cdef inline void store_values(char* values, int kind, Py_ssize_t start, const real* from_, Py_ssize_t n) noexcept nogil:
+cdef void store_values(char* values, int kind, Py_ssize_t start, const real* from_, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t size = 4 if kind == np.NPY_FLOAT else 8
     scatter(from_, values + start * size, kind, size, n)
 
 
 # ---- statistics -----------------------------------------------------------------------------------
 
-cdef inline void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n, const real* x, real* scratch) noexcept nogil:
+cdef void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n, const real* x, real* scratch) noexcept nogil:
     """Prediction, log(1 + e**x) and entropy of a chunk. Of x = log(a / (1 - a)), both logarithms and
     a / (1 - a) or its inverse, whichever is below 1, are at hand."""
     cdef const real* e = scratch + EXPONENTIAL
@@ -142,7 +143,7 @@ cdef inline void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n
     cdef double large, small
     cdef Py_ssize_t i
     if job.weighted:
-        element_weights(job, start, n, scratch)
+        element_weights(job, start, n, False, scratch)
     for i in range(n):
         (<char*>job.predicted)[start + i] = x[i] > 0 and not (job.weighted and weight[i] == 0)
     for i in range(n):

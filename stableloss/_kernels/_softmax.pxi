@@ -13,7 +13,7 @@
 cdef enum:
     NARROW = 128            # classes up to which rows are lanes
     PIECE = 2048            # logits of a wide row in scratch at once: leaves room in the L1 cache
-    BUFFER = NARROW * GROUP     # one of the three buffers in scratch
+    BUFFER = NARROW * GROUP     # one of the eight buffers in scratch
 
 
 cdef inline bint is_positive_infinity(real x) noexcept nogil:
@@ -29,7 +29,7 @@ cdef inline real indicator_logit(real x) noexcept nogil:
 
 # ---- rows as lanes --------------------------------------------------------------------------------
 
-cdef inline void transpose(const real* source, Py_ssize_t source_stride, Py_ssize_t rows, Py_ssize_t columns, real* to, Py_ssize_t to_stride) noexcept nogil:
+cdef void transpose(const real* source, Py_ssize_t source_stride, Py_ssize_t rows, Py_ssize_t columns, real* to, Py_ssize_t to_stride) noexcept nogil:
     """to[c, r] = source[r, c]; strides in elements."""
     cdef Py_ssize_t side = 4 if real is float else 2
     cdef Py_ssize_t r, c, whole_rows = 0
@@ -55,7 +55,7 @@ cdef inline bint transposable(const Operand* op, real hint) noexcept nogil:
             and op.stride[0] % <Py_ssize_t>sizeof(real) == 0)
 
 
-cdef inline void load_lanes(const Operand* op, Py_ssize_t start, int count, Py_ssize_t k, real* s) noexcept nogil:
+cdef void load_lanes(const Operand* op, Py_ssize_t start, int count, Py_ssize_t k, real* s) noexcept nogil:
     """s[c, j] = class c of row start + j, of any element type; lanes without a row are 0."""
     cdef Py_ssize_t offset[GROUP]
     cdef Py_ssize_t c, stride
@@ -83,7 +83,7 @@ cdef inline void load_lanes(const Operand* op, Py_ssize_t start, int count, Py_s
             s[c * GROUP + j] = 0
 
 
-cdef inline void store_lanes(const real* s, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k) noexcept nogil:
+cdef void store_lanes(const real* s, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k) noexcept nogil:
     cdef Py_ssize_t offset[GROUP]
     cdef Py_ssize_t c, stride
     cdef int j
@@ -161,7 +161,7 @@ cdef inline void lane_totals(const real* s, Py_ssize_t k, double* total, double*
                 total[j] = t
 
 
-cdef inline void clear_lanes(real* s, Py_ssize_t k, const double* weight) noexcept nogil:
+cdef void clear_lanes(real* s, Py_ssize_t k, const double* weight) noexcept nogil:
     """Zeros in place of every row of weight 0, whatever it holds."""
     cdef Py_ssize_t c
     cdef int j
@@ -177,7 +177,7 @@ cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
     return (n + LANES - 1) & ~(LANES - 1)
 
 
-cdef inline void load_piece(const Job* job, const char* row, Py_ssize_t start, Py_ssize_t n, bint infinite, real* s) noexcept nogil:
+cdef void load_piece(const Job* job, const char* row, Py_ssize_t start, Py_ssize_t n, bint infinite, real* s) noexcept nogil:
     """Logits start ... start + n - 1 of a row, padded with -inf to a multiple of LANES."""
     cdef Py_ssize_t i
     gather(row + start * job.x.inner, job.x.kind, job.x.inner, n, s)
@@ -196,7 +196,7 @@ cdef inline void fold_maximum(real* lane, int width) noexcept nogil:
         lane[j] = lane[j + width] if lane[j + width] > lane[j] else lane[j]
 
 
-cdef inline real piece_maximum(const real* s, Py_ssize_t n) noexcept nogil:
+cdef real piece_maximum(const real* s, Py_ssize_t n) noexcept nogil:
     """Maximum of n numbers, n a multiple of LANES; NaN may lose."""
     cdef real lane[LANES]
     cdef Py_ssize_t i
@@ -214,7 +214,7 @@ cdef inline real piece_maximum(const real* s, Py_ssize_t n) noexcept nogil:
     return lane[0]
 
 
-cdef inline const real* piece_source(const Job* job, const char* row, Py_ssize_t start, Py_ssize_t n, bint infinite, real* s) noexcept nogil:
+cdef const real* piece_source(const Job* job, const char* row, Py_ssize_t start, Py_ssize_t n, bint infinite, real* s) noexcept nogil:
     """Where the logits of a piece can be read: where they lie, if they are contiguous and used as
     they are, or in s. The last n % LANES of them, padded with -inf, are in s in any case."""
     cdef Py_ssize_t i, whole = n & ~(LANES - 1)
@@ -230,7 +230,7 @@ cdef inline const real* piece_source(const Job* job, const char* row, Py_ssize_t
     return source
 
 
-cdef inline real row_maximum(const Job* job, const char* row, bint keep, bint* infinite, real* s) noexcept nogil:
+cdef real row_maximum(const Job* job, const char* row, bint keep, bint* infinite, real* s) noexcept nogil:
     """Maximum of a row, and whether the row stands for its limit. With `keep`, a row of one piece is
     left in s."""
     cdef Py_ssize_t start, n, whole
@@ -259,7 +259,7 @@ cdef inline real row_maximum(const Job* job, const char* row, bint keep, bint* i
     return m
 
 
-cdef inline void exponentials(real* s, Py_ssize_t n, real m) noexcept nogil:
+cdef void exponentials(real* s, Py_ssize_t n, real m) noexcept nogil:
     """s = e**(s - m) in place, n a multiple of LANES."""
     cdef real a, b_hi, b_lo
     cdef Py_ssize_t i
@@ -270,7 +270,19 @@ cdef inline void exponentials(real* s, Py_ssize_t n, real m) noexcept nogil:
             s[i * LANES + j] = exp_shifted(s[i * LANES + j], a, b_hi, b_lo)
 
 
-cdef inline void scale_in_place(char* row, Py_ssize_t stride, Py_ssize_t n, real scale) noexcept nogil:
+cdef inline void scatter_scaled(real* s, real scale, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+    """Write s * scale; may overwrite s."""
+    cdef Py_ssize_t i
+    if kind == kind_of(scale) and stride == <Py_ssize_t>sizeof(real):
+        for i in range(n):
+            (<real*>data)[i] = s[i] * scale
+        return
+    for i in range(n):
+        s[i] *= scale
+    scatter(<const real*>s, data, kind, stride, n)
+
+
+cdef void scale_in_place(char* row, Py_ssize_t stride, Py_ssize_t n, real scale) noexcept nogil:
     cdef Py_ssize_t i
     cdef real* values = <real*>row
     if stride == <Py_ssize_t>sizeof(real):
@@ -281,7 +293,7 @@ cdef inline void scale_in_place(char* row, Py_ssize_t stride, Py_ssize_t n, real
             (<real*>(row + i * stride))[0] *= scale
 
 
-cdef inline void exponentials_of(const real* source, real* s, Py_ssize_t n, real m) noexcept nogil:
+cdef void exponentials_of(const real* source, real* s, Py_ssize_t n, real m) noexcept nogil:
     """s = e**(source - m) for the n logits of a piece from `piece_source`."""
     cdef real a, b_hi, b_lo
     cdef Py_ssize_t i, whole = n & ~(LANES - 1)
@@ -309,7 +321,7 @@ cdef inline double row_scale(double weight, double divisor, double total, double
     return corrected if corrected - corrected == 0 else q
 
 
-cdef inline void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* y) noexcept nogil:
+cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* y) noexcept nogil:
     """Class indices of a group; those of rows that do not count, which may be anything, as 0."""
     cdef double index[GROUP]
     cdef int j
@@ -320,7 +332,7 @@ cdef inline void load_classes(const Job* job, Py_ssize_t start, int count, Py_ss
         y[j] = <Py_ssize_t>index[j] if index[j] >= 0 and index[j] < job.k else 0
 
 
-cdef inline void close_rows(const Job* job, Py_ssize_t start, int count, double* loss, const double* weight, Sum* total) noexcept nogil:
+cdef void close_rows(const Job* job, Py_ssize_t start, int count, double* loss, const double* weight, Sum* total) noexcept nogil:
     """Weigh the losses of a group, and store them or add them up."""
     cdef double lost[GROUP]
     cdef int j

@@ -8,8 +8,7 @@
 # loses nothing for the maximum, nor for the rest. Sums over other quantities are split in the same way.
 
 cdef enum:
-    TILE = 2048
-    TILE_CLASSES = 64       # TILE / GROUP: classes up to which rows are columns
+    TILE = BUFFER           # entries at most; PIECE where the tile is wide
 
 
 cdef struct Tile:
@@ -41,19 +40,19 @@ cdef struct Columns:
 
 
 cdef inline Py_ssize_t tiles_of(const Job* job, bint wide) noexcept nogil:
-    return (job.k + TILE - 1) // TILE if wide else 1
+    return (job.k + PIECE - 1) // PIECE if wide else 1
 
 
 cdef inline void place_tile(const Job* job, Py_ssize_t start, int count, bint wide, Py_ssize_t index, Tile* tile) noexcept nogil:
     tile.start = start
     tile.count = count
     tile.wide = wide
-    tile.first = index * TILE
-    tile.n = min(<Py_ssize_t>TILE, job.k - tile.first)
+    tile.first = index * PIECE
+    tile.n = min(<Py_ssize_t>PIECE, job.k - tile.first)
     tile.lines = padded(tile.n) // GROUP if wide else tile.n
 
 
-cdef inline void read_tile(const Operand* op, const Tile* tile, real* to) noexcept nogil:
+cdef void read_tile(const Operand* op, const Tile* tile, real* to) noexcept nogil:
     """Entries of an operand; 0 where there is no row or class."""
     cdef Py_ssize_t offset, i
     if tile.wide:
@@ -65,7 +64,7 @@ cdef inline void read_tile(const Operand* op, const Tile* tile, real* to) noexce
         load_lanes(op, tile.start, tile.count, tile.n, to)
 
 
-cdef inline void write_tile(const real* s, const Operand* op, const Tile* tile) noexcept nogil:
+cdef void write_tile(const real* s, const Operand* op, const Tile* tile) noexcept nogil:
     cdef Py_ssize_t offset
     if tile.wide:
         row_offsets(op, tile.start, 1, &offset)
@@ -77,14 +76,14 @@ cdef inline void write_tile(const real* s, const Operand* op, const Tile* tile) 
 cdef void clear_row(const Job* job, const Operand* op, Py_ssize_t row, real* s) noexcept nogil:
     cdef Tile tile
     cdef Py_ssize_t index, i
-    for i in range(min(<Py_ssize_t>TILE, job.k)):
+    for i in range(min(<Py_ssize_t>PIECE, job.k)):
         s[i] = 0
     for index in range(tiles_of(job, True)):
         place_tile(job, row, 1, True, index, &tile)
         write_tile(<const real*>s, op, &tile)
 
 
-cdef inline void start_total(Total* total) noexcept nogil:
+cdef void start_total(Total* total) noexcept nogil:
     cdef int j
     for j in range(GROUP):
         total.sum[j] = total.lost[j] = 0
@@ -98,7 +97,7 @@ cdef inline void accumulate(real hint, double* total, double* lost, double term)
     total[0] = s
 
 
-cdef inline void settle(Total* total, bint wide) noexcept nogil:
+cdef void settle(Total* total, bint wide) noexcept nogil:
     """Add across the columns where they are parts of one row."""
     cdef int j
     if not wide:
@@ -113,7 +112,7 @@ cdef inline void settle(Total* total, bint wide) noexcept nogil:
         total.lost[j] = total.lost[0]
 
 
-cdef inline void settle_whole(Total* total, bint wide) noexcept nogil:
+cdef void settle_whole(Total* total, bint wide) noexcept nogil:
     """The same, with the lost parts added in."""
     cdef int j
     settle(total, wide)
@@ -124,12 +123,14 @@ cdef inline void settle_whole(Total* total, bint wide) noexcept nogil:
 
 # ---- logits ---------------------------------------------------------------------------------------
 
-cdef inline void tile_logits(const Job* job, const Tile* tile, const double* weight, real* x, real* slope) noexcept nogil:
+cdef void tile_logits(const Job* job, const Tile* tile, const double* weight, real* x, real* slope) noexcept nogil:
     """Logits as they enter the softmax, -inf where there is no class; `slope` gets the derivative of
     the cap. Columns of weight 0 are 0, whatever they hold."""
     cdef Py_ssize_t i, n = tile.n if tile.wide else tile.lines * GROUP
     cdef real scale, cap
     read_tile(&job.x, tile, x)
+    if job.weighted and not tile.wide:
+        clear_lanes(x, tile.lines, weight)
     if job.o.clip < SL_INFINITY:
         clamp(x, n, job.o.clip, x)
     if job.o.scale != 1:
@@ -143,11 +144,9 @@ cdef inline void tile_logits(const Job* job, const Tile* tile, const double* wei
     for i in range(n, tile.lines * GROUP):
         x[i] = -SL_INFINITY
         slope[i] = 0
-    if job.weighted and not tile.wide:
-        clear_lanes(x, tile.lines, weight)
 
 
-cdef inline void tile_limits(const Tile* tile, const Columns* columns, real* x) noexcept nogil:
+cdef void tile_limits(const Tile* tile, const Columns* columns, real* x) noexcept nogil:
     cdef Py_ssize_t c
     cdef int j
     for j in range(GROUP):
@@ -156,7 +155,7 @@ cdef inline void tile_limits(const Tile* tile, const Columns* columns, real* x) 
                 x[c * GROUP + j] = indicator_logit(x[c * GROUP + j])
 
 
-cdef inline void tile_maximum(const real* x, Py_ssize_t lines, real* m) noexcept nogil:
+cdef void tile_maximum(const real* x, Py_ssize_t lines, real* m) noexcept nogil:
     """Raise each m to the maximum of its column; NaN may lose."""
     cdef Py_ssize_t c
     cdef int j
@@ -165,7 +164,7 @@ cdef inline void tile_maximum(const real* x, Py_ssize_t lines, real* m) noexcept
             m[j] = x[c * GROUP + j] if x[c * GROUP + j] > m[j] else m[j]
 
 
-cdef inline void tile_live(const real* x, Py_ssize_t lines, double* live) noexcept nogil:
+cdef void tile_live(const real* x, Py_ssize_t lines, double* live) noexcept nogil:
     cdef Py_ssize_t c
     cdef int j
     for c in range(lines):
@@ -206,7 +205,7 @@ cdef void tile_maxima(const Job* job, Py_ssize_t start, int count, bint wide, Co
 
 # ---- exponentials and their sums ------------------------------------------------------------------
 
-cdef inline void tile_exponentials(const Tile* tile, const Columns* columns, const real* x, real* e) noexcept nogil:
+cdef void tile_exponentials(const Tile* tile, const Columns* columns, const real* x, real* e) noexcept nogil:
     cdef real a[GROUP]
     cdef real b_hi[GROUP]
     cdef real b_lo[GROUP]
@@ -219,7 +218,7 @@ cdef inline void tile_exponentials(const Tile* tile, const Columns* columns, con
             e[c * GROUP + j] = exp_shifted(x[c * GROUP + j], a[j], b_hi[j], b_lo[j])
 
 
-cdef inline void tile_quotients(const Job* job, const Tile* tile, Columns* columns, real* x, real* e) noexcept nogil:
+cdef void tile_quotients(const Job* job, const Tile* tile, Columns* columns, real* x, real* e) noexcept nogil:
     """The same from probabilities p in x: e = UNIT p / p_max, and x = log(p / p_max), for which 0 takes
     the place of the maximum. The logarithm is that of 1 + (p_max - p) / p, for p near p_max too."""
     cdef real tiny = <real>1.1754943508222875e-38 if job.value_kind == np.NPY_FLOAT else <real>2.2250738585072014e-308
@@ -239,7 +238,7 @@ cdef inline void tile_quotients(const Job* job, const Tile* tile, Columns* colum
             x[c * GROUP + j] = p if p < 0 else -<real>log1p_positive(<double>((m[j] - p) / p))
 
 
-cdef inline void tile_totals(const real* e, Py_ssize_t lines, Total* below, Total* ones) noexcept nogil:
+cdef void tile_totals(const real* e, Py_ssize_t lines, Total* below, Total* ones) noexcept nogil:
     """Add up the exponentials of each column: those below UNIT, and those equal to it."""
     cdef double b[GROUP]
     cdef double b_lost[GROUP]
@@ -264,7 +263,7 @@ cdef inline void tile_totals(const real* e, Py_ssize_t lines, Total* below, Tota
         ones.sum[j] = o[j]
 
 
-cdef inline void tile_split_sum(const real* e, const real* v, Py_ssize_t lines, Total* below, Total* ones) noexcept nogil:
+cdef void tile_split_sum(const real* e, const real* v, Py_ssize_t lines, Total* below, Total* ones) noexcept nogil:
     """Add up v in each column, apart where the exponential is UNIT."""
     cdef double b[GROUP]
     cdef double b_lost[GROUP]
@@ -303,7 +302,7 @@ cdef inline void spread(double* values, bint wide) noexcept nogil:
             values[j] = values[0]
 
 
-cdef inline void settle_exponentials(Columns* columns, bint wide, real hint) noexcept nogil:
+cdef void settle_exponentials(Columns* columns, bint wide, real hint) noexcept nogil:
     cdef double top = unit(hint)
     cdef int j
     settle(&columns.below, wide)
@@ -349,7 +348,7 @@ cdef inline double gap_of(double m, double x) noexcept nogil:
 
 # ---- targets --------------------------------------------------------------------------------------
 
-cdef inline void open_columns(const Job* job, Py_ssize_t start, int count, bint wide, const double* weight, Columns* columns) noexcept nogil:
+cdef void open_columns(const Job* job, Py_ssize_t start, int count, bint wide, const double* weight, Columns* columns) noexcept nogil:
     cdef int j
     for j in range(GROUP):
         columns.weight[j] = weight[0] if wide else weight[j]
@@ -362,7 +361,7 @@ cdef inline void open_columns(const Job* job, Py_ssize_t start, int count, bint 
     start_total(&columns.ones)
 
 
-cdef inline void tile_targets(const Job* job, const Tile* tile, const Columns* columns, bint plain, const real* x, real* q) noexcept nogil:
+cdef void tile_targets(const Job* job, const Tile* tile, const Columns* columns, bint plain, const real* x, real* q) noexcept nogil:
     """Target probabilities; if not `plain`, smoothed and times the weights of their classes. x still holds
     the logits, from which the disabled classes are known."""
     cdef Py_ssize_t i, c
@@ -411,14 +410,14 @@ cdef struct Statistics:
     double undefined[GROUP]         # the first class that is NaN
 
 
-cdef inline void start_statistics(Statistics* statistics) noexcept nogil:
+cdef void start_statistics(Statistics* statistics) noexcept nogil:
     cdef int j
     start_total(&statistics.entropy)
     for j in range(GROUP):
         statistics.predicted[j] = statistics.undefined[j] = DOUBLE_MAX
 
 
-cdef inline void tile_statistics(const Tile* tile, const Columns* columns, bint quotients, const real* x, const real* e, Statistics* statistics) noexcept nogil:
+cdef void tile_statistics(const Tile* tile, const Columns* columns, bint quotients, const real* x, const real* e, Statistics* statistics) noexcept nogil:
     cdef Py_ssize_t c
     cdef int j
     cdef double m, at, v
@@ -433,13 +432,13 @@ cdef inline void tile_statistics(const Tile* tile, const Columns* columns, bint 
                        0 if e[c * GROUP + j] == 0 else e[c * GROUP + j] * gap_of(m, v))
 
 
-cdef inline void store_row_statistics(const Job* job, Py_ssize_t row, int64_t predicted, double lse, double entropy) noexcept nogil:
+cdef void store_row_statistics(const Job* job, Py_ssize_t row, int64_t predicted, double lse, double entropy) noexcept nogil:
     (<int64_t*>job.predicted)[row] = predicted
     store_value(job.lse, job.value_kind, row, lse)
     store_value(job.entropy, job.value_kind, row, entropy)
 
 
-cdef inline void store_statistics(const Job* job, const Tile* tile, const Columns* columns, Statistics* statistics) noexcept nogil:
+cdef void store_statistics(const Job* job, const Tile* tile, const Columns* columns, Statistics* statistics) noexcept nogil:
     cdef double top, m, entropy
     cdef Py_ssize_t row
     cdef int j
@@ -462,7 +461,7 @@ cdef inline void store_statistics(const Job* job, const Tile* tile, const Column
         store_row_statistics(job, row, <int64_t>top if top < DOUBLE_MAX else 0, m + columns.log_sum[j], entropy)
 
 
-cdef inline void tile_probabilities(const Job* job, const Tile* tile, const Columns* columns, const real* e, real* p) noexcept nogil:
+cdef void tile_probabilities(const Job* job, const Tile* tile, const Columns* columns, const real* e, real* p) noexcept nogil:
     cdef real inverse[GROUP]
     cdef Py_ssize_t c
     cdef int j
@@ -488,7 +487,7 @@ cdef void clear_outputs(const Job* job, Py_ssize_t row, int want, real* s) noexc
 
 # ---- one stage's beginning ------------------------------------------------------------------------
 
-cdef inline void prepare_tile(const Job* job, const Tile* tile, Columns* columns, bint plain, real* e, real* x, real* q) noexcept nogil:
+cdef void prepare_tile(const Job* job, const Tile* tile, Columns* columns, bint plain, real* e, real* x, real* q) noexcept nogil:
     """Targets and exponentials of a tile whose logits are in x."""
     tile_targets(job, tile, columns, plain, <const real*>x, q)
     if job.o.probabilities:
@@ -498,7 +497,7 @@ cdef inline void prepare_tile(const Job* job, const Tile* tile, Columns* columns
         tile_exponentials(tile, columns, <const real*>x, e)
 
 
-cdef inline void restore_tile(const Job* job, const Tile* tile, Columns* columns, bint kept, real* e, real* x, real* q, real* slope) noexcept nogil:
+cdef void restore_tile(const Job* job, const Tile* tile, Columns* columns, bint kept, real* e, real* x, real* q, real* slope) noexcept nogil:
     """Logits, targets and exponentials of a tile; with `kept`, the exponentials wait in the gradient."""
     cdef bint plain = job.hard and not job.general
     if kept:
@@ -509,7 +508,7 @@ cdef inline void restore_tile(const Job* job, const Tile* tile, Columns* columns
     prepare_tile(job, tile, columns, plain, e, x, q)
 
 
-cdef inline void steer(const Job* job, const Tile* tile, const real* slope, real* values) noexcept nogil:
+cdef void steer(const Job* job, const Tile* tile, const real* slope, real* values) noexcept nogil:
     """Times the derivative of scale and cap."""
     cdef real scale = <real>job.o.scale
     cdef Py_ssize_t i
@@ -521,10 +520,12 @@ cdef inline void steer(const Job* job, const Tile* tile, const real* slope, real
             values[i] *= scale
 
 
-cdef inline void read_vector(const Job* job, const Tile* tile, const real* slope, const real* e, real* v, real* ev) noexcept nogil:
+cdef void read_vector(const Job* job, const Tile* tile, const double* weight, const real* slope, const real* e, real* v, real* ev) noexcept nogil:
     """The vector of the product, along the logits after scale and cap, and e v."""
     cdef Py_ssize_t i
     read_tile(&job.v, tile, v)
+    if job.weighted and not tile.wide:
+        clear_lanes(v, tile.lines, weight)
     steer(job, tile, slope, v)
     for i in range(tile.lines * GROUP):
         ev[i] = 0 if e[i] == 0 else e[i] * v[i]

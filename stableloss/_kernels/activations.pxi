@@ -47,7 +47,7 @@ cdef object elementwise(object x, object out, const Kernel* kernel):
     ndim = np.PyArray_NDIM(x)
     if not is_floating(kind):
         return None
-    out = derivative_array(out, x, ())
+    out = derivative_array(out, x, x, None, None, None)
     if out is None:
         return None
     job.n = np.PyArray_SIZE(x)
@@ -146,7 +146,7 @@ cdef void activation_tiles(const Job* job, Py_ssize_t start, int count, bint wid
 cdef void rows_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
     cdef Py_ssize_t at, row
     for at from start <= at < stop by GROUP:
-        if job.k <= TILE_CLASSES:
+        if job.k <= NARROW:
             activation_tiles(job, at, <int>min(<Py_ssize_t>GROUP, stop - at), False, scratch)
             continue
         for row in range(at, min(at + GROUP, stop)):

@@ -13,6 +13,47 @@ cdef inline double scaled_curvature(double z, double numerator, double e) noexce
     return fma(numerator, e - 1 if z > 0 else 1 - e, e)
 
 
+cdef inline double corrected_quotient(double a, double a_low, double b, double b_low) noexcept nogil:
+    """(a + a_low) / (b + b_low), rounded nearly once."""
+    cdef double inverse = 1 / b
+    cdef double q = a * inverse
+    cdef double qb = q * b
+    return q + (((a - qb) - product_error(q, b, qb) + a_low) - q * b_low) * inverse
+
+
+cdef inline void times(double* a, double* a_low, double b, double b_low) noexcept nogil:
+    """a times b, each a number and what it lacks."""
+    cdef double product = a[0] * b
+    a_low[0] = product_error(a[0], b, product) + (a[0] * b_low + a_low[0] * b)
+    a[0] = product
+
+
+cdef inline double mse_gradient_64(double numerator, double e, double divisor) noexcept nogil:
+    """Takes along the errors of the last three roundings, enough for 4 ulp."""
+    cdef double square = square_of_one_plus(e)
+    cdef double a = numerator
+    cdef double a_low = 0
+    cdef double b = fma(square, e, square)
+    cdef double b_low = 0
+    times(&a, &a_low, e, 0)
+    times(&b, &b_low, divisor, 0)
+    return corrected_quotient(a, a_low, b, b_low)
+
+
+cdef inline double mse_curvature_64(double z, double numerator, double e) noexcept nogil:
+    """Takes along the errors of all roundings after those of e and the bracket."""
+    cdef double one = 1 + e
+    cdef double one_low = e - (one - 1)
+    cdef double a = scaled_curvature(z, numerator, e)
+    cdef double a_low = 0
+    cdef double b = one
+    cdef double b_low = one_low
+    times(&a, &a_low, e, 0)
+    times(&b, &b_low, one, one_low)
+    times(&b, &b_low, b, b_low)
+    return corrected_quotient(a, a_low, b, b_low)
+
+
 cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
     cdef real* value = scratch + VALUE
     cdef real* grad = scratch + GRAD
@@ -31,7 +72,7 @@ cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         for i in range(n):
             e[i] = exp_negative(-absolute(z[i]))
         # powers of e and 1 + e multiply their relative errors: float32 takes them in float64, and
-        # float64 through polynomials of e, one rounding for several
+        # float64 takes errors along
         for i in range(n):
             ed = e[i]
             numerator = bce_numerator(<double>z[i], <double>y[i], ed)
@@ -41,15 +82,17 @@ cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
                 value[i] = <real>(0.5 * d * d)
                 grad[i] = <real>(d * (ed * q * q) * scale)
             else:
-                square = square_of_one_plus(ed)
-                value[i] = 0.5 * (numerator * numerator) / square
-                grad[i] = numerator * ed / (fma(square, ed, square) * job.divisor)
+                value[i] = 0.5 * (numerator * numerator) / square_of_one_plus(ed)
+                grad[i] = mse_gradient_64(numerator, ed, job.divisor)
         if job.want & (WANT_HESS | WANT_PRODUCT):
             for i in range(n):
-                ed = exp_negative(-absolute(<double>z[i]))
-                square = square_of_one_plus(ed)
+                ed = exp_negative(-absolute(<double>z[i])) if real is float else e[i]
                 numerator = bce_numerator(<double>z[i], <double>y[i], ed)
-                hess[i] = <real>(ed * scaled_curvature(z[i], numerator, ed) / (square * square))
+                if real is float:
+                    square = square_of_one_plus(ed)
+                    hess[i] = <real>(ed * scaled_curvature(z[i], numerator, ed) / (square * square))
+                else:
+                    hess[i] = mse_curvature_64(z[i], numerator, ed)
         if job.want & WANT_STATS:
             for i in range(n):
                 log_on[i] = (-z[i] if z[i] < 0 else 0) + log1p_unit(e[i])

@@ -22,13 +22,17 @@
 
 # ---- class indices --------------------------------------------------------------------------------
 
-cdef inline void hard_losses(real hint, const double* rest, const double* lost, const double* e_target, const double* gap, double* loss) noexcept nogil:
+cdef enum:
+    FEW = 8                 # rows that take less time one by one than as lanes with the others empty
+
+
+cdef void hard_losses(real hint, int count, const double* rest, const double* lost, const double* e_target, const double* gap, double* loss) noexcept nogil:
     """Losses of a group: gap = m - x_y; sum = rest + e_target."""
     cdef double top = unit(hint)
     cdef double inverse = 1 / top
     cdef double above
     cdef int j
-    for j in range(GROUP):
+    for j in range(count):
         # where the target is not the maximum, rest holds the maximum's UNIT
         above = rest[j] + lost[j] if gap[j] == 0 else (rest[j] - top) + (e_target[j] + lost[j])
         loss[j] = gap[j] + log1p_positive(above * inverse)
@@ -81,12 +85,64 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
         for j in range(GROUP):
             s[y[j] * GROUP + j] = <real>(-(rest[j] + lost[j]) * factor[j])
         store_lanes(<const real*>s, &job.g, start, count, k)
-    hard_losses(m[0], rest, lost, e_target, gap, loss)
+    hard_losses(m[0], GROUP, rest, lost, e_target, gap, loss)
 
 
-cdef inline void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight, char* grad, double* rest, double* lost, double* e_target, double* gap, real* s) noexcept nogil:
+cdef void hard_few(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
+    """The same for too few rows to fill the lanes, one after the other: with the bits of `hard_narrow`,
+    as the sum runs over the classes in the same order."""
+    cdef Py_ssize_t row[FEW]
+    cdef Py_ssize_t to[FEW]
+    cdef Py_ssize_t y[GROUP]
+    cdef double gap[FEW]
+    cdef double e_target[FEW]
+    cdef double rest[FEW]
+    cdef double lost[FEW]
+    cdef double total, error, t, factor
+    cdef real m, scale
+    cdef bint infinite
+    cdef Py_ssize_t c, k = job.k
+    cdef int j
+    load_classes(job, start, count, y)
+    row_offsets(&job.x, start, count, row)
+    if job.want & WANT_GRAD:
+        row_offsets(&job.g, start, count, to)
+    for j in range(count):
+        gap[j] = rest[j] = lost[j] = 0
+        e_target[j] = 1
+        if weight[j] == 0:
+            if job.want & WANT_GRAD:
+                clear_row(job, &job.g, start + j, s)
+            continue
+        m = row_maximum(job, job.x.data + row[j], True, &infinite, s)
+        gap[j] = <double>m - <double>s[y[j]]
+        exponentials(s, padded(k), m)
+        e_target[j] = s[y[j]]
+        s[y[j]] = 0
+        total = s[0]
+        error = 0
+        for c in range(1, k):
+            if real is float:
+                total += <double>s[c]
+            else:
+                t = total + s[c]
+                error += (total - t) + s[c]
+                total = t
+        rest[j] = total
+        lost[j] = error
+        if job.want & WANT_GRAD:
+            factor = hard_scale(m, weight[j], job.divisor, total, error, e_target[j])
+            scale = <real>factor
+            for c in range(k):
+                s[c] *= scale
+            s[y[j]] = <real>(-(total + error) * factor)
+            scatter(<const real*>s, job.g.data + to[j], job.g.kind, job.g.inner, k)
+    hard_losses(s[0], count, rest, lost, e_target, gap, loss)
+
+
+cdef void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight, char* grad, double* rest, double* lost, double* e_target, double* gap, real* s) noexcept nogil:
     """One row: its gradient, and what its loss is made from."""
-    cdef Py_ssize_t start, n, i, k = job.k
+    cdef Py_ssize_t start, n, k = job.k
     cdef bint infinite, whole = k <= PIECE
     cdef bint wanted = job.want & WANT_GRAD != 0
     # the exponentials of a row of several pieces wait in the gradient's place, if it can hold them
@@ -119,18 +175,14 @@ cdef inline void hard_wide(const Job* job, const char* row, Py_ssize_t y, double
     scale = <real>factor
     if keep:
         scale_in_place(grad, job.g.inner, k, scale)
-        (<real*>(grad + y * job.g.inner))[0] = <real>(-(rest[0] + lost[0]) * factor)
-        return
-    for start from 0 <= start < k by PIECE:
+    for start from 0 <= start < (0 if keep else k) by PIECE:
         n = min(<Py_ssize_t>PIECE, k - start)
         if not whole:
             source = piece_source(job, row, start, n, infinite, s)
             exponentials_of(source, s, n, m)
-        for i in range(n):
-            s[i] *= scale
-        if start <= y < start + n:
-            s[y - start] = <real>(-(rest[0] + lost[0]) * factor)
-        scatter(<const real*>s, grad + start * job.g.inner, job.g.kind, job.g.inner, n)
+        scatter_scaled(s, scale, grad + start * job.g.inner, job.g.kind, job.g.inner, n)
+    scale = <real>(-(rest[0] + lost[0]) * factor)
+    scatter(<const real*>&scale, grad + y * job.g.inner, job.g.kind, job.g.inner, 1)
 
 
 cdef void hard_wide_group(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
@@ -155,7 +207,7 @@ cdef void hard_wide_group(const Job* job, Py_ssize_t start, int count, const dou
                       &rest[j], &lost[j], &e_target[j], &gap[j], s)
         elif job.want & WANT_GRAD:
             clear_row(job, &job.g, start + j, s)
-    hard_losses(s[0], rest, lost, e_target, gap, loss)
+    hard_losses(s[0], GROUP, rest, lost, e_target, gap, loss)
 
 
 # ---- all else, in tiles ---------------------------------------------------------------------------
@@ -179,6 +231,7 @@ cdef inline void focal_terms(double e, double others, double minus_log, double g
 cdef struct Terms:
     # Sums over the classes of a column, apart for exponentials below UNIT and equal to it.
     Total loss              # q (m - x) / 2; with focusing q (1 - p)**g S
+    Total mass              # q
     Total first_below
     Total first_ones
     Total second_below
@@ -189,22 +242,32 @@ cdef struct Terms:
     Total turn_ones
 
 
-cdef inline void tile_products(const Tile* tile, const double* m, const real* x, const real* q, Total* dot) noexcept nogil:
-    """Add up q (m - x) / 2; an absent class costs nothing even where x is -inf."""
+cdef void tile_products(const Tile* tile, const double* m, const real* x, const real* q, Total* dot, Total* mass) noexcept nogil:
+    """Add up q (m - x) / 2 and q; an absent class costs nothing even where x is -inf."""
+    cdef double top[GROUP]
     cdef double s[GROUP]
-    cdef double lost[GROUP]
+    cdef double s_lost[GROUP]
+    cdef double t[GROUP]
+    cdef double t_lost[GROUP]
+    cdef double share
     cdef Py_ssize_t c
     cdef int j
     for j in range(GROUP):
+        top[j] = m[j]
         s[j] = dot.sum[j]
-        lost[j] = dot.lost[j]
+        s_lost[j] = dot.lost[j]
+        t[j] = mass.sum[j]
+        t_lost[j] = mass.lost[j]
     for c in range(tile.lines):
         for j in range(GROUP):
-            accumulate(x[0], &s[j], &lost[j],
-                       0 if q[c * GROUP + j] == 0 else gap_of(m[j], x[c * GROUP + j]) * <double>q[c * GROUP + j])
+            share = q[c * GROUP + j]
+            accumulate(x[0], &s[j], &s_lost[j], 0 if share == 0 else gap_of(top[j], x[c * GROUP + j]) * share)
+            accumulate(x[0], &t[j], &t_lost[j], share)
     for j in range(GROUP):
         dot.sum[j] = s[j]
-        dot.lost[j] = lost[j]
+        dot.lost[j] = s_lost[j]
+        mass.sum[j] = t[j]
+        mass.lost[j] = t_lost[j]
 
 
 cdef inline void focal_entry(const Columns* columns, int j, double m, double gamma, real e, real x, real q, real* first, real* second, double* loss, double* lost) noexcept nogil:
@@ -245,7 +308,7 @@ cdef struct Split:
     double ones_shifted[GROUP]
 
 
-cdef inline void set_split(const Total* below, const Total* ones, const double* shift, Split* split) noexcept nogil:
+cdef void set_split(const Total* below, const Total* ones, const double* shift, Split* split) noexcept nogil:
     cdef int j
     for j in range(GROUP):
         split.below[j] = below.sum[j]
@@ -272,12 +335,6 @@ cdef struct Outcome:
     double slope_total[GROUP]       # G - 2 z lse
 
 
-cdef inline void negate(const real* q, Py_ssize_t n, real* to) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        to[i] = -q[i]
-
-
 cdef void tile_directions(const Tile* tile, const Outcome* out, const real* e, const real* v, const real* ev, real* d) noexcept nogil:
     cdef Py_ssize_t c, i
     cdef int j
@@ -290,6 +347,27 @@ cdef void tile_directions(const Tile* tile, const Outcome* out, const real* e, c
             rest = without(ev[i], e[i] == top, <real>out.v.below[j], <real>out.v.ones[j],
                            <real>out.v.below[j], <real>out.v.ones[j])
             d[i] = (v[i] * others - rest) * <real>out.inverse[j]
+
+
+cdef void plain_gradient(const Tile* tile, const Outcome* out, const real* e, const real* q, real* to) noexcept nogil:
+    """p mass - q, as e (mass - q) - q others over the sum: for a one-hot row either term is 0, and the
+    other keeps its digits."""
+    cdef real ones[GROUP]
+    cdef real below[GROUP]
+    cdef real mass[GROUP]
+    cdef real factor[GROUP]
+    cdef Py_ssize_t c
+    cdef int j
+    for j in range(GROUP):
+        ones[j] = <real>out.ones[j]
+        below[j] = <real>out.below[j]
+        mass[j] = -<real>out.slope_total[j]
+        factor[j] = <real>out.factor[j]
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            to[c * GROUP + j] = fma(
+                e[c * GROUP + j], mass[j] - q[c * GROUP + j],
+                -(q[c * GROUP + j] * remainder_of(e[c * GROUP + j], ones[j], below[j]))) * factor[j]
 
 
 cdef void tile_gradient(const Tile* tile, const Outcome* out, const real* e, const real* first, real* to) noexcept nogil:
@@ -320,7 +398,7 @@ cdef void tile_gradient(const Tile* tile, const Outcome* out, const real* e, con
                                     * remainder_of(e[c * GROUP + j], ones[j], below[j])) * factor[j]
 
 
-cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope, const real* first, const real* second, real* grad, real* to) noexcept nogil:
+cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope, const real* second, const real* grad, real* to) noexcept nogil:
     cdef real ones[GROUP]
     cdef real below[GROUP]
     cdef real curvature[GROUP]
@@ -356,7 +434,6 @@ cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, con
                     to[i] = 0
                 to[i] += e[i] * (rest + square * e[i] - others * total[j]) * curvature[j]
     if job.o.cap != 0:
-        tile_gradient(tile, out, e, first, grad)
         for i in range(tile.lines * GROUP):
             bend = -<real>2 * (x[i] / cap) * slope[i] / cap
             to[i] = scale * scale * (slope[i] * slope[i] * to[i] + bend * grad[i])
@@ -365,14 +442,13 @@ cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, con
             to[i] *= scale * scale
 
 
-cdef void tile_product(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope, real* first, const real* second, const real* v, const real* d, real* to) noexcept nogil:
+cdef void tile_product(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope, const real* grad, const real* second, const real* v, const real* d, real* to) noexcept nogil:
     cdef real top = unit(e[0])
     cdef real cap = <real>job.o.cap
     cdef real square = <real>(2 * job.o.z_loss)
     cdef real others, turn, p
     cdef Py_ssize_t c, i
     cdef int j
-    # leaves the gradient in `first` where the cap asks for it
     for c in range(tile.lines):
         for j in range(GROUP):
             i = c * GROUP + j
@@ -387,9 +463,8 @@ cdef void tile_product(const Job* job, const Tile* tile, const Outcome* out, con
             to[i] *= <real>(out.factor[j] / out.inverse[j])
     steer(job, tile, slope, to)
     if job.o.cap != 0:
-        tile_gradient(tile, out, e, <const real*>first, first)
         for i in range(tile.lines * GROUP):
-            to[i] -= <real>2 * (x[i] / cap) / cap * <real>job.o.scale * v[i] * first[i]
+            to[i] -= <real>2 * (x[i] / cap) / cap * <real>job.o.scale * v[i] * grad[i]
 
 
 cdef void tile_target_gradient(const Job* job, const Tile* tile, const Columns* columns, const double* m, const real* e, const real* x, real* to) noexcept nogil:
@@ -421,6 +496,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
     cdef real* first = scratch + 5 * TILE
     cdef real* second = scratch + 6 * TILE
     cdef real* to = scratch + 7 * TILE
+    cdef real* grad = first             # which the gradient is the last to read
     cdef const Settings* o = job.o
     cdef Py_ssize_t index, i, tiles = tiles_of(job, wide)
     cdef bint focal = o.focal != 0
@@ -442,9 +518,10 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
     cdef Total unused
     open_columns(job, start, count, wide, weight, &columns)
     start_total(&terms.loss)
-    start_total(&terms.first_below)
-    start_total(&terms.first_ones)
+    start_total(&terms.mass)
     if focal:
+        start_total(&terms.first_below)
+        start_total(&terms.first_ones)
         start_total(&terms.second_below)
         start_total(&terms.second_ones)
         start_total(&unused)
@@ -468,11 +545,9 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
         prepare_tile(job, &tile, &columns, job.hard and not job.general, e, x, q)
         tile_totals(<const real*>e, tile.lines, &columns.below, &columns.ones)
         if not focal:
-            tile_products(&tile, m, <const real*>x, <const real*>q, &terms.loss)
-            negate(<const real*>q, tile.lines * GROUP, first)
-            tile_split_sum(<const real*>e, <const real*>first, tile.lines, &terms.first_below, &terms.first_ones)
+            tile_products(&tile, m, <const real*>x, <const real*>q, &terms.loss, &terms.mass)
         if product:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
             tile_split_sum(<const real*>e, <const real*>to, tile.lines, &terms.v_below, &terms.v_ones)
         if want & WANT_STATS:
             tile_statistics(&tile, &columns, o.probabilities, <const real*>x, <const real*>e, &statistics)
@@ -482,13 +557,17 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
     for j in range(columns_of(wide)):
         out.ones[j] = columns.ones.sum[j]
         out.below[j] = columns.below.sum[j] + columns.below.lost[j]
-        out.inverse[j] = inverse_sum(&columns, j, 1, 1, scratch[0])
         out.factor[j] = inverse_sum(&columns, j, columns.weight[j], job.divisor, scratch[0])
-        out.curvature[j] = inverse_square(&columns, j, columns.weight[j], scratch[0])
+    if product:
+        for j in range(columns_of(wide)):
+            out.inverse[j] = inverse_sum(&columns, j, 1, 1, scratch[0])
+    if want & WANT_HESS:
+        for j in range(columns_of(wide)):
+            out.curvature[j] = inverse_square(&columns, j, columns.weight[j], scratch[0])
     spread(out.ones, wide)
     spread(out.below, wide)
-    spread(out.inverse, wide)
     spread(out.factor, wide)
+    spread(out.inverse, wide)
     spread(out.curvature, wide)
 
     # focusing needs the probabilities
@@ -504,23 +583,28 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
         for i in range(TILE):
             second[i] = 0
     settle_whole(&terms.loss, wide)
-    settle_whole(&terms.first_below, wide)
-    settle_whole(&terms.first_ones, wide)
-    for j in range(GROUP):
+    if focal:
+        settle_whole(&terms.first_below, wide)
+        settle_whole(&terms.first_ones, wide)
+        settle_whole(&terms.second_below, wide)
+        settle_whole(&terms.second_ones, wide)
+        for j in range(GROUP):
+            terms.mass.sum[j] = -(terms.first_below.sum[j] + terms.first_ones.sum[j])
+    else:
+        settle_whole(&terms.mass, wide)
+    for j in range(columns_of(wide)):
         lse = (SL_INFINITY if columns.limit[j] else columns.m[j]) + columns.log_sum[j]
         shift[j] = 0 if o.z_loss == 0 else -2 * o.z_loss * lse
-        out.slope_total[j] = (terms.first_below.sum[j] + terms.first_ones.sum[j]) + shift[j]
-        if want & WANT_LOSS and j < (1 if wide else GROUP):
-            loss[j] = terms.loss.sum[j]
-            if not focal:
-                loss[j] = 2 * loss[j] - (terms.first_below.sum[j] + terms.first_ones.sum[j]) * columns.log_sum[j]
+        out.slope_total[j] = shift[j] - terms.mass.sum[j]
+        if want & WANT_LOSS:
+            loss[j] = terms.loss.sum[j] if focal else 2 * terms.loss.sum[j] + terms.mass.sum[j] * columns.log_sum[j]
             if o.z_loss != 0:
                 # not multiplied by a weight that stands for the class
                 loss[j] += o.z_loss * lse * lse
-    set_split(&terms.first_below, &terms.first_ones, shift, &out.first)
+    spread(out.slope_total, wide)
     if focal:
-        settle_whole(&terms.second_below, wide)
-        settle_whole(&terms.second_ones, wide)
+        spread(shift, wide)
+        set_split(&terms.first_below, &terms.first_ones, shift, &out.first)
         set_split(&terms.second_below, &terms.second_ones, nothing, &out.second)
     if product:
         settle_whole(&terms.v_below, wide)
@@ -534,7 +618,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             if tiles > 1:
                 restore_tile(job, &tile, &columns, False, e, x, q, slope)
                 tile_focal(job, &tile, &columns, m, <const real*>e, <const real*>x, <const real*>q, first, second, &unused)
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, q)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, q)
             tile_directions(&tile, &out, <const real*>e, <const real*>v, <const real*>q, to)
             for i in range(tile.lines * GROUP):
                 to[i] *= second[i]
@@ -553,34 +637,36 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             restore_tile(job, &tile, &columns, keep, e, x, q, slope)
             if focal:
                 tile_focal(job, &tile, &columns, m, <const real*>e, <const real*>x, <const real*>q, first, second, &unused)
-            else:
-                negate(<const real*>q, tile.lines * GROUP, first)
         if job.with_probabilities:
             tile_probabilities(job, &tile, &columns, <const real*>e, to)
         if want & WANT_TARGET_GRAD:
             tile_target_gradient(job, &tile, &columns, m, <const real*>e, <const real*>x, to)
             write_tile(<const real*>to, &job.g, &tile)
+        if want & WANT_GRAD or o.cap != 0:
+            if focal:
+                tile_gradient(&tile, &out, <const real*>e, <const real*>first, grad)
+            else:
+                plain_gradient(&tile, &out, <const real*>e, <const real*>q, grad)
         if product:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, q)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, q)
             tile_directions(&tile, &out, <const real*>e, <const real*>v, <const real*>q, q)
-            tile_product(job, &tile, &out, <const real*>e, <const real*>x, <const real*>slope, first,
+            tile_product(job, &tile, &out, <const real*>e, <const real*>x, <const real*>slope, <const real*>grad,
                          <const real*>second, <const real*>v, <const real*>q, to)
             write_tile(<const real*>to, &job.g, &tile)
         if want & WANT_HESS:
-            tile_hessian(job, &tile, &out, <const real*>e, <const real*>x, <const real*>slope, <const real*>first,
-                         <const real*>second, v, to)
+            tile_hessian(job, &tile, &out, <const real*>e, <const real*>x, <const real*>slope, <const real*>second,
+                         <const real*>grad, to)
             write_tile(<const real*>to, &job.h, &tile)
         if want & WANT_GRAD:
-            tile_gradient(&tile, &out, <const real*>e, <const real*>first, to)
-            steer(job, &tile, <const real*>slope, to)
-            write_tile(<const real*>to, &job.g, &tile)
+            steer(job, &tile, <const real*>slope, grad)
+            write_tile(<const real*>grad, &job.g, &tile)
 
 
 cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
     # class indices have their own way to loss and gradient, which a Hessian beside it does not change
     cdef bint fast = job.hard and not job.general
     cdef int tiled = job.want & WANT_HESS if fast else job.want
-    cdef bint wide = job.k > TILE_CLASSES
+    cdef bint wide = job.k > NARROW
     cdef Py_ssize_t at
     cdef int count, j
     cdef double weight[GROUP]
@@ -600,7 +686,9 @@ cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, S
                     ce_tiles(job, at + j, 1, True, tiled, &weight[j], &loss[j], scratch)
                 else:
                     clear_outputs(job, at + j, tiled, scratch)
-        if fast and job.k <= NARROW:
+        if fast and job.k <= NARROW and count <= FEW:
+            hard_few(job, at, count, weight, loss, scratch)
+        elif fast and job.k <= NARROW:
             hard_narrow(job, at, count, weight, loss, scratch)
         elif fast:
             hard_wide_group(job, at, count, weight, loss, scratch)

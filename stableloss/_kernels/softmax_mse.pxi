@@ -60,11 +60,15 @@ cdef void mse_sums(const Tile* tile, MseColumns* mse, const real* e, const real*
     cdef double value_lost[GROUP]
     cdef double below_lost[GROUP]
     cdef double ones_lost[GROUP]
+    cdef double e_ones[GROUP]
+    cdef double e_below[GROUP]
     cdef double top = unit(e[0])
     cdef double v, d
     cdef Py_ssize_t c
     cdef int j
     for j in range(GROUP):
+        e_ones[j] = mse.ones[j]
+        e_below[j] = mse.below[j]
         value[j] = mse.value.sum[j]
         below[j] = mse.ed_below.sum[j]
         ones[j] = mse.ed_ones.sum[j]
@@ -74,7 +78,7 @@ cdef void mse_sums(const Tile* tile, MseColumns* mse, const real* e, const real*
     for c in range(tile.lines):
         for j in range(GROUP):
             v = e[c * GROUP + j]
-            d = mse_difference(v, t[c * GROUP + j], mse_others(e[0], v, mse.ones[j], mse.below[j]))
+            d = mse_difference(v, t[c * GROUP + j], mse_others(e[0], v, e_ones[j], e_below[j]))
             accumulate(e[0], &value[j], &value_lost[j], d * d)
             accumulate(e[0], &below[j], &below_lost[j], v * d if v < top else 0)
             accumulate(e[0], &ones[j], &ones_lost[j], 0 if v < top else v * d)
@@ -121,13 +125,33 @@ cdef void mse_hessian(const Tile* tile, const MseColumns* mse, const Columns* co
 
 
 cdef void mse_gradient(const Tile* tile, const MseColumns* mse, const real* e, const real* t, real* to) noexcept nogil:
-    cdef double v
+    # copies, which a store to `to` can not reach
+    cdef double ones[GROUP]
+    cdef double below[GROUP]
+    cdef double whole[GROUP]
+    cdef double ed_below[GROUP]
+    cdef double ed_ones[GROUP]
+    cdef double factor[GROUP]
+    cdef double square[GROUP]
+    cdef double top = unit(e[0])
+    cdef double v, others, bracket
     cdef Py_ssize_t c
     cdef int j
+    for j in range(GROUP):
+        ones[j] = mse.ones[j]
+        below[j] = mse.below[j]
+        whole[j] = mse.whole[j]
+        ed_below[j] = mse.ed_below.sum[j]
+        ed_ones[j] = mse.ed_ones.sum[j]
+        factor[j] = mse.factor[j]
+        square[j] = mse.square[j]
     for c in range(tile.lines):
         for j in range(GROUP):
             v = e[c * GROUP + j]
-            to[c * GROUP + j] = <real>((v * mse.factor[j]) * (mse_bracket_at(mse, j, e[0], v, t[c * GROUP + j]) * mse.square[j]))
+            others = mse_others(e[0], v, ones[j], below[j])
+            bracket = mse_bracket(mse_difference(v, t[c * GROUP + j], others), others, whole[j], ed_below[j], ed_ones[j],
+                                  (ones[j] == top) & (v == top))
+            to[c * GROUP + j] = <real>((v * factor[j]) * (bracket * square[j]))
 
 
 cdef inline double mse_turn(const MseColumns* mse, int j, double e, double v) noexcept nogil:
@@ -182,10 +206,12 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, cons
     start_total(&mse.value)
     start_total(&mse.ed_below)
     start_total(&mse.ed_ones)
-    start_total(&mse.ee_below)
-    start_total(&mse.ee_ones)
-    start_total(&mse.ev)
-    start_total(&mse.bent)
+    if want & WANT_HESS:
+        start_total(&mse.ee_below)
+        start_total(&mse.ee_ones)
+    if want & WANT_PRODUCT:
+        start_total(&mse.ev)
+        start_total(&mse.bent)
 
     for index in range(tiles):
         place_tile(job, start, count, wide, index, &tile)
@@ -194,7 +220,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, cons
         prepare_tile(job, &tile, &columns, True, e, x, t)
         tile_totals(<const real*>e, tile.lines, &columns.below, &columns.ones)
         if want & WANT_PRODUCT:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
             tile_split_sum(<const real*>e, <const real*>to, tile.lines, &mse.ev, &mse.bent)
         if want & WANT_STATS:
             tile_statistics(&tile, &columns, False, <const real*>x, <const real*>e, &statistics)
@@ -229,7 +255,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, cons
         if want & WANT_HESS:
             mse_squares(&tile, &mse, <const real*>e)
         if want & WANT_PRODUCT:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
             mse_bent(&tile, &mse, <const real*>e, <const real*>t, <const real*>v)
     settle_whole(&mse.value, wide)
     settle_whole(&mse.ed_below, wide)
@@ -251,7 +277,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, cons
         if job.with_probabilities:
             tile_probabilities(job, &tile, &columns, <const real*>e, to)
         if want & WANT_PRODUCT:
-            read_vector(job, &tile, <const real*>slope, <const real*>e, v, to)
+            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
             mse_product(&tile, &mse, <const real*>e, <const real*>t, <const real*>v, to)
             write_tile(<const real*>to, &job.g, &tile)
         if want & WANT_HESS:
@@ -263,7 +289,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, cons
 
 
 cdef void softmax_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef bint wide = job.k > TILE_CLASSES
+    cdef bint wide = job.k > NARROW
     cdef Py_ssize_t at
     cdef int count, j
     cdef double weight[GROUP]

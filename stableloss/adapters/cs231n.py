@@ -1,0 +1,93 @@
+"""The softmax losses of the CS231n assignments.
+
+Before::
+
+    from cs231n.layers import softmax_loss
+    from cs231n.rnn_layers import temporal_softmax_loss
+
+After::
+
+    from stableloss.adapters.cs231n import softmax_loss, temporal_softmax_loss
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stableloss.losses import softmax_ce
+
+__all__ = ["softmax_loss", "temporal_softmax_loss"]
+
+
+def softmax_loss(x: Any, y: Any) -> tuple[float, np.ndarray]:
+    """Softmax loss of a batch and its gradient.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, C)
+        Scores.
+    y : ndarray of shape (N,)
+        Labels, 0 <= y[i] < C. A negative label is an error; it does not count from the end.
+
+    Returns
+    -------
+    loss : float
+        Mean over the N rows.
+    dx : ndarray of shape (N, C)
+        Gradient of `loss` with respect to `x`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stableloss.adapters.cs231n import softmax_loss
+    >>> loss, dx = softmax_loss(np.array([[0.0, 0.0], [0.0, 1000.0]]), np.array([0, 0]))
+    >>> round(loss, 6)
+    500.346574
+    >>> dx
+    array([[-0.25,  0.25],
+           [-0.5 ,  0.5 ]])
+    """
+    return softmax_ce.value_and_grad(x, y)
+
+
+def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> tuple[float, np.ndarray]:
+    """Softmax loss of a batch of sequences, summed over time and averaged over the batch.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, T, V)
+        Scores of the V words at each of T time steps.
+    y : ndarray of shape (N, T)
+        Labels; looked at only where `mask` is True.
+    mask : ndarray of shape (N, T), bool
+        False removes the time step: loss and gradient 0.
+    verbose : bool, default: False
+        Print the shape of `dx`.
+
+    Returns
+    -------
+    loss : float
+        Sum over the time steps that count, divided by N.
+    dx : ndarray of shape (N, T, V)
+        Gradient of `loss` with respect to `x`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stableloss.adapters.cs231n import temporal_softmax_loss
+    >>> mask = np.array([[True, True, False]])
+    >>> loss, dx = temporal_softmax_loss(np.zeros((1, 3, 4)), np.array([[0, 3, 0]]), mask)
+    >>> round(loss, 6)
+    2.772589
+    >>> dx[0, :2]
+    array([[-0.75,  0.25,  0.25,  0.25],
+           [ 0.25,  0.25,  0.25, -0.75]])
+    >>> bool(dx[0, 2].any())
+    False
+    """
+    loss, dx = softmax_ce.value_and_grad(x, y, mask=mask, denominator=len(x))
+    if verbose:
+        print("dx:", dx.shape)
+    return loss, dx

@@ -1,0 +1,127 @@
+"""The two costs of "Neural Networks and Deep Learning" (M. Nielsen), chapter 3.
+
+Before, in network2.py::
+
+    class QuadraticCost(object): ...
+    class CrossEntropyCost(object): ...
+
+After::
+
+    from stableloss.adapters.nielsen import CrossEntropyCost, QuadraticCost
+
+``Network([784, 30, 10], cost=CrossEntropyCost)`` and everything else stay. Such a network is saved with
+the name of its cost and loaded by looking that name up in its own module, where the import has put it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stableloss.losses import SigmoidBCE, SigmoidMSE
+
+__all__ = ["CrossEntropyCost", "QuadraticCost"]
+
+_BCE = SigmoidBCE(reduction="sum")
+_BCE_OF_OUTPUT = SigmoidBCE(reduction="sum", from_probabilities=True)
+_MSE = SigmoidMSE(reduction="sum")
+
+
+class CrossEntropyCost:
+    """Cross-entropy of sigmoid outputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stableloss.adapters.nielsen import CrossEntropyCost
+    >>> z, y = np.array([[-2.0], [40.0]]), np.array([[0.0], [1.0]])
+    >>> a = 1 / (1 + np.exp(-z))
+    >>> CrossEntropyCost.delta(z, a, y)
+    array([[ 1.19202922e-01],
+           [-4.24835426e-18]])
+    >>> round(CrossEntropyCost.fn(a, y), 6)
+    0.126928
+    """
+
+    @staticmethod
+    def fn(a: Any, y: Any) -> float:
+        """Cost of the output `a`, summed over its units.
+
+        Exact for the numbers in `a`. They hold less than z does: an output that has rounded to the
+        wrong one of 0 and 1 costs what the smallest normal number costs (708.4 in float64), and one
+        that has rounded to the right one costs 0.
+
+        Parameters
+        ----------
+        a, y : ndarray of shape (n_out, 1)
+            Output and target of one sample.
+
+        Returns
+        -------
+        float
+        """
+        return _BCE_OF_OUTPUT(a, y)
+
+    @staticmethod
+    def delta(z: Any, a: Any, y: Any) -> np.ndarray:
+        """Error delta of the output layer, sigmoid(z) - y.
+
+        Parameters
+        ----------
+        z, a, y : ndarray of shape (n_out, 1)
+            Weighted input, output (not looked at) and target of one sample.
+
+        Returns
+        -------
+        ndarray of shape (n_out, 1)
+        """
+        return _BCE.value_and_grad(z, y)[1]
+
+
+class QuadraticCost:
+    """Quadratic cost of sigmoid outputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from stableloss.adapters.nielsen import QuadraticCost
+    >>> z, y = np.array([[-2.0], [40.0]]), np.array([[0.0], [0.0]])
+    >>> a = 1 / (1 + np.exp(-z))
+    >>> QuadraticCost.delta(z, a, y)
+    array([[1.25155422e-02],
+           [4.24835426e-18]])
+    >>> round(QuadraticCost.fn(a, y), 6)
+    0.507105
+    """
+
+    @staticmethod
+    def fn(a: Any, y: Any) -> float:
+        """Cost of the output `a`, half the squared distance from `y`.
+
+        Parameters
+        ----------
+        a, y : ndarray of shape (n_out, 1)
+            Output and target of one sample.
+
+        Returns
+        -------
+        float
+        """
+        distance = a - y
+        return 0.5 * float(np.vdot(distance, distance))
+
+    @staticmethod
+    def delta(z: Any, a: Any, y: Any) -> np.ndarray:
+        """Error delta of the output layer, (sigmoid(z) - y) sigmoid'(z).
+
+        Parameters
+        ----------
+        z, a, y : ndarray of shape (n_out, 1)
+            Weighted input, output (not looked at) and target of one sample.
+
+        Returns
+        -------
+        ndarray of shape (n_out, 1)
+        """
+        return _MSE.value_and_grad(z, y)[1]

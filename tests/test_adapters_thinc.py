@@ -1,0 +1,162 @@
+"""thinc's loss objects with the true cross-entropy, trained on digits with thinc's models and optimisers."""
+
+import numpy as np
+import oracle
+import pytest
+import thinc.api
+from real_data import digits
+from thinc.config import registry
+
+import stableloss as sl
+from stableloss.adapters.thinc import CategoricalCrossentropy, Loss, SequenceCategoricalCrossentropy
+
+
+def guesses(n=8, k=4):
+    p = np.random.default_rng(0).dirichlet(np.ones(k), n).astype(np.float32)
+    return p, np.arange(n) % k
+
+
+def cross_entropy(p, y):
+    """Exact -log p_y of each row, of rows normalised by their exact sum."""
+    exact = oracle.lift(p)
+    exact = exact / exact.sum(axis=1, keepdims=True)
+    return -oracle.log(exact[np.arange(len(y)), y])
+
+
+def train(model, loss_calc, y):
+    """Return the model's outputs of the held-out digits and the mean losses of the epochs."""
+    data = digits()
+    x = data.x.astype(np.float32)
+    thinc.api.fix_random_seed(0)
+    model.initialize(X=x[:5], Y=np.eye(10, dtype=np.float32)[data.y[:5]])
+    optimizer = thinc.api.Adam(0.005)
+    losses = []
+    for _ in range(8):
+        total = 0.0
+        for x_batch, y_batch in model.ops.multibatch(32, x, y, shuffle=True):
+            output, backprop = model.begin_update(x_batch)
+            grad, loss = loss_calc(output, y_batch)
+            assert grad.dtype == np.float32
+            backprop(grad)
+            model.finish_update(optimizer)
+            total += loss * len(x_batch) / len(x)
+        losses.append(total)
+    return model.predict(data.x_test.astype(np.float32)), losses
+
+
+@pytest.mark.parametrize(
+    ("last", "loss_calc"),
+    [
+        (thinc.api.Softmax, CategoricalCrossentropy()),
+        (thinc.api.Softmax, Loss(sl.SoftmaxCE(from_probabilities=True))),
+        (thinc.api.Linear, Loss(sl.softmax_ce)),
+        (thinc.api.Linear, Loss(sl.SigmoidBCE(reduction="batchmean"))),
+    ],
+    ids=["drop-in", "probabilities", "logits", "sigmoid"],
+)
+def test_model_learns_digits(last, loss_calc):
+    model = thinc.api.chain(thinc.api.Relu(nO=32), last(nO=10))
+    y = digits().y
+    if isinstance(loss_calc.__dict__.get("loss"), sl.SigmoidBCE):
+        y = np.eye(10, dtype=np.float32)[y]
+    outputs, losses = train(model, loss_calc, y)
+    assert losses[-1] < losses[0] / 5
+    assert np.mean(outputs.argmax(axis=1) == digits().y_test) > 0.95
+
+
+def test_reports_the_cross_entropy():
+    """thinc's own class reports the squared length of its gradient."""
+    p, y = guesses()
+    _, loss = CategoricalCrossentropy()(p, y)
+    assert loss == pytest.approx(float(cross_entropy(p, y).sum() / 8), rel=1e-6)
+    grad, theirs = thinc.api.CategoricalCrossentropy()(p, y)
+    assert theirs == pytest.approx((grad**2).sum())
+    assert theirs < loss / 10
+
+
+NAMES = ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    ("options", "truths"),
+    [
+        ({}, np.arange(8) % 4),
+        ({}, [0, 1, 2, 3] * 2),
+        ({}, np.eye(4, dtype=np.float32)[np.arange(8) % 4]),
+        ({}, np.full((8, 4), 0.25, np.float32)),
+        ({"missing_value": 2}, np.arange(8) % 4),
+        ({"missing_value": 3}, [0, 1, 2, 3] * 2),
+        ({"missing_value": 0}, np.eye(4, dtype=np.float32)[np.arange(8) % 4]),
+        ({"names": NAMES}, NAMES * 2),
+        ({"names": NAMES, "missing_value": ""}, ["a", "", "c", "d"] * 2),
+        ({"label_smoothing": 0.1}, np.arange(8) % 4),
+        ({"label_smoothing": 0.1, "names": NAMES}, NAMES * 2),
+    ],
+)
+def test_gradient_is_that_of_thinc(options, truths, normalize):
+    p, _ = guesses()
+    ours = CategoricalCrossentropy(normalize=normalize, **options)
+    expected = thinc.api.CategoricalCrossentropy(normalize=normalize, **options).get_grad(p, truths)
+    grad, loss = ours(p, truths)
+    np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=2e-7)
+    np.testing.assert_array_equal(ours.get_grad(p, truths), grad)
+    assert ours.get_loss(p, truths) == loss
+
+
+def test_missing_rows_cost_nothing():
+    p, y = guesses()
+    exact = cross_entropy(p, y)
+    loss = CategoricalCrossentropy(missing_value=1).get_loss(p, y)
+    assert loss == pytest.approx(float(exact[y != 1].sum() / 8), rel=1e-6)
+
+
+def test_confident_rows_keep_their_gradient():
+    """p - 1 has rounded to 0; the other classes still say how far p is from 1."""
+    p = np.array([[1.0, 1e-20, 3e-20]], np.float32)
+    grad, loss = CategoricalCrossentropy()(p, np.array([0]))
+    assert grad[0, 0] == pytest.approx(-4e-20, rel=1e-6)
+    assert loss == pytest.approx(4e-20, rel=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_sequences(normalize):
+    p, y = guesses()
+    parts, truths = [p[:3], p[3:4], p[4:]], [y[:3], y[3:4], y[4:]]
+    ours = SequenceCategoricalCrossentropy(normalize=normalize)
+    theirs = thinc.api.SequenceCategoricalCrossentropy(normalize=normalize)
+    grads, loss = ours(parts, truths)
+    for grad, expected in zip(grads, theirs.get_grad(parts, truths), strict=True):
+        np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=2e-7)
+    assert loss == pytest.approx(float(cross_entropy(p, y).sum()) / (3 if normalize else 1), rel=1e-6)
+    assert ours.get_loss(parts, truths) == loss
+    with pytest.raises(ValueError, match="zip"):
+        ours(parts, truths[:2])
+    assert ours([], []) == ([], 0)
+
+
+def test_registry():
+    p, y = guesses()
+    config = thinc.api.Config().from_str("""
+[logits]
+@losses = "stableloss.Loss.v1"
+kind = "SoftmaxCE"
+
+[logits.options]
+reduction = "sum"
+
+[drop_in]
+@losses = "stableloss.CategoricalCrossentropy.v1"
+normalize = false
+names = ["a", "b", "c", "d"]
+
+[sequence]
+@losses = "stableloss.SequenceCategoricalCrossentropy.v1"
+label_smoothing = 0.1
+""")
+    resolved = registry.resolve(config)
+    exact = float(cross_entropy(p, y).sum())
+    assert resolved["logits"].get_loss(np.log(p), y) == pytest.approx(exact, rel=1e-6)
+    assert resolved["drop_in"].get_loss(p, NAMES * 2) == pytest.approx(exact, rel=1e-6)
+    assert isinstance(resolved["sequence"], SequenceCategoricalCrossentropy)
+    assert isinstance(resolved["drop_in"], thinc.api.CategoricalCrossentropy)

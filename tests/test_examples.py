@@ -1,0 +1,27 @@
+"""Every script in examples/ runs from beginning to end and draws the figure that it says it draws."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path, tmp_path):
+    """As a copy in a folder of its own, where it puts its figure."""
+    source = path.read_text(encoding="utf-8")
+    if "import torch\n" in source:
+        pytest.importorskip("torch")
+    script = shutil.copy(path, tmp_path)
+    run = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout
+    assert len(list(tmp_path.glob("*.png"))) == ("savefig" in source)
+
+
+def test_there_are_examples():
+    assert EXAMPLES
