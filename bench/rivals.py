@@ -3,7 +3,7 @@
 A rival computes the mean loss and its gradient for the losses it has a method for.
 `prepare` does everything that a training loop would do once (conversion, compilation, allocation of
 reused outputs) and returns a callable without arguments that gives `(loss, grad)`. Libraries are
-imported only there.
+imported only there, and use as many threads as stableloss may.
 """
 
 import functools
@@ -12,6 +12,7 @@ import importlib.util
 import math
 
 import numpy as np
+from harness import THREADS
 
 
 def numpy_softmax_ce(logits, targets):
@@ -75,6 +76,8 @@ class Rival:
     library = ""
     form = ""
     distribution = ""
+    # Whether bool and uint8 targets are read as they are; others get them as floats, converted beforehand.
+    takes_flags = False
 
     def available(self):
         try:
@@ -275,6 +278,7 @@ class ScikitLearn(Rival):
     library = "scikit-learn"
     form = "_loss"
     distribution = "scikit-learn"
+    reuses_outputs = True
 
     def _prepare(self, loss_object, logits, targets):
         n = len(logits)
@@ -282,12 +286,12 @@ class ScikitLearn(Rival):
             "y_true": targets.astype(logits.dtype),
             "raw_prediction": logits,
             "sample_weight": np.full(n, 1 / n, logits.dtype),
-            "loss_out": np.empty(n, logits.dtype),
-            "gradient_out": np.empty_like(logits),
         }
+        if self.reuses_outputs:
+            arrays.update(loss_out=np.empty(n, logits.dtype), gradient_out=np.empty_like(logits))
 
         def call():
-            losses, grad = loss_object.loss_gradient(**arrays, n_threads=1)
+            losses, grad = loss_object.loss_gradient(**arrays, n_threads=THREADS)
             return losses.sum(), grad
 
         return call
@@ -306,7 +310,7 @@ class ScikitLearn(Rival):
 def import_torch():
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     return torch
 
 
@@ -465,6 +469,7 @@ class TorchCompileByHand(Rival):
     library = "torch.compile"
     form = "hand-written"
     distribution = "torch"
+    takes_flags = True
 
     def prepare(self, loss, logits, targets):
         torch = import_torch()
@@ -503,6 +508,7 @@ class TorchCompileByHand(Rival):
 
     def sigmoid_bce(self, torch):
         def loss_and_grad(x, y):
+            y = y.to(x.dtype)
             loss = (x.clamp(min=0) - x * y + torch.log1p(torch.exp(-x.abs()))).mean()
             return loss, (torch.sigmoid(x) - y) / x.numel()
 
@@ -554,6 +560,7 @@ class JaxValueAndGrad(Rival):
     library = "JAX"
     form = "value_and_grad"
     distribution = "jax"
+    takes_flags = True
 
     def covers(self, loss, dtype):
         return loss in NUMPY_RECIPES
@@ -656,9 +663,11 @@ def numba_kernels():
     """Fused loops, compiled once per dtype; each writes the gradient and returns the loss."""
     import numba
 
-    jit = numba.njit(fastmath=True, error_model="numpy")
+    # a parallel kernel called with one thread would only add its overhead
+    jit = numba.njit(fastmath=True, error_model="numpy", parallel=THREADS > 1)
+    prange = numba.prange if THREADS > 1 else range
 
-    @jit
+    @numba.njit(fastmath=True, error_model="numpy")
     def row_softmax(x, out):
         """Writes exp(x - max) and returns max and the sum."""
         top = x[0]
@@ -675,7 +684,7 @@ def numba_kernels():
     def softmax_ce(x, y, out):
         n, k = x.shape
         loss = 0.0
-        for i in range(n):
+        for i in prange(n):
             top, total = row_softmax(x[i], out[i])
             loss += math.log(total) + (top - x[i, y[i]])
             scale = x.dtype.type(1) / (total * x.dtype.type(n))
@@ -689,7 +698,7 @@ def numba_kernels():
         n, k = x.shape
         loss = 0.0
         share = x.dtype.type(1 / n)
-        for i in range(n):
+        for i in prange(n):
             _, total = row_softmax(x[i], out[i])
             scale = x.dtype.type(1) / total
             squares = total - total
@@ -709,14 +718,15 @@ def numba_kernels():
         one = x.dtype.type(1)
         share = x.dtype.type(1 / x.size)
         loss = 0.0
-        for i in range(x.size):
+        for i in prange(x.size):
             out[i] = np.exp(-abs(x[i]))
         # No branch on the sign, which would be mispredicted half of the time.
-        for i in range(x.size):
+        for i in prange(x.size):
             positive = x.dtype.type(x[i] >= 0)
             total = one + out[i]
-            loss += np.log(total) + x[i] * (positive - y[i])
-            out[i] = ((positive + (one - positive) * out[i]) / total - y[i]) * share
+            target = x.dtype.type(y[i])
+            loss += np.log(total) + x[i] * (positive - target)
+            out[i] = ((positive + (one - positive) * out[i]) / total - target) * share
         return loss / x.size
 
     @jit
@@ -724,7 +734,7 @@ def numba_kernels():
         one = x.dtype.type(1)
         share = x.dtype.type(1 / x.size)
         loss = 0.0
-        for i in range(x.size):
+        for i in prange(x.size):
             p = one / (one + np.exp(-x[i]))
             diff = p - y[i]
             loss += diff * diff
@@ -739,15 +749,18 @@ class Numba(Rival):
     library = "numba"
     form = "fastmath loops"
     distribution = "numba"
+    takes_flags = True
+    reuses_outputs = True
 
     def covers(self, loss, dtype):
         return loss in NUMPY_RECIPES
 
     def prepare(self, loss, logits, targets):
         kernel = numba_kernels()[loss]
-        grad = np.empty_like(logits)
+        kept = np.empty_like(logits)
 
         def call():
+            grad = kept if self.reuses_outputs else np.empty_like(logits)
             return kernel(logits, targets, grad), grad
 
         return call

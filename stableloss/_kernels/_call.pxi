@@ -98,7 +98,7 @@ cdef struct Job:
     bint hard               # targets are class indices
     bint general            # not for a kernel of the plain loss
     bint precise            # computed in float64 whatever the logits' type
-    bint with_probabilities # is p bound?
+    bint fills              # is p bound?
     int want
     Py_ssize_t n
     Py_ssize_t k
@@ -505,7 +505,7 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
     # sums of products of either sign lose digits
     job.precise = options.precise or want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
     job.ignoring = False
-    job.with_probabilities = probabilities is not None
+    job.fills = probabilities is not None
     bind(&job.x, logits, kind, lead)
     bind(&job.t, targets, element_kind(targets), lead)
     job.masked = mask is not None
@@ -542,7 +542,7 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
         if hess is None or not disjoint(hess, out) or (rowwise and not disjoint(hess, logits)):
             return None
         bind(&job.h, hess, kind, lead)
-    if job.with_probabilities:
+    if job.fills:
         if derivative_array(probabilities, logits, targets, weight, mask, vector) is None or not disjoint(probabilities, logits):
             return None
         if want & WANT_GRAD and not disjoint(probabilities, out):

@@ -155,7 +155,7 @@ cdef void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n, const
         small = 0 if e[i] == 0 else e[i] * <double>(minus_log_on[i] if x[i] < 0 else minus_log_off[i])
         to[i] = 0 if job.weighted and weight[i] == 0 else <real>((large + small) / (1 + <double>e[i]))
     store_values(job.entropy, job.value_kind, start, <const real*>to, n)
-    if job.with_probabilities:
+    if job.fills:
         for i in range(n):
             to[i] = (e[i] if x[i] < 0 else <real>1) / (<real>1 + e[i])
             to[i] = 0 if job.weighted and weight[i] == 0 else to[i]

@@ -479,7 +479,7 @@ cdef void clear_outputs(const Job* job, Py_ssize_t row, int want, real* s) noexc
         clear_row(job, &job.g, row, s)
     if want & WANT_HESS:
         clear_row(job, &job.h, row, s)
-    if job.with_probabilities:
+    if job.fills:
         clear_row(job, &job.p, row, s)
     if want & WANT_STATS:
         store_row_statistics(job, row, -1, 0, 0)

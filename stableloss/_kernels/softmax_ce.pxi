@@ -442,7 +442,8 @@ cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, con
             to[i] *= scale * scale
 
 
-cdef void tile_product(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope, const real* grad, const real* second, const real* v, const real* d, real* to) noexcept nogil:
+cdef void tile_product(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope,
+                       const real* grad, const real* second, const real* v, const real* d, real* to) noexcept nogil:
     cdef real top = unit(e[0])
     cdef real cap = <real>job.o.cap
     cdef real square = <real>(2 * job.o.z_loss)
@@ -469,7 +470,7 @@ cdef void tile_product(const Job* job, const Tile* tile, const Outcome* out, con
 
 cdef void tile_target_gradient(const Job* job, const Tile* tile, const Columns* columns, const double* m, const real* e, const real* x, real* to) noexcept nogil:
     """(1 - smoothing) class weight (1 - p)**gamma S."""
-    cdef Py_ssize_t c, i
+    cdef Py_ssize_t c, i, k
     cdef int j
     cdef double others, minus_log, power, first, second
     for c in range(tile.lines):
@@ -481,7 +482,8 @@ cdef void tile_target_gradient(const Job* job, const Tile* tile, const Columns* 
                 others = remainder_of(<double>e[i], columns.ones.sum[j], columns.below.sum[j] + columns.below.lost[j])
                 focal_terms(e[i], others, minus_log, job.o.focal, &power, &first, &second)
             if job.o.class_weight != NULL:
-                power *= job.o.class_weight[tile.first + c * GROUP + j if tile.wide else c] if not tile.wide or c * GROUP + j < tile.n else 0
+                k = tile.first + i if tile.wide else c
+                power *= job.o.class_weight[k] if k < job.k else 0
             power *= (1 - job.o.smoothing) * columns.weight[j] / job.divisor
             to[i] = <real>(0 if power == 0 else power * minus_log)
 
@@ -629,7 +631,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
         set_split(&terms.turn_below, &terms.turn_ones, nothing, &out.turn)
 
     # results
-    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT | WANT_TARGET_GRAD) or job.with_probabilities):
+    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT | WANT_TARGET_GRAD) or job.fills):
         return
     for index in range(tiles):
         place_tile(job, start, count, wide, index, &tile)
@@ -637,7 +639,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             restore_tile(job, &tile, &columns, keep, e, x, q, slope)
             if focal:
                 tile_focal(job, &tile, &columns, m, <const real*>e, <const real*>x, <const real*>q, first, second, &unused)
-        if job.with_probabilities:
+        if job.fills:
             tile_probabilities(job, &tile, &columns, <const real*>e, to)
         if want & WANT_TARGET_GRAD:
             tile_target_gradient(job, &tile, &columns, m, <const real*>e, <const real*>x, to)

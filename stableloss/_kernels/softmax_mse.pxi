@@ -268,13 +268,13 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, cons
     for j in range(columns_of(wide)):
         loss[j] = 0.5 * mse.value.sum[j] * mse.square[j]
 
-    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT) or job.with_probabilities):
+    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT) or job.fills):
         return
     for index in range(tiles):
         place_tile(job, start, count, wide, index, &tile)
         if tiles > 1:
             restore_tile(job, &tile, &columns, keep, e, x, t, slope)
-        if job.with_probabilities:
+        if job.fills:
             tile_probabilities(job, &tile, &columns, <const real*>e, to)
         if want & WANT_PRODUCT:
             read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
