@@ -1,6 +1,5 @@
 """StableMLPClassifier against its parent: the same where both can follow, and where only one can."""
 
-import doctest
 import inspect
 import pickle
 
@@ -15,7 +14,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_limits
 
 import stableloss as sl
-from stableloss.adapters import sklearn as adapter
 from stableloss.adapters.sklearn import StableMLPClassifier
 
 # training is cut short on purpose
@@ -323,9 +321,3 @@ def test_clone_and_pickle():
     again = clone(model).fit(x, y)
     assert_same(again, model, x, 0)
     assert_same(pickle.loads(pickle.dumps(model)), model, x, 0)
-
-
-def test_docstring_examples_run():
-    result = doctest.testmod(adapter)
-    assert result.attempted
-    assert result.failed == 0
