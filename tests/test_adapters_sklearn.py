@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.neural_network import MLPClassifier
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 from threadpoolctl import threadpool_limits
 
 import stableloss as sl
@@ -66,12 +66,19 @@ def assert_same(ours, theirs, x, tolerance):
 # ---- scikit-learn's own checks ---------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("default")
-@parametrize_with_checks(
-    [
+CHECKS = [
+    (estimator, check)
+    for model in (
         StableMLPClassifier(max_iter=100),
         StableMLPClassifier(max_iter=100, solver="lbfgs", label_smoothing=0.1, focal_gamma=1.0),
-    ]
+    )
+    for estimator, check in estimator_checks_generator(model)
+]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("estimator", "check"), CHECKS, ids=[f"{e.solver}-{check.func.__name__}" for e, check in CHECKS]
 )
 def test_estimator_checks(estimator, check):
     check(estimator)
