@@ -1,6 +1,7 @@
 """Builds the documentation site: python -m sphinx -W -b html docs docs/_build"""
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,12 +30,13 @@ html_math_renderer = "mathml"
 autosummary_generate = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-# an adapter imports its library, which the site can be built without
-autodoc_mock_imports = [
-    name
-    for name in ("autograd", "lightgbm", "sklearn", "thinc", "torch", "xgboost")
-    if find_spec(name) is None
-]
+# An adapter imports its library, which the site can be built without. Those that are installed are
+# imported before the others are mocked: thinc looks at the version of torch.
+LIBRARIES = ("autograd", "lightgbm", "sklearn", "thinc", "torch", "xgboost")
+autodoc_mock_imports = [name for name in LIBRARIES if find_spec(name) is None]
+for name in LIBRARIES:
+    if name not in autodoc_mock_imports:
+        import_module(name)
 numpydoc_show_class_members = False
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
