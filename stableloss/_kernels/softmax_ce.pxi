@@ -270,33 +270,51 @@ cdef void tile_products(const Tile* tile, const double* m, const real* x, const 
         mass.lost[j] = t_lost[j]
 
 
-cdef inline void focal_entry(const Columns* columns, int j, double m, double gamma, real e, real x, real q, real* first, real* second, double* loss, double* lost) noexcept nogil:
+cdef inline double focal_entry(double m, double log_sum, double ones, double below, double gamma, double e, double x, double q, real* first, real* second) noexcept nogil:
+    """The loss of one class; its derivatives by log p."""
     cdef double power, one, two
-    cdef double minus_log = 2 * gap_of(m, x) + columns.log_sum[j]
-    cdef double others = remainder_of(<double>e, columns.ones.sum[j], columns.below.sum[j] + columns.below.lost[j])
-    focal_terms(e, others, minus_log, gamma, &power, &one, &two)
+    cdef double minus_log = 2 * gap_of(m, x) + log_sum
+    focal_terms(e, remainder_of(e, ones, below), minus_log, gamma, &power, &one, &two)
     first[0] = <real>(0 if q == 0 else q * one)
     second[0] = <real>(0 if q == 0 else q * two)
-    accumulate(e, loss, lost, 0 if q == 0 or power == 0 else q * power * minus_log)
+    return 0 if q == 0 or power == 0 else q * power * minus_log
 
 
 cdef void tile_focal(const Job* job, const Tile* tile, const Columns* columns, const double* m, const real* e, const real* x, const real* q, real* first, real* second, Total* loss) noexcept nogil:
+    # copies, which a store to the results can not reach
+    cdef double top[GROUP]
+    cdef double log_sum[GROUP]
+    cdef double ones[GROUP]
+    cdef double below[GROUP]
+    cdef double s[GROUP]
+    cdef double lost[GROUP]
+    cdef double gamma = job.o.focal
     cdef Py_ssize_t c, i
     cdef int j
+    for j in range(GROUP):
+        top[j] = m[j]
+        log_sum[j] = columns.log_sum[j]
+        ones[j] = columns.ones.sum[j]
+        below[j] = columns.below.sum[j] + columns.below.lost[j]
+        s[j] = loss.sum[j]
+        lost[j] = loss.lost[j]
     if not job.hard or job.o.smoothing != 0:
         for c in range(tile.lines):
             for j in range(GROUP):
                 i = c * GROUP + j
-                focal_entry(columns, j, m[j], job.o.focal, e[i], x[i], q[i], &first[i], &second[i],
-                            &loss.sum[j], &loss.lost[j])
-        return
-    for i in range(tile.lines * GROUP):
-        first[i] = second[i] = 0
-    for j in range(1 if tile.wide else GROUP):
-        i = columns.y[j] - tile.first if tile.wide else columns.y[j] * GROUP + j
-        if not tile.wide or 0 <= i < tile.n:
-            focal_entry(columns, j, m[j], job.o.focal, e[i], x[i], q[i], &first[i], &second[i],
-                        &loss.sum[j], &loss.lost[j])
+                accumulate(e[0], &s[j], &lost[j], focal_entry(
+                    top[j], log_sum[j], ones[j], below[j], gamma, e[i], x[i], q[i], &first[i], &second[i]))
+    else:
+        for i in range(tile.lines * GROUP):
+            first[i] = second[i] = 0
+        for j in range(1 if tile.wide else GROUP):
+            i = columns.y[j] - tile.first if tile.wide else columns.y[j] * GROUP + j
+            if not tile.wide or 0 <= i < tile.n:
+                accumulate(e[0], &s[j], &lost[j], focal_entry(
+                    top[j], log_sum[j], ones[j], below[j], gamma, e[i], x[i], q[i], &first[i], &second[i]))
+    for j in range(GROUP):
+        loss.sum[j] = s[j]
+        loss.lost[j] = lost[j]
 
 
 cdef struct Split:
