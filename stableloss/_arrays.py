@@ -87,7 +87,8 @@ def real_array(value: Any, name: str) -> np.ndarray:
     """An array of real numbers that the kernels can read."""
     array = np.asarray(value)
     if is_bfloat16(array.dtype):
-        return array if array.flags.aligned else np.array(array)
+        native = array.dtype.newbyteorder("=")
+        return array if array.flags.aligned and array.dtype.isnative else np.array(array, dtype=native)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold real numbers, not dtype {array.dtype}")
     plain = array.dtype.kind != "f" or array.dtype.itemsize <= 8
@@ -296,6 +297,8 @@ def prepared_call(spec: Spec, call: Call, want: int) -> Any:
     result = spec.kernel(
         x, t, weight, mask, denominator, buffers[0], buffers[1], vector, buffers[2], want, spec.options
     )
+    if result is None:
+        raise RuntimeError("the kernel refused a call that had been prepared for it")
     for array, buffer in zip(moved, buffers, strict=True):
         if array is not None and buffer is not None and array is not buffer:
             np.copyto(array, buffer)
@@ -315,6 +318,22 @@ def prepared_call(spec: Spec, call: Call, want: int) -> Any:
     return returned(result, call.out)
 
 
+def undisturbed(call: Call) -> Call:
+    """The call with copies of the inputs that its outputs overwrite, for what reads them afterwards."""
+
+    def copied(value: Any) -> Any:
+        outputs = (call.out, call.probabilities)
+        if not isinstance(value, np.ndarray) or not any(
+            isinstance(out, np.ndarray) and np.may_share_memory(out, value) for out in outputs
+        ):
+            return value
+        return value.copy()
+
+    return call._replace(
+        targets=copied(call.targets), sample_weight=copied(call.sample_weight), mask=copied(call.mask)
+    )
+
+
 def stats_of(spec: Spec, call: Call, measures: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Stats:
     """The statistics of a call from what its kernel measured; the call has been found valid."""
     predicted, logsumexp, entropy = measures
@@ -329,6 +348,7 @@ def stats_of(spec: Spec, call: Call, measures: tuple[np.ndarray, np.ndarray, np.
         if targets.ndim > predicted.ndim:
             targets = np.argmax(last(targets, spec.axis), axis=-1)
         right = (predicted == targets) & (predicted >= 0)
+    right &= logsumexp == logsumexp
     return Stats(predicted, int(np.count_nonzero(right)), logsumexp, entropy, call.probabilities)
 
 

@@ -188,7 +188,7 @@ class _Loss:
         sample_weight : array_like, optional
             Non-negative weights, one per row: the shape of `logits` without the class axis; for the
             sigmoid losses also of the shape of `logits`, one per element. A weight of 0 removes the
-            row or element, whatever it holds.
+            row or element, whatever its logits hold.
         mask : array_like of bool, optional
             True where a row (for the sigmoid losses also: an element) counts; shapes as for
             `sample_weight`. Elsewhere logits and targets may be anything, NaN included.
@@ -197,7 +197,8 @@ class _Loss:
             for gradients that are accumulated over several calls, or a mean over something else.
         with_stats : bool, default: False
             Also return what the same pass finds out: predicted classes, how many are correct, and
-            the logsumexp and entropy of each row.
+            the logsumexp and entropy of each row. The gradient may differ in its last bit from that
+            of a call without.
         probabilities : ndarray, optional
             With `with_stats`, an array of the shape and dtype of `logits` to fill with the activations.
 
@@ -335,6 +336,8 @@ class _Loss:
         TypeError, ValueError
             As for `value_and_grad`.
         """
+        if out is not None and not (isinstance(out, (tuple, list)) and len(out) == 2):
+            raise TypeError(f"out must be a pair of arrays, not {type(out).__name__}")
         grad, hess = (None, None) if out is None else out
         call = Call(logits, targets, sample_weight, mask, out=grad, hess=hess)
         result: tuple[np.ndarray, np.ndarray] = self._run(call, GRAD_AND_HESS)
@@ -392,6 +395,7 @@ class _Loss:
     def _measured(self, call: Call, want: int, with_stats: bool) -> tuple[Any, Any, Stats]:
         if not with_stats:
             raise ValueError("probabilities is filled only with with_stats=True")
+        call = _arrays.undisturbed(call)
         loss, grad, measures = self._run(call, want | WANT_STATS)
         return loss, grad, _arrays.stats_of(self._spec, call, measures)
 

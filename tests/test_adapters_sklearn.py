@@ -1,6 +1,5 @@
 """StableMLPClassifier against its parent: the same where both can follow, and where only one can."""
 
-import doctest
 import inspect
 import pickle
 
@@ -11,11 +10,10 @@ from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.neural_network import MLPClassifier
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 from threadpoolctl import threadpool_limits
 
 import stableloss as sl
-from stableloss.adapters import sklearn as adapter
 from stableloss.adapters.sklearn import StableMLPClassifier
 
 # training is cut short on purpose
@@ -68,12 +66,19 @@ def assert_same(ours, theirs, x, tolerance):
 # ---- scikit-learn's own checks ---------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("default")
-@parametrize_with_checks(
-    [
+CHECKS = [
+    (estimator, check)
+    for model in (
         StableMLPClassifier(max_iter=100),
         StableMLPClassifier(max_iter=100, solver="lbfgs", label_smoothing=0.1, focal_gamma=1.0),
-    ]
+    )
+    for estimator, check in estimator_checks_generator(model)
+]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("estimator", "check"), CHECKS, ids=[f"{e.solver}-{check.func.__name__}" for e, check in CHECKS]
 )
 def test_estimator_checks(estimator, check):
     check(estimator)
@@ -323,9 +328,3 @@ def test_clone_and_pickle():
     again = clone(model).fit(x, y)
     assert_same(again, model, x, 0)
     assert_same(pickle.loads(pickle.dumps(model)), model, x, 0)
-
-
-def test_docstring_examples_run():
-    result = doctest.testmod(adapter)
-    assert result.attempted
-    assert result.failed == 0

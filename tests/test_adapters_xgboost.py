@@ -13,7 +13,6 @@ from sklearn.model_selection import StratifiedKFold
 
 import stableloss as sl
 from stableloss.adapters import _boosting
-from stableloss.adapters import xgboost as adapter
 from stableloss.adapters.xgboost import metric, objective
 
 ROUNDS = 30
@@ -222,8 +221,7 @@ def test_refused():
         objective(sl.softmax_ce, hessian="newton")
 
 
-def test_docstring_examples_run():
-    for module in (adapter, _boosting):
-        result = doctest.testmod(module)
-        assert result.attempted
-        assert result.failed == 0
+def test_docstring_example_of_the_shared_part_runs():
+    result = doctest.testmod(_boosting)
+    assert result.attempted
+    assert not result.failed

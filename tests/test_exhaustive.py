@@ -338,10 +338,11 @@ def check_rows(function, kind, logits, targets, worst):
 def climb_rows(function, kind, worst, rng, rounds):
     for _ in range(rounds):
         for _, row, target in list(worst.found.values()):
-            logits = np.repeat(row[None], 100, axis=0)
-            width = logits * 2.0 ** -rng.uniform(2, 50, (100, 1)) * rng.uniform(-1, 1, logits.shape)
-            targets = None if target is None else np.repeat(np.asarray(target)[None], 100, axis=0)
-            check_rows(function, kind, (logits + width).astype(row.dtype), targets, worst)
+            # as many entries whatever the number of classes
+            shape = (max(1, 1000 // len(row)), len(row))
+            width = row * 2.0 ** -rng.uniform(2, 50, (shape[0], 1)) * rng.uniform(-1, 1, shape)
+            targets = None if target is None else np.repeat(np.asarray(target)[None], shape[0], axis=0)
+            check_rows(function, kind, (row + width).astype(row.dtype), targets, worst)
 
 
 @pytest.mark.exhaustive

@@ -71,9 +71,8 @@ class Worst:
 
 def spreads(logits):
     """Of each row, and of one logit from the other class's 0."""
-    if logits.shape[1] == 1:
-        return abs(logits[:, 0])
-    return np.ptp(np.clip(logits, -1e300, 1e300), axis=1)
+    logits = np.clip(logits.astype(np.float64), -1e300, 1e300)
+    return abs(logits[:, 0]) if logits.shape[1] == 1 else np.ptp(logits, axis=1)
 
 
 def bits_needed(logits):

@@ -263,6 +263,8 @@ cdef bint disjoint(np.ndarray a, np.ndarray b):
     cdef char *a_high
     cdef char *b_low
     cdef char *b_high
+    if np.PyArray_SIZE(a) == 0 or np.PyArray_SIZE(b) == 0:
+        return True
     extent(a, &a_low, &a_high)
     extent(b, &b_low, &b_high)
     return a_high <= b_low or b_high <= a_low
@@ -282,7 +284,7 @@ cdef inline np.ndarray empty_like(np.ndarray logits):
     return PyArray_NewLikeArray(logits, np.NPY_KEEPORDER, NULL, 0)
 
 
-cdef np.ndarray derivative_array(object out, np.ndarray logits, np.ndarray targets, object weight, object mask, object vector):
+cdef np.ndarray derivative_array(object out, np.ndarray logits, object targets, object weight, object mask, object vector):
     """`out` where it can be written as it is, a new array where it is None; None where neither."""
     if out is None:
         return empty_like(logits)
@@ -290,7 +292,7 @@ cdef np.ndarray derivative_array(object out, np.ndarray logits, np.ndarray targe
         return None
     if not (disjoint(out, logits) or same_memory(out, logits)):
         return None
-    if not disjoint(out, targets) or (weight is not None and not disjoint(out, weight)):
+    if (targets is not None and not disjoint(out, targets)) or (weight is not None and not disjoint(out, weight)):
         return None
     if (mask is not None and not disjoint(out, mask)) or (vector is not None and not disjoint(out, vector)):
         return None

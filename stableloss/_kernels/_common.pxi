@@ -419,7 +419,8 @@ cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) 
     for start from 0 <= start < count by 512:
         n = min(512, count - start)
         if op.kind == np.NPY_FLOAT and not whole:
-            top_single = <float>top if top < 3e38 else <float>3.4028234e38
+            # converted within its range, or the caller would find an overflow flag
+            top_single = <float>min(top, 3.4028234e38)
             s = view_flat(op, start, n, singles)
             for i in range(n):
                 ok &= (s[i] >= 0) & (s[i] <= top_single)

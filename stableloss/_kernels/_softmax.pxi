@@ -7,8 +7,8 @@
 #
 # Exponentials come times UNIT (see _math.pxi), which cancels in every quotient.
 #
-# 1 - p is never formed. Where it matters, the sum of the other exponentials is at hand: a hard target
-# is left out of the sum (`rest`); otherwise exponentials equal to UNIT are added apart from those below, and `others` = (ones - e) + below loses nothing for the maximum, nor for the rest.
+# 1 - p is never formed: a hard target is left out of the sum (`rest`), and everything else forms the sum
+# of the other exponentials (see _tiles.pxi).
 
 cdef enum:
     NARROW = 128            # classes up to which rows are lanes

@@ -218,10 +218,15 @@ cdef void tile_exponentials(const Tile* tile, const Columns* columns, const real
             e[c * GROUP + j] = exp_shifted(x[c * GROUP + j], a[j], b_hi[j], b_lo[j])
 
 
+cdef inline real smallest_normal(const Job* job, real hint) noexcept nogil:
+    """What a probability counts as at least: by the logits' type, not by that of the arithmetic."""
+    return <real>1.1754943508222875e-38 if job.value_kind == np.NPY_FLOAT else <real>2.2250738585072014e-308
+
+
 cdef void tile_quotients(const Job* job, const Tile* tile, Columns* columns, real* x, real* e) noexcept nogil:
     """The same from probabilities p in x: e = UNIT p / p_max, and x = log(p / p_max), for which 0 takes
     the place of the maximum. The logarithm is that of 1 + (p_max - p) / p, for p near p_max too."""
-    cdef real tiny = <real>1.1754943508222875e-38 if job.value_kind == np.NPY_FLOAT else <real>2.2250738585072014e-308
+    cdef real tiny = smallest_normal(job, x[0])
     cdef real top = unit(x[0])
     cdef real m[GROUP]
     cdef real p
@@ -377,7 +382,7 @@ cdef void tile_targets(const Job* job, const Tile* tile, const Columns* columns,
                 q[columns.y[0] - tile.first] = 1
         else:
             for j in range(GROUP):
-                q[columns.y[j] * GROUP + j] = 1
+                q[columns.y[j] * GROUP + j] = 0 if columns.weight[j] == 0 else 1
     else:
         read_tile(&job.t, tile, q)
         if job.weighted and not tile.wide:
@@ -404,6 +409,9 @@ cdef void tile_targets(const Job* job, const Tile* tile, const Columns* columns,
 
 # ---- statistics -----------------------------------------------------------------------------------
 
+cdef double FAR = 1e30              # beyond every class
+
+
 cdef struct Statistics:
     Total entropy                   # sum of e (m - x) / 2
     double predicted[GROUP]         # the first class at the maximum
@@ -414,22 +422,47 @@ cdef void start_statistics(Statistics* statistics) noexcept nogil:
     cdef int j
     start_total(&statistics.entropy)
     for j in range(GROUP):
-        statistics.predicted[j] = statistics.undefined[j] = DOUBLE_MAX
+        statistics.predicted[j] = statistics.undefined[j] = FAR
 
 
 cdef void tile_statistics(const Tile* tile, const Columns* columns, bint quotients, const real* x, const real* e, Statistics* statistics) noexcept nogil:
+    # classes as floats, exact to 2**24 of them, so that comparisons and choices are vectors of one width
+    cdef real best[GROUP]
+    cdef real undefined[GROUP]
+    cdef real at[GROUP]
+    cdef real top[GROUP]
+    cdef double m[GROUP]
+    cdef double s[GROUP]
+    cdef double lost[GROUP]
+    cdef real v, here
+    cdef real never = <real>FAR
+    cdef real step = <real>(GROUP if tile.wide else 1)
     cdef Py_ssize_t c
     cdef int j
-    cdef double m, at, v
-    for c in range(tile.lines - 1, -1, -1):
+    for j in range(GROUP):
+        m[j] = 0 if quotients else columns.m[j]
+        top[j] = <real>m[j]
+        best[j] = undefined[j] = never
+        at[j] = <real>(tile.first + j if tile.wide else 0)
+        s[j] = statistics.entropy.sum[j]
+        lost[j] = statistics.entropy.lost[j]
+    for c in range(tile.lines):
         for j in range(GROUP):
-            m = 0 if quotients else columns.m[j]
-            at = <double>(tile.first + c * GROUP + j if tile.wide else c)
             v = x[c * GROUP + j]
-            statistics.predicted[j] = at if v == m and at < statistics.predicted[j] else statistics.predicted[j]
-            statistics.undefined[j] = at if v != v and at < statistics.undefined[j] else statistics.undefined[j]
-            accumulate(e[0], &statistics.entropy.sum[j], &statistics.entropy.lost[j],
-                       0 if e[c * GROUP + j] == 0 else e[c * GROUP + j] * gap_of(m, v))
+            here = at[j] if v == top[j] else never
+            best[j] = here if here < best[j] else best[j]
+            here = never if v == v else at[j]
+            undefined[j] = here if here < undefined[j] else undefined[j]
+            at[j] += step
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            accumulate(e[0], &s[j], &lost[j],
+                       0 if e[c * GROUP + j] == 0 else e[c * GROUP + j] * gap_of(m[j], x[c * GROUP + j]))
+    for j in range(GROUP):
+        statistics.predicted[j] = min(statistics.predicted[j], <double>best[j])
+        statistics.undefined[j] = min(statistics.undefined[j], <double>undefined[j])
+        statistics.entropy.sum[j] = s[j]
+        statistics.entropy.lost[j] = lost[j]
 
 
 cdef void store_row_statistics(const Job* job, Py_ssize_t row, int64_t predicted, double lse, double entropy) noexcept nogil:
@@ -438,7 +471,7 @@ cdef void store_row_statistics(const Job* job, Py_ssize_t row, int64_t predicted
     store_value(job.entropy, job.value_kind, row, entropy)
 
 
-cdef void store_statistics(const Job* job, const Tile* tile, const Columns* columns, Statistics* statistics) noexcept nogil:
+cdef void store_statistics(const Job* job, const Tile* tile, const Columns* columns, Statistics* statistics, real hint) noexcept nogil:
     cdef double top, m, entropy
     cdef Py_ssize_t row
     cdef int j
@@ -452,13 +485,14 @@ cdef void store_statistics(const Job* job, const Tile* tile, const Columns* colu
         if columns.weight[j] == 0:
             store_row_statistics(job, row, -1, 0, 0)
             continue
-        top = statistics.undefined[j] if statistics.undefined[j] < DOUBLE_MAX else statistics.predicted[j]
+        top = statistics.undefined[j] if statistics.undefined[j] < FAR else statistics.predicted[j]
         if job.o.probabilities:
-            m = -log1p_positive((1 - columns.m[j]) / columns.m[j])
+            m = max(columns.m[j], <double>smallest_normal(job, hint))
+            m = -log1p_positive((1 - m) / m)
         else:
             m = SL_INFINITY if columns.limit[j] else columns.m[j]
         entropy = 2 * statistics.entropy.sum[j] / columns.whole[j] + columns.log_sum[j]
-        store_row_statistics(job, row, <int64_t>top if top < DOUBLE_MAX else 0, m + columns.log_sum[j], entropy)
+        store_row_statistics(job, row, <int64_t>top if top < FAR else 0, m + columns.log_sum[j], entropy)
 
 
 cdef void tile_probabilities(const Job* job, const Tile* tile, const Columns* columns, const real* e, real* p) noexcept nogil:

@@ -47,7 +47,7 @@ cdef object elementwise(object x, object out, const Kernel* kernel):
     ndim = np.PyArray_NDIM(x)
     if not is_floating(kind):
         return None
-    out = derivative_array(out, x, x, None, None, None)
+    out = derivative_array(out, x, None, None, None, None)
     if out is None:
         return None
     job.n = np.PyArray_SIZE(x)

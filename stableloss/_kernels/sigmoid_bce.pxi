@@ -69,7 +69,7 @@ cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* sc
     cdef real* off = scratch + LOG_OFF
     cdef real scale = <real>job.o.scale
     cdef real cap = <real>job.o.cap
-    cdef real tiny = <real>1.1754943508222875e-38 if job.value_kind == np.NPY_FLOAT else <real>2.2250738585072014e-308
+    cdef real tiny = smallest_normal(job, scratch[0])
     cdef real a, b, large, small, log_large
     cdef Py_ssize_t i
     load_flat(&job.x, start, n, x)
@@ -139,8 +139,9 @@ cdef void option_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scr
         value[i] = bounded_product(on[i], log_on[i]) + bounded_product(off[i], log_off[i])
     for i in range(n):
         grad[i] = (fma(-on[i], e[i], off[i]) if x[i] >= 0 else fma(off[i], e[i], -on[i])) / (<real>1 + e[i])
-    for i in range(n):
-        hess[i] = (on[i] + off[i]) * e[i] / square_of_one_plus(e[i])
+    if job.want & (WANT_HESS | WANT_PRODUCT):
+        for i in range(n):
+            hess[i] = (on[i] + off[i]) * e[i] / square_of_one_plus(e[i])
 
 
 cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
@@ -207,11 +208,11 @@ cdef void option_steering(const Job* job, Py_ssize_t n, real* scratch) noexcept 
     if cap != 0:
         for i in range(n):
             bend = -<real>2 * (x[i] / cap) * slope[i] / cap
-            hess[i] = scale * scale * (slope[i] * slope[i] * hess[i] + bend * grad[i])
+            hess[i] = scale * (scale * (slope[i] * slope[i] * hess[i] + bend * grad[i]))
             grad[i] *= scale * slope[i]
     elif scale != 1:
         for i in range(n):
-            hess[i] *= scale * scale
+            hess[i] = scale * (scale * hess[i])
             grad[i] *= scale
     for i in range(n):
         grad[i] *= factor

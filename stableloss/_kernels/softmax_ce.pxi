@@ -83,7 +83,7 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
             for j in range(GROUP):
                 s[c * GROUP + j] *= scale[j]
         for j in range(GROUP):
-            s[y[j] * GROUP + j] = <real>(-(rest[j] + lost[j]) * factor[j])
+            s[y[j] * GROUP + j] = <real>(0 if weight[j] == 0 else -(rest[j] + lost[j]) * factor[j])
         store_lanes(<const real*>s, &job.g, start, count, k)
     hard_losses(m[0], GROUP, rest, lost, e_target, gap, loss)
 
@@ -225,7 +225,7 @@ cdef inline void focal_terms(double e, double others, double minus_log, double g
     near = 0 if odds == 0 else near
     power[0] = exp_negative(-gamma * log1p_positive(odds))
     first[0] = -power[0] * (1 + gamma * near)
-    second[0] = 0 if odds == 0 else gamma * odds * power[0] * (2 - minus_log + (gamma - 1) * near)
+    second[0] = 0 if odds == 0 or others == 0 else gamma * odds * power[0] * (2 - minus_log + (gamma - 1) * near)
 
 
 cdef struct Terms:
@@ -346,7 +346,7 @@ cdef void tile_directions(const Tile* tile, const Outcome* out, const real* e, c
             others = remainder_of(e[i], <real>out.ones[j], <real>out.below[j])
             rest = without(ev[i], e[i] == top, <real>out.v.below[j], <real>out.v.ones[j],
                            <real>out.v.below[j], <real>out.v.ones[j])
-            d[i] = (v[i] * others - rest) * <real>out.inverse[j]
+            d[i] = 0 if e[i] == 0 else (v[i] * others - rest) * <real>out.inverse[j]
 
 
 cdef void plain_gradient(const Tile* tile, const Outcome* out, const real* e, const real* q, real* to) noexcept nogil:
@@ -436,10 +436,10 @@ cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, con
     if job.o.cap != 0:
         for i in range(tile.lines * GROUP):
             bend = -<real>2 * (x[i] / cap) * slope[i] / cap
-            to[i] = scale * scale * (slope[i] * slope[i] * to[i] + bend * grad[i])
+            to[i] = scale * (scale * (slope[i] * slope[i] * to[i] + bend * grad[i]))
     elif job.o.scale != 1:
         for i in range(tile.lines * GROUP):
-            to[i] *= scale * scale
+            to[i] = scale * (scale * to[i])
 
 
 cdef void tile_product(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope,
@@ -597,6 +597,9 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
     for j in range(columns_of(wide)):
         lse = (SL_INFINITY if columns.limit[j] else columns.m[j]) + columns.log_sum[j]
         shift[j] = 0 if o.z_loss == 0 else -2 * o.z_loss * lse
+        if columns.limit[j] and o.z_loss != 0:
+            # in place of inf, whose product with a probability of 0 has to be 0
+            shift[j] = -1e37 if kind_of(scratch[0]) == np.NPY_FLOAT else -1e300
         out.slope_total[j] = shift[j] - terms.mass.sum[j]
         if want & WANT_LOSS:
             loss[j] = terms.loss.sum[j] if focal else 2 * terms.loss.sum[j] + terms.mass.sum[j] * columns.log_sum[j]
@@ -613,7 +616,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
         settle_whole(&terms.v_ones, wide)
         set_split(&terms.v_below, &terms.v_ones, nothing, &out.v)
     if want & WANT_STATS:
-        store_statistics(job, &tile, &columns, &statistics)
+        store_statistics(job, &tile, &columns, &statistics, scratch[0])
     if product and focal:
         for index in range(tiles):
             place_tile(job, start, count, wide, index, &tile)

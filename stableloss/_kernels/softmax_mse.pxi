@@ -239,7 +239,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, cons
     spread(mse.factor, wide)
     spread(mse.square, wide)
     if want & WANT_STATS:
-        store_statistics(job, &tile, &columns, &statistics)
+        store_statistics(job, &tile, &columns, &statistics, scratch[0])
     if want & WANT_PRODUCT:
         settle_whole(&mse.ev, wide)
         settle_whole(&mse.bent, wide)

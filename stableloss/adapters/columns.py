@@ -27,8 +27,8 @@ __all__ = ["sigmoid_cost", "sigmoid_cost_from_output", "softmax_cost", "softmax_
 
 _SIGMOID = SigmoidBCE(reduction="sum")
 _SIGMOID_OF_OUTPUT = SigmoidBCE(reduction="sum", from_probabilities=True)
-_SOFTMAX = SoftmaxCE(reduction="sum", axis=0)
-_SOFTMAX_OF_OUTPUT = SoftmaxCE(reduction="sum", axis=0, from_probabilities=True)
+_SOFTMAX = SoftmaxCE(reduction="sum", ignore_index=None, axis=0)
+_SOFTMAX_OF_OUTPUT = SoftmaxCE(reduction="sum", ignore_index=None, axis=0, from_probabilities=True)
 
 
 def _cost(loss: Any, x: Any, y: Any) -> tuple[float, np.ndarray]:

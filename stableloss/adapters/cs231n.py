@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from stableloss.losses import softmax_ce
+from stableloss.losses import SoftmaxCE
 
 __all__ = ["softmax_loss", "temporal_softmax_loss"]
+
+_LOSS = SoftmaxCE(ignore_index=None)
 
 
 def softmax_loss(x: Any, y: Any) -> tuple[float, np.ndarray]:
@@ -49,7 +51,7 @@ def softmax_loss(x: Any, y: Any) -> tuple[float, np.ndarray]:
     array([[-0.25,  0.25],
            [-0.5 ,  0.5 ]])
     """
-    return softmax_ce.value_and_grad(x, y)
+    return _LOSS.value_and_grad(x, y)
 
 
 def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> tuple[float, np.ndarray]:
@@ -87,7 +89,7 @@ def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> t
     >>> bool(dx[0, 2].any())
     False
     """
-    loss, dx = softmax_ce.value_and_grad(x, y, mask=mask, denominator=len(x))
+    loss, dx = _LOSS.value_and_grad(x, y, mask=mask, denominator=len(x))
     if verbose:
         print("dx:", dx.shape)
     return loss, dx

@@ -102,8 +102,8 @@ class Activation_Softmax_Loss_CategoricalCrossentropy(_ActivationLoss):
     """
 
     _activation = staticmethod(softmax)
-    _of_inputs = SoftmaxCE()
-    _of_output = SoftmaxCE(from_probabilities=True)
+    _of_inputs = SoftmaxCE(ignore_index=None)
+    _of_output = SoftmaxCE(ignore_index=None, from_probabilities=True)
 
 
 class Activation_Sigmoid_Loss_BinaryCrossentropy(_ActivationLoss):
