@@ -347,7 +347,9 @@ def place(row):
 
 
 def verdict(met):
-    return "yes" if all(met) else f"**no** ({sum(met)} of {len(met)} cells)"
+    if all(met):
+        return "yes"
+    return "**no**" if not any(met) else f"**no** ({sum(met)} of {len(met)} cells do)"
 
 
 def target_line(target, rows):
