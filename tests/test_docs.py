@@ -4,6 +4,7 @@ import doctest
 import re
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -39,7 +40,7 @@ def test_examples(text):
             pytest.importorskip(name)
     names, report = {}, []
     runner = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF)
-    with np.errstate(), np.printoptions():
+    with np.errstate(), np.printoptions(), mpmath.workprec(mpmath.mp.prec):
         for example in EXAMPLE.findall(text):
             if ">>>" in example:
                 test = doctest.DocTestParser().get_doctest(example, names, "example", None, 0)
