@@ -33,6 +33,19 @@ def sigmoid(x: Any, out: Any = None) -> Any:
     ValueError
         If `out` has another shape or is read-only.
 
+    Notes
+    -----
+    Accuracy: largest error found for finite numbers, in ulps of the exact value; in parentheses the
+    bound that the tests hold. Results below the smallest normal number may be 0. float32: of all
+    2**32 numbers.
+
+    =======  ========
+    dtype    error
+    =======  ========
+    float32  1.98 (3)
+    float64  1.89 (3)
+    =======  ========
+
     See Also
     --------
     log_sigmoid : its logarithm, exact where the sigmoid rounds to 0 or 1.
@@ -74,6 +87,17 @@ def log_sigmoid(x: Any, out: Any = None) -> Any:
     -----
     Computed as min(x, 0) - log1p(exp(-abs(x))): relatively accurate near 0 too.
 
+    Accuracy: largest error found for finite numbers, in ulps of the exact value; in parentheses the
+    bound that the tests hold. Results below the smallest normal number may be 0. float32: of all
+    2**32 numbers.
+
+    =======  ========
+    dtype    error
+    =======  ========
+    float32  1.84 (3)
+    float64  1.56 (3)
+    =======  ========
+
     Examples
     --------
     >>> import stableloss as sl
@@ -109,6 +133,18 @@ def softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
         If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
     ValueError
         If `x` is empty along the axis, or `out` has another shape or is read-only.
+
+    Notes
+    -----
+    Accuracy: largest error found for finite numbers, in ulps of the exact value; in parentheses the
+    bound that the tests hold. Results below the smallest normal number may be 0.
+
+    =======  ========
+    dtype    error
+    =======  ========
+    float32  1.95 (3)
+    float64  2.22 (3)
+    =======  ========
 
     See Also
     --------
@@ -154,6 +190,16 @@ def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     The entry of the largest logit is -log1p of the other exponentials' sum, so that it keeps its
     digits however close to 0 it is.
 
+    Accuracy: largest error found for finite numbers, in ulps of the exact value; in parentheses the
+    bound that the tests hold. Results below the smallest normal number may be 0.
+
+    =======  ========
+    dtype    error
+    =======  ========
+    float32  1.30 (3)
+    float64  1.78 (3)
+    =======  ========
+
     Examples
     --------
     >>> import stableloss as sl
@@ -187,6 +233,19 @@ def logsumexp(x: Any, axis: int = -1, out: Any = None) -> Any:
         If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
     ValueError
         If `x` is empty along the axis, or `out` has another shape or is read-only.
+
+    Notes
+    -----
+    Accuracy: largest error found for finite numbers, in ulps of the exact value or, where that is a
+    difference of the largest number and a logarithm, of the larger of the two; in parentheses the
+    bound that the tests hold. Results below the smallest normal number may be 0.
+
+    =======  ========
+    dtype    error
+    =======  ========
+    float32  1.03 (3)
+    float64  1.45 (3)
+    =======  ========
 
     Examples
     --------

@@ -545,6 +545,20 @@ class SigmoidBCE(_CrossEntropy):
     What `from_probabilities` can not bring back: an activation that has rounded to 1 says nothing
     about its logit beyond 17 (float32) or 37 (float64).
 
+    Accuracy: largest errors found in an element's results, without options, for finite logits: in
+    ulps of the exact value or, with soft targets, of the largest term of the difference that it is;
+    in parentheses the bound that the tests hold. Results below the smallest normal number may be 0.
+    float32 with targets 0 and 1: of all 2**32 logits.
+
+    =======  =======  ========  ========  ========
+    dtype    targets  loss      gradient  Hessian
+    =======  =======  ========  ========  ========
+    float32  hard     1.84 (4)  2.41 (4)  2.38 (4)
+    float32  soft     1.87 (4)  2.25 (4)  2.34 (4)
+    float64  hard     1.56 (4)  2.41 (4)  2.40 (4)
+    float64  soft     1.90 (4)  2.41 (4)  2.09 (4)
+    =======  =======  ========  ========  ========
+
     References
     ----------
     M. Nielsen, Neural Networks and Deep Learning, chapter 3, for the gradient a - y. T.-Y. Lin et al.,
@@ -712,6 +726,19 @@ class SoftmaxCE(_CrossEntropy):
     What `from_probabilities` can not bring back: a probability that has rounded to 0 says nothing about
     its logit. One that has rounded to 1 is rescued by the others of its row, as long as they have not.
 
+    Accuracy: largest errors found in a row's results, without options, for finite logits: in ulps
+    of the exact value or, with soft targets, of the largest term of the difference that it is; in
+    parentheses the bound that the tests hold. Results below the smallest normal number may be 0.
+
+    =======  =======  ========  ========  ========
+    dtype    targets  loss      gradient  Hessian
+    =======  =======  ========  ========  ========
+    float32  hard     1.35 (4)  2.10 (4)  2.89 (4)
+    float32  soft     1.21 (4)  2.73 (4)  3.11 (4)
+    float64  hard     2.08 (4)  2.61 (4)  3.56 (4)
+    float64  soft     1.94 (5)  3.17 (5)  3.63 (5)
+    =======  =======  ========  ========  ========
+
     References
     ----------
     I. Goodfellow, Y. Bengio, A. Courville, Deep Learning, section 6.2.2.3. T.-Y. Lin et al., Focal Loss
@@ -840,6 +867,20 @@ class SigmoidMSE(_Loss):
     The gradient of a confidently wrong element is small by its nature, but never rounds to 0 before
     it underflows. The Hessian may be negative.
 
+    Accuracy: largest errors found in an element's results, for finite logits: in ulps of the exact
+    value or, for the Hessian and with soft targets, of the largest term of the difference that it
+    is; in parentheses the bound that the tests hold. Results below the smallest normal number may
+    be 0. float32 with targets 0 and 1: of all 2**32 logits.
+
+    =======  =======  ========  ========  ========
+    dtype    targets  loss      gradient  Hessian
+    =======  =======  ========  ========  ========
+    float32  hard     3.17 (4)  3.17 (4)  0.51 (4)
+    float32  soft     1.51 (4)  3.05 (4)  0.50 (4)
+    float64  hard     4.82 (5)  4.62 (5)  3.79 (4)
+    float64  soft     3.51 (4)  5.46 (6)  4.10 (5)
+    =======  =======  ========  ========  ========
+
     References
     ----------
     M. Nielsen, Neural Networks and Deep Learning, chapter 1, for this cost.
@@ -890,6 +931,19 @@ class SoftmaxMSE(_Loss):
     -----
     Logits and targets as for `SoftmaxCE`. The sum over classes has the factor 1/2 and is not divided
     by the number of classes. The Hessian may be negative.
+
+    Accuracy: largest errors found in a row's results, for finite logits, in ulps of the largest
+    term of the differences that they are; in parentheses the bound that the tests hold. Results
+    below the smallest normal number may be 0.
+
+    =======  =======  ========  ========  ========
+    dtype    targets  loss      gradient  Hessian
+    =======  =======  ========  ========  ========
+    float32  hard     2.58 (4)  2.53 (4)  2.53 (4)
+    float32  soft     0.57 (4)  2.44 (4)  3.09 (4)
+    float64  hard     4.71 (5)  4.13 (7)  6.24 (8)
+    float64  soft     1.69 (5)  4.49 (7)  5.41 (8)
+    =======  =======  ========  ========  ========
 
     References
     ----------

@@ -26,6 +26,7 @@ QUANTITIES = ("loss", "grad", "hess")
 # float32 goes through float64 there, which float64 cannot.
 FLOAT64_LIMITS = {
     "softmax_ce": {"soft loss": 5, "soft grad": 5, "soft hess": 5},
+    "sigmoid_mse": {"loss": 5, "grad": 5, "soft grad": 6, "soft hess": 5},
     "softmax_mse": {"loss": 5, "grad": 7, "hess": 8, "soft loss": 5, "soft grad": 7, "soft hess": 8},
 }
 

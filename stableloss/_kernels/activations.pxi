@@ -61,11 +61,17 @@ cdef object elementwise(object x, object out, const Kernel* kernel):
     return out
 
 
+# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
+#   float32 value 1.978 at -0x1.f317eap+0
+#   float64 value 1.881 at -0x1.2277bf6e81c68p+0
 def sigmoid(x, out):
     cdef Kernel kernel = Kernel(sigmoid_kernel[float], sigmoid_kernel[double])
     return elementwise(x, out, &kernel)
 
 
+# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
+#   float32 value 1.837 at -0x1.074dfp-5
+#   float64 value 1.558 at -0x1.88a3393bc92bdp-2
 def log_sigmoid(x, out):
     cdef Kernel kernel = Kernel(log_sigmoid_kernel[float], log_sigmoid_kernel[double])
     return elementwise(x, out, &kernel)
@@ -182,13 +188,22 @@ cdef object rowwise(object x, object out, int want):
     return out
 
 
+# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
+#   float32 value 1.946 in a row of 100
+#   float64 value 2.213 in a row of 100
 def softmax(x, out):
     return rowwise(x, out, SOFTMAX)
 
 
+# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
+#   float32 value 1.293 at 0x1.8d9c16p+6, 0x1.92fce2p+6
+#   float64 value 1.775 in a row of 3
 def log_softmax(x, out):
     return rowwise(x, out, LOG_SOFTMAX)
 
 
+# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
+#   float32 value 1.029 at -0x1.5ffdcep-3, -0x1.7763c2p+0
+#   float64 value 1.441 in a row of 3
 def logsumexp(x, out):
     return rowwise(x, out, LOGSUMEXP)

@@ -101,6 +101,19 @@ cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         close_chunk(job, at, n, scratch, total)
 
 
+# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
+#   float32 grad 3.170 at 0x1.4caa68p+2, target 1
+#   float32 hess 0.501 at 0x1.c68678p+2, target 1
+#   float32 loss 3.162 at 0x1.4c64eap+2, target 1
+#   float32 soft grad 3.043 at -0x1.4c9ab6p+2, target 0x1.be5e52p-22
+#   float32 soft hess 0.500 at -0x1.227d72p+1, target 0x1.9ceae4p-21
+#   float32 soft loss 1.508 at -0x1.4c9b0ap+2, target 0x1.be5e52p-22
+#   float64 grad 4.618 at 0x1.1fe4dfb5987adp+2, target 1
+#   float64 hess 3.790 at 0x1.200d0c8387588p+2, target 1
+#   float64 loss 4.812 at 0x1.1fe4decc52e7ep+2, target 1
+#   float64 soft grad 5.451 at -0x1.1fcd835f8fb23p+2, target 0x1.87eb9cd174de1p-21
+#   float64 soft hess 4.098 at -0x1.1f6336cf0199cp+2, target 0x1.87eb9cd174de1p-21
+#   float64 soft loss 3.510 at -0x1.1fcd81cabb92bp+2, target 0x1.87eb9cd174de1p-21
 def sigmoid_mse(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
     cdef Kernel kernel = Kernel(sigmoid_mse_kernel[float], sigmoid_mse_kernel[double])
     return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, False, &kernel)
