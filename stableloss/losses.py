@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -44,32 +45,26 @@ GRAD_AND_HESS = WANT_GRAD | WANT_HESS
 # ---- checks of options ----------------------------------------------------------------------------
 
 
-def _number(
-    name: str, value: Any, demand: str, *, above: float = -math.inf, least: float = -math.inf
-) -> float:
-    """A finite float above one bound, or not below another."""
+def _number(name: str, value: Any, valid: Callable[[float], bool], demand: str) -> float:
     array = np.asarray(value)
     if array.ndim or array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be a number, not {value!r}")
     number = float(array)
-    if not (above < number < math.inf and number >= least):
+    if not valid(number):
         raise ValueError(f"{name} is {value!r}, {demand}")
     return number
 
 
 def _positive(name: str, value: Any) -> float:
-    return _number(name, value, "not a positive finite number", above=0.0)
+    return _number(name, value, lambda x: 0 < x < math.inf, "not a positive finite number")
 
 
 def _not_negative(name: str, value: Any) -> float:
-    return _number(name, value, "not a non-negative finite number", least=0.0)
+    return _number(name, value, lambda x: 0 <= x < math.inf, "not a non-negative finite number")
 
 
 def _smoothing(value: Any) -> float:
-    number = _number("label_smoothing", value, "not in [0, 1)", least=0.0)
-    if number >= 1:
-        raise ValueError(f"label_smoothing is {value!r}, not in [0, 1)")
-    return number
+    return _number("label_smoothing", value, lambda x: 0 <= x < 1, "not in [0, 1)")
 
 
 def _index(name: str, value: Any) -> int:
@@ -638,9 +633,7 @@ class SigmoidBCE(_CrossEntropy):
             scalar = np.ndim(pos_weight) == 0
             pos_weight = (_not_negative if scalar else _weights)("pos_weight", pos_weight)
         if focal_alpha is not None:
-            focal_alpha = _number("focal_alpha", focal_alpha, "not in [0, 1]", least=0.0)
-            if focal_alpha > 1:
-                raise ValueError(f"focal_alpha is {focal_alpha!r}, not in [0, 1]")
+            focal_alpha = _number("focal_alpha", focal_alpha, lambda x: 0 <= x <= 1, "not in [0, 1]")
         self._configure(
             reduction=reduction,
             class_weight=None if class_weight is None else _weights("class_weight", class_weight),
