@@ -104,20 +104,7 @@ cdef extern from *:
         size_t n = strlen(name);
         return PyArray_TYPE(a) >= NPY_USERDEF && n >= 8 && strcmp(name + n - 8, "bfloat16") == 0;
     }
-
-    #if defined(__FMA__) || defined(__aarch64__)
-    #define SL_PRODUCT_ERROR(a, b, product) __builtin_fma(a, b, -(product))
-    #else
-    /* Dekker's splitting; it overflows, and then no correction is made, from 2**996 */
-    static inline double SL_PRODUCT_ERROR(double a, double b, double product) {
-        double t = a * 134217729.0, a_hi = t - (t - a), a_lo = a - a_hi;    /* 2**27 + 1 */
-        double u = b * 134217729.0, b_hi = u - (u - b), b_lo = b - b_hi;
-        double error = ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo;
-        return error - error == 0 ? error : 0;
-    }
-    #endif
     """
-    double SL_PRODUCT_ERROR(double, double, double) noexcept nogil
     void* sl_get_scratch() noexcept nogil
     float sl_from_half(uint16_t) noexcept nogil
     float sl_from_bfloat(uint16_t) noexcept nogil
@@ -458,11 +445,6 @@ cdef inline double two_sum(double a, double b, double* error) noexcept nogil:
     cdef double b_part = s - a
     error[0] = (a - (s - b_part)) + (b - b_part)
     return s
-
-
-cdef inline double product_error(double a, double b, double product) noexcept nogil:
-    """a * b - product, exactly, for product = a * b rounded."""
-    return SL_PRODUCT_ERROR(a, b, product)
 
 
 cdef struct Sum:

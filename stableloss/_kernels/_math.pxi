@@ -19,9 +19,19 @@ cdef extern from *:
     #if defined(__FMA__) || defined(__aarch64__)
     #define SL_FMAF(a, b, c) __builtin_fmaf(a, b, c)
     #define SL_FMA(a, b, c) __builtin_fma(a, b, c)
+    #define SL_PRODUCT_ERRORF(a, b, product) __builtin_fmaf(a, b, -(product))
+    #define SL_PRODUCT_ERROR(a, b, product) __builtin_fma(a, b, -(product))
     #else
     #define SL_FMAF(a, b, c) ((a) * (b) + (c))
     #define SL_FMA(a, b, c) ((a) * (b) + (c))
+    #define SL_PRODUCT_ERRORF(a, b, product) ((float)((double)(a) * (b) - (product)))
+    /* Dekker's splitting; it overflows, and then no correction is made, from 2**996 */
+    static inline double SL_PRODUCT_ERROR(double a, double b, double product) {
+        double t = a * 134217729.0, a_hi = t - (t - a), a_lo = a - a_hi;    /* 2**27 + 1 */
+        double u = b * 134217729.0, b_hi = u - (u - b), b_lo = b - b_hi;
+        double error = ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo;
+        return error - error == 0 ? error : 0;
+    }
     #endif
 
     /* 1.5 * 2**(mantissa bits) rounds an added number to an integer n; the exponent bias on top
@@ -157,6 +167,8 @@ cdef extern from *:
     double log1p_positive(double) noexcept nogil
     float SL_FMAF(float, float, float) noexcept nogil
     double SL_FMA(double, double, double) noexcept nogil
+    float SL_PRODUCT_ERRORF(float, float, float) noexcept nogil
+    double SL_PRODUCT_ERROR(double, double, double) noexcept nogil
     const float SL_INFINITY
     float SL_ABSF(float) noexcept nogil
     double SL_ABS(double) noexcept nogil
@@ -184,6 +196,14 @@ cdef inline real fma(real a, real b, real c) noexcept nogil:
         return SL_FMAF(a, b, c)
     else:
         return SL_FMA(a, b, c)
+
+
+cdef inline real product_error(real a, real b, real product) noexcept nogil:
+    """a * b - product, exactly, for product = a * b rounded."""
+    if real is float:
+        return SL_PRODUCT_ERRORF(a, b, product)
+    else:
+        return SL_PRODUCT_ERROR(a, b, product)
 
 
 cdef inline real absolute(real x) noexcept nogil:
