@@ -130,7 +130,7 @@ cdef inline void lane_maximum(real* s, Py_ssize_t k, real* m) noexcept nogil:
                     s[c * GROUP + j] = indicator_logit(s[c * GROUP + j])
 
 
-cdef inline void lane_exponentials(real* s, Py_ssize_t k, const real* m) noexcept nogil:
+cdef inline void lane_exponentials(real* s, Py_ssize_t k, const real* m, bint careful) noexcept nogil:
     cdef Py_ssize_t c
     cdef int j
     cdef real a[GROUP]
@@ -140,7 +140,7 @@ cdef inline void lane_exponentials(real* s, Py_ssize_t k, const real* m) noexcep
         split_maximum(m[j], &a[j], &b_hi[j], &b_lo[j])
     for c in range(k):
         for j in range(GROUP):
-            s[c * GROUP + j] = exp_shifted(s[c * GROUP + j], a[j], b_hi[j], b_lo[j])
+            s[c * GROUP + j] = exp_shifted(s[c * GROUP + j], a[j], b_hi[j], b_lo[j], careful)
 
 
 cdef inline void lane_totals(const real* s, Py_ssize_t k, double* total, double* lost) noexcept nogil:
@@ -259,15 +259,20 @@ cdef real row_maximum(const Job* job, const char* row, bint keep, bint* infinite
     return m
 
 
-cdef void exponentials(real* s, Py_ssize_t n, real m) noexcept nogil:
+cdef void exponentials(real* s, Py_ssize_t n, real m, bint careful) noexcept nogil:
     """s = e**(s - m) in place, n a multiple of LANES."""
     cdef real a, b_hi, b_lo
     cdef Py_ssize_t i
     cdef int j
     split_maximum(m, &a, &b_hi, &b_lo)
+    if careful:
+        for i in range(n // LANES):
+            for j in range(LANES):
+                s[i * LANES + j] = exp_shifted(s[i * LANES + j], a, b_hi, b_lo, True)
+        return
     for i in range(n // LANES):
         for j in range(LANES):
-            s[i * LANES + j] = exp_shifted(s[i * LANES + j], a, b_hi, b_lo)
+            s[i * LANES + j] = exp_shifted(s[i * LANES + j], a, b_hi, b_lo, False)
 
 
 cdef inline void scatter_scaled(real* s, real scale, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
@@ -299,13 +304,13 @@ cdef void exponentials_of(const real* source, real* s, Py_ssize_t n, real m) noe
     cdef Py_ssize_t i, whole = n & ~(LANES - 1)
     cdef int j
     if source == s:
-        exponentials(s, padded(n), m)
+        exponentials(s, padded(n), m, False)
         return
     split_maximum(m, &a, &b_hi, &b_lo)
     for i in range(whole // LANES):
         for j in range(LANES):
-            s[i * LANES + j] = exp_shifted(source[i * LANES + j], a, b_hi, b_lo)
-    exponentials(s + whole, padded(n) - whole, m)
+            s[i * LANES + j] = exp_shifted(source[i * LANES + j], a, b_hi, b_lo, False)
+    exponentials(s + whole, padded(n) - whole, m, False)
 
 
 # ---- per-row arithmetic, in float64 ---------------------------------------------------------------

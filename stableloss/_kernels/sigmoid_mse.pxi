@@ -18,13 +18,6 @@ cdef inline real mse_residual(real z, real y, real e, real* low) noexcept nogil:
     return bce_numerator(z, y, e)
 
 
-cdef inline real product(real a, real a_low, real b, real b_low, real* low) noexcept nogil:
-    """a b, of two numbers and what they lack."""
-    cdef real ab = a * b
-    low[0] = fma(a, b_low, fma(a_low, b, product_error(a, b, ab)))
-    return ab
-
-
 # Each finds its buffers by their places in scratch, so that the compiler sees that they are apart.
 
 cdef enum:

@@ -69,7 +69,7 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
     lane_maximum(s, k, m)
     for j in range(GROUP):
         gap[j] = <double>m[j] - <double>s[y[j] * GROUP + j]
-    lane_exponentials(s, k, m)
+    lane_exponentials(s, k, m, False)
     for j in range(GROUP):
         e_target[j] = s[y[j] * GROUP + j]
         s[y[j] * GROUP + j] = 0
@@ -116,7 +116,7 @@ cdef void hard_few(const Job* job, Py_ssize_t start, int count, const double* we
             continue
         m = row_maximum(job, job.x.data + row[j], True, &infinite, s)
         gap[j] = <double>m - <double>s[y[j]]
-        exponentials(s, padded(k), m)
+        exponentials(s, padded(k), m, False)
         e_target[j] = s[y[j]]
         s[y[j]] = 0
         total = s[0]
@@ -156,7 +156,7 @@ cdef void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight
         n = min(<Py_ssize_t>PIECE, k - start)
         if whole:
             gap[0] = <double>m - <double>s[y]
-            exponentials(s, padded(n), m)
+            exponentials(s, padded(n), m, False)
         else:
             source = piece_source(job, row, start, n, infinite, s)
             if start <= y < start + n:
