@@ -341,21 +341,25 @@ cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo, bint careful)
     `careful` is for the losses that take products of exponentials: it carries the rounding errors of
     the reduced argument and of 1 + r, and leaves little more than the last rounding, 0.8 ulp for 1.
     """
-    cdef real y, d, low, shifted, n, r, near, rest
+    cdef real y, d, low, shifted, n, r, shift, near, part, rest
     y = x - a
     d = y - (b_hi + b_lo)
     if real is float:
         low = SL_UNIT_MIN_F32
         shifted = fma(low if d < low else d, SL_LOG2E_F32, SL_UNIT_MAGIC_F32)
         n = shifted - SL_UNIT_MAGIC_F32
-        near = y - fma(n, SL_LN2_HI_F32, b_hi)
+        shift = fma(n, SL_LN2_HI_F32, b_hi)
         rest = fma(n, SL_LN2_LO_F32, b_lo)
     else:
         low = SL_UNIT_MIN_F64
         shifted = fma(low if d < low else d, SL_LOG2E_F64, SL_UNIT_MAGIC_F64)
         n = shifted - SL_UNIT_MAGIC_F64
-        near = y - fma(n, SL_LN2_HI_F64, b_hi)
+        shift = fma(n, SL_LN2_HI_F64, b_hi)
         rest = fma(n, SL_LN2_LO_F64, b_lo)
+    near = y - shift
+    if careful:
+        part = near - y
+        rest -= (y - (near - part)) - (shift + part)        # near + shift may not be y: two-sum
     r = near - rest
     if careful:
         return 0 if d < low else careful_tail(shifted, r, (near - r) - rest)

@@ -71,13 +71,13 @@ cdef struct Gradient:
     double top
 
 
-cdef inline double cubic_scale(double weight, double divisor, double whole, double whole_low, double* low) noexcept nogil:
-    """weight / (divisor * (whole + whole_low)**3)."""
+cdef inline double cubic_scale(double weight, double divisor, double divisor_low, double whole, double whole_low, double* low) noexcept nogil:
+    """weight / ((divisor + divisor_low) * (whole + whole_low)**3)."""
     cdef double rest
     cdef double square = product(whole, whole_low, whole, whole_low, &rest)
     cdef double cube = product(square, rest, whole, whole_low, &rest)
     cdef double scale
-    cube = product(cube, rest, divisor, <double>0, &rest)
+    cube = product(cube, rest, divisor, divisor_low, &rest)
     scale = weight / cube
     low[0] = (-product_error(scale, cube, weight) - scale * rest) / cube
     return scale
@@ -112,25 +112,40 @@ cdef inline double settle_row(real hint, const Rest* row, double weight, double 
         near = product(others, others_low, others, others_low, &near_low)
         loss = two_sum(near, q, &low)
         loss += low + near_low + q_low
-        out.scale = cubic_scale(weight, divisor, out.whole, out.whole_low, &out.scale_low)
+        out.scale = cubic_scale(weight, divisor, 0, out.whole, out.whole_low, &out.scale_low)
         near = e * loss
         out.target = -SL_FMA(near, out.scale, near * out.scale_low)
         near = two_sum(2 * e, row.sum, &near_low)
         near_low += row.sum_low
-        near = top * (SL_FMA(top, near, SL_FMA(e, row.sum, -row.squares)) + top * near_low)
+        others = product(e, <double>0, row.sum, row.sum_low, &others_low)
+        others = two_sum(others, -row.squares, &low)
+        others_low += low - row.squares_low
+        near = two_sum(top * near, others, &low)
+        near = top * (near + (low + others_low + top * near_low))
         out.top = SL_FMA(near, out.scale, near * out.scale_low)
-        return 0.5 * loss * row_scale(1, out.whole, out.whole, 2 * out.whole_low)
+        return row_scale(0.5 * loss, out.whole, out.whole, 2 * out.whole_low)
+
+
+cdef inline real mse_scaled(double e, double bracket, double scale, double scale_low, real hint) noexcept nogil:
+    cdef double at, low
+    if real is float:
+        return <real>(e * bracket * scale)
+    else:
+        at = product(e, <double>0, bracket, <double>0, &low)
+        return SL_FMA(at, scale, SL_FMA(at, scale_low, low * scale))
 
 
 cdef inline real mse_entry(real e, double whole, double whole_low, double level, double level_low, double scale, double scale_low) noexcept nogil:
     cdef double v = e
-    cdef double bracket, at
+    cdef double at, bracket, low
     if real is float:
         return <real>(v * SL_FMA(v, whole, -level) * scale)
     else:
-        bracket = SL_FMA(v, whole, -level) + SL_FMA(v, whole_low, -level_low)
-        at = v * bracket
-        return SL_FMA(at, scale, SL_FMA(at, scale_low, product_error(v, bracket, at) * scale))
+        at = v * whole
+        bracket = two_sum(at, -level, &low)
+        low += product_error(v, whole, at) + SL_FMA(v, whole_low, -level_low)
+        bracket = product(bracket, low, v, <double>0, &low)
+        return SL_FMA(bracket, scale, SL_FMA(bracket, scale_low, low * scale))
 
 
 cdef double lane_squares(const real* v, Py_ssize_t n, double* error) noexcept nogil:
@@ -391,8 +406,10 @@ cdef struct MseColumns:
     double ones[GROUP]
     double below[GROUP]
     double whole[GROUP]
-    double factor[GROUP]        # weight / (divisor sum)
-    double square[GROUP]        # 1 / sum**2
+    double cube[GROUP]          # weight / (divisor sum**3)
+    double cube_low[GROUP]
+    double fourth[GROUP]        # weight / sum**4
+    double fourth_low[GROUP]
     Total value                 # (d sum)**2
     Total ed_below              # e d sum
     Total ed_ones
@@ -459,18 +476,17 @@ cdef inline double mse_bracket_at(const MseColumns* mse, int j, real hint, doubl
                        (mse.ones[j] == top) & (e == top))
 
 
-cdef void mse_hessian(const Tile* tile, const MseColumns* mse, const Columns* columns, const real* e, const real* t, real* to) noexcept nogil:
-    cdef double v
+cdef void mse_hessian(const Tile* tile, const MseColumns* mse, const real* e, const real* t, real* to) noexcept nogil:
+    cdef double v, second
     cdef Py_ssize_t c
     cdef int j
     for c in range(tile.lines):
         for j in range(GROUP):
             v = e[c * GROUP + j]
-            to[c * GROUP + j] = <real>(
-                v * mse_second(v, mse_others(e[0], v, mse.ones[j], mse.below[j]),
-                               mse_bracket_at(mse, j, e[0], v, t[c * GROUP + j]),
-                               (mse.ee_ones.sum[j] - v * v) + mse.ee_below.sum[j])
-                * mse.square[j] * (columns.weight[j] * mse.square[j]))
+            second = mse_second(v, mse_others(e[0], v, mse.ones[j], mse.below[j]),
+                                mse_bracket_at(mse, j, e[0], v, t[c * GROUP + j]),
+                                (mse.ee_ones.sum[j] - v * v) + mse.ee_below.sum[j])
+            to[c * GROUP + j] = mse_scaled(v, second, mse.fourth[j], mse.fourth_low[j], e[0])
 
 
 cdef void mse_gradient(const Tile* tile, const MseColumns* mse, const real* e, const real* t, real* to) noexcept nogil:
@@ -480,8 +496,8 @@ cdef void mse_gradient(const Tile* tile, const MseColumns* mse, const real* e, c
     cdef double whole[GROUP]
     cdef double ed_below[GROUP]
     cdef double ed_ones[GROUP]
-    cdef double factor[GROUP]
-    cdef double square[GROUP]
+    cdef double cube[GROUP]
+    cdef double cube_low[GROUP]
     cdef double top = unit(e[0])
     cdef double v, others, bracket
     cdef Py_ssize_t c
@@ -492,15 +508,15 @@ cdef void mse_gradient(const Tile* tile, const MseColumns* mse, const real* e, c
         whole[j] = mse.whole[j]
         ed_below[j] = mse.ed_below.sum[j]
         ed_ones[j] = mse.ed_ones.sum[j]
-        factor[j] = mse.factor[j]
-        square[j] = mse.square[j]
+        cube[j] = mse.cube[j]
+        cube_low[j] = mse.cube_low[j]
     for c in range(tile.lines):
         for j in range(GROUP):
             v = e[c * GROUP + j]
             others = mse_others(e[0], v, ones[j], below[j])
             bracket = mse_bracket(mse_difference(v, t[c * GROUP + j], others), others, whole[j], ed_below[j], ed_ones[j],
                                   (ones[j] == top) & (v == top))
-            to[c * GROUP + j] = <real>((v * factor[j]) * (bracket * square[j]))
+            to[c * GROUP + j] = mse_scaled(v, bracket, cube[j], cube_low[j], e[0])
 
 
 cdef inline double mse_turn(const MseColumns* mse, int j, double e, double v) noexcept nogil:
@@ -529,7 +545,7 @@ cdef void mse_product(const Tile* tile, const MseColumns* mse, const real* e, co
             at = e[c * GROUP + j]
             bracket = SL_FMA(at, mse.whole[j], mse_bracket_at(mse, j, e[0], at, t[c * GROUP + j]))
             bracket = mse_turn(mse, j, at, v[c * GROUP + j]) * bracket - mse.bent.sum[j]
-            to[c * GROUP + j] = <real>(0 if at == 0 else (at * mse.factor[j]) * (bracket * mse.square[j]))
+            to[c * GROUP + j] = 0 if at == 0 else mse_scaled(at, bracket, mse.cube[j], mse.cube_low[j], e[0])
 
 
 cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int want, const double* weight, double* loss, real* scratch) noexcept nogil:
@@ -546,6 +562,8 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int 
     cdef Tile tile
     cdef Columns columns
     cdef MseColumns mse
+    cdef double square[GROUP]
+    cdef double whole, low
     cdef Statistics statistics
     open_columns(job, start, count, wide, weight, &columns)
     columns.careful = real is double
@@ -580,13 +598,18 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int 
         mse.ones[j] = columns.ones.sum[j]
         mse.below[j] = columns.below.sum[j] + columns.below.lost[j]
         mse.whole[j] = mse.ones[j] + mse.below[j]
-        mse.factor[j] = inverse_sum(&columns, j, columns.weight[j], job.divisor, scratch[0])
-        mse.square[j] = inverse_square(&columns, j, 1, scratch[0])
+        whole = two_sum(mse.ones[j], columns.below.sum[j], &low)
+        low += columns.below.lost[j]
+        mse.cube[j] = cubic_scale(columns.weight[j], job.divisor, 0, whole, low, &mse.cube_low[j])
+        mse.fourth[j] = cubic_scale(columns.weight[j], whole, low, whole, low, &mse.fourth_low[j])
+        square[j] = inverse_square(&columns, j, 1, scratch[0])
     spread(mse.ones, wide)
     spread(mse.below, wide)
     spread(mse.whole, wide)
-    spread(mse.factor, wide)
-    spread(mse.square, wide)
+    spread(mse.cube, wide)
+    spread(mse.cube_low, wide)
+    spread(mse.fourth, wide)
+    spread(mse.fourth_low, wide)
     if want & WANT_STATS:
         store_statistics(job, &tile, &columns, &statistics, scratch[0])
     if want & WANT_PRODUCT:
@@ -615,7 +638,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int 
     if want & WANT_PRODUCT:
         settle_whole(&mse.bent, wide)
     for j in range(columns_of(wide)):
-        loss[j] = 0.5 * mse.value.sum[j] * mse.square[j]
+        loss[j] = 0.5 * mse.value.sum[j] * square[j]
 
     if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT) or job.fills):
         return
@@ -630,7 +653,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int 
             mse_product(&tile, &mse, <const real*>e, <const real*>t, <const real*>v, to)
             write_tile(<const real*>to, &job.g, &tile)
         if want & WANT_HESS:
-            mse_hessian(&tile, &mse, &columns, <const real*>e, <const real*>t, to)
+            mse_hessian(&tile, &mse, <const real*>e, <const real*>t, to)
             write_tile(<const real*>to, &job.h, &tile)
         if want & WANT_GRAD:
             mse_gradient(&tile, &mse, <const real*>e, <const real*>t, to)
