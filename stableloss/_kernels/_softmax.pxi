@@ -29,24 +29,50 @@ cdef inline real indicator_logit(real x) noexcept nogil:
 
 # ---- rows as lanes --------------------------------------------------------------------------------
 
-cdef void transpose(const real* source, Py_ssize_t source_stride, Py_ssize_t rows, Py_ssize_t columns, real* to, Py_ssize_t to_stride) noexcept nogil:
-    """to[c, r] = source[r, c]; strides in elements."""
-    cdef Py_ssize_t side = 4 if real is float else 2
-    cdef Py_ssize_t r, c, whole_rows = 0
-    if columns >= side:
-        whole_rows = rows - rows % side
-        for r from 0 <= r < whole_rows by side:
-            c = 0
-            while c < columns:
-                c = min(c, columns - side)              # the last tile may overlap the one before
-                if real is float:
-                    sl_transpose_f32(source + r * source_stride + c, source_stride, to + c * to_stride + r, to_stride)
-                else:
-                    sl_transpose_f64(source + r * source_stride + c, source_stride, to + c * to_stride + r, to_stride)
-                c += side
-    for r in range(whole_rows, rows):
-        for c in range(columns):
-            to[c * to_stride + r] = source[r * source_stride + c]
+cdef void rows_to_lanes(const real* source, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t k, real* s) noexcept nogil:
+    """s[c, j] = source[j, c], whose rows lie `stride` elements apart."""
+    cdef Py_ssize_t height = 8 if real is float else 4
+    cdef Py_ssize_t width = 4 if real is float else 2
+    cdef Py_ssize_t r = 0, c
+    if rows < height or k < width:
+        for r in range(rows):
+            for c in range(k):
+                s[c * GROUP + r] = source[r * stride + c]
+        return
+    while r < rows:
+        r = min(r, rows - height)                   # the last tile may overlap the one before
+        c = 0
+        while c < k:
+            c = min(c, k - width)
+            if real is float:
+                sl_to_lanes_f32(source + r * stride + c, stride, s + c * GROUP + r)
+            else:
+                sl_to_lanes_f64(source + r * stride + c, stride, s + c * GROUP + r)
+            c += width
+        r += height
+
+
+cdef void lanes_to_rows(const real* s, Py_ssize_t rows, Py_ssize_t k, real* to, Py_ssize_t stride) noexcept nogil:
+    """to[j, c] = s[c, j]."""
+    cdef Py_ssize_t height = 8 if real is float else 4
+    cdef Py_ssize_t width = 4 if real is float else 2
+    cdef Py_ssize_t r = 0, c
+    if rows < height or k < width:
+        for r in range(rows):
+            for c in range(k):
+                to[r * stride + c] = s[c * GROUP + r]
+        return
+    while r < rows:
+        r = min(r, rows - height)
+        c = 0
+        while c < k:
+            c = min(c, k - width)
+            if real is float:
+                sl_from_lanes_f32(s + c * GROUP + r, to + r * stride + c, stride)
+            else:
+                sl_from_lanes_f64(s + c * GROUP + r, to + r * stride + c, stride)
+            c += width
+        r += height
 
 
 cdef inline bint transposable(const Operand* op, real hint) noexcept nogil:
@@ -63,7 +89,7 @@ cdef void load_lanes(const Operand* op, Py_ssize_t start, int count, Py_ssize_t 
     cdef real line[NARROW]
     if transposable(op, s[0]):
         stride = op.stride[0] // <Py_ssize_t>sizeof(real)
-        transpose(<const real*>op.data + start * stride, stride, count, k, s, GROUP)
+        rows_to_lanes(<const real*>op.data + start * stride, stride, count, k, s)
     else:
         row_offsets(op, start, count, offset)
         stride = offset[1] - offset[0] if count > 1 else 0
@@ -90,10 +116,7 @@ cdef void store_lanes(const real* s, const Operand* op, Py_ssize_t start, int co
     cdef real line[NARROW]
     if transposable(op, s[0]):
         stride = op.stride[0] // <Py_ssize_t>sizeof(real)
-        if count == GROUP:
-            transpose(s, GROUP, k, GROUP, <real*>op.data + start * stride, stride)
-        else:
-            transpose(s, GROUP, k, count, <real*>op.data + start * stride, stride)
+        lanes_to_rows(s, count, k, <real*>op.data + start * stride, stride)
         return
     row_offsets(op, start, count, offset)
     stride = offset[1] - offset[0] if count > 1 else 0
@@ -327,6 +350,15 @@ cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* 
     cdef int j
     for j in range(GROUP):
         y[j] = 0
+    if not job.ignoring and not job.masked and job.t.ndim == 1:
+        # all of them are classes
+        if job.t.kind == np.NPY_INT64 and job.t.stride[0] == 8:
+            memcpy(y, job.t.data + start * 8, count * 8)
+            return
+        if job.t.kind == np.NPY_INT32 and job.t.stride[0] == 4:
+            for j in range(count):
+                y[j] = (<const int32_t*>job.t.data)[start + j]
+            return
     load_flat(&job.t, start, count, index)
     for j in range(count):
         y[j] = <Py_ssize_t>index[j] if index[j] >= 0 and index[j] < job.k else 0
@@ -334,19 +366,20 @@ cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* 
 
 cdef void close_rows(const Job* job, Py_ssize_t start, int count, double* loss, const double* weight, Sum* total) noexcept nogil:
     """Weigh the losses of a group, and store them or add them up."""
+    cdef double value[GROUP]
     cdef double lost[GROUP]
     cdef int j
     for j in range(GROUP):
-        loss[j] = loss[j] * weight[j] if weight[j] != 0 and j < count else 0
+        value[j] = loss[j] * weight[j] if (weight[j] != 0) & (j < count) else 0
         lost[j] = 0
     if job.loss != NULL:
         for j in range(count):
-            store_value(job.loss, job.value_kind, start + j, loss[j])
+            store_value(job.loss, job.value_kind, start + j, value[j])
     elif job.want & WANT_LOSS:
-        fold_exactly(loss, lost, 16)
-        fold_exactly(loss, lost, 8)
-        fold_exactly(loss, lost, 4)
-        fold_exactly(loss, lost, 2)
-        fold_exactly(loss, lost, 1)
-        add(total, loss[0])
+        fold_exactly(value, lost, 16)
+        fold_exactly(value, lost, 8)
+        fold_exactly(value, lost, 4)
+        fold_exactly(value, lost, 2)
+        fold_exactly(value, lost, 1)
+        add(total, value[0])
         total.lo += lost[0]

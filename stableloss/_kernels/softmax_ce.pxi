@@ -52,6 +52,7 @@ cdef inline double hard_scale(real hint, double weight, double divisor, double r
 cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
     cdef Py_ssize_t y[GROUP]
     cdef real m[GROUP]
+    cdef real x[GROUP]              # logits of the targets
     cdef real scale[GROUP]
     cdef double gap[GROUP]
     cdef double e_target[GROUP]
@@ -68,22 +69,29 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
         clear_lanes(s, k, weight)
     lane_maximum(s, k, m)
     for j in range(GROUP):
-        gap[j] = <double>m[j] - <double>s[y[j] * GROUP + j]
-    lane_exponentials(s, k, m)
+        y[j] = y[j] * GROUP + j
+    # the target leaves its lane for the sum of the others
     for j in range(GROUP):
-        e_target[j] = s[y[j] * GROUP + j]
-        s[y[j] * GROUP + j] = 0
+        x[j] = s[y[j]]
+        s[y[j]] = -SL_INFINITY
+    for j in range(GROUP):
+        gap[j] = <double>m[j] - <double>x[j]
+    lane_exponentials(s, k, m)
+    lane_exponentials(x, 1, m)
     lane_totals(s, k, rest, lost)
+    for j in range(GROUP):
+        e_target[j] = x[j]
     if job.want & WANT_GRAD:
         for j in range(GROUP):
             factor[j] = hard_scale(m[j], weight[j], job.divisor, rest[j], lost[j], e_target[j])
         for j in range(GROUP):
             scale[j] = <real>factor[j]
+            x[j] = <real>(0 if weight[j] == 0 else -(rest[j] + lost[j]) * factor[j])
         for c in range(k):
             for j in range(GROUP):
                 s[c * GROUP + j] *= scale[j]
         for j in range(GROUP):
-            s[y[j] * GROUP + j] = <real>(0 if weight[j] == 0 else -(rest[j] + lost[j]) * factor[j])
+            s[y[j]] = x[j]
         store_lanes(<const real*>s, &job.g, start, count, k)
     hard_losses(m[0], GROUP, rest, lost, e_target, gap, loss)
 
