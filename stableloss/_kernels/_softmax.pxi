@@ -348,7 +348,7 @@ cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* 
     """Class indices of a group; those of rows that do not count, which may be anything, as 0."""
     cdef double index[GROUP]
     cdef int j
-    for j in range(GROUP):
+    for j in range(count, GROUP):
         y[j] = 0
     if not job.ignoring and not job.masked and job.t.ndim == 1:
         # all of them are classes
@@ -369,13 +369,15 @@ cdef void close_rows(const Job* job, Py_ssize_t start, int count, double* loss, 
     cdef double value[GROUP]
     cdef double lost[GROUP]
     cdef int j
+    if not job.want & WANT_LOSS:
+        return
     for j in range(GROUP):
         value[j] = loss[j] * weight[j] if (weight[j] != 0) & (j < count) else 0
         lost[j] = 0
     if job.loss != NULL:
         for j in range(count):
             store_value(job.loss, job.value_kind, start + j, value[j])
-    elif job.want & WANT_LOSS:
+    else:
         fold_exactly(value, lost, 16)
         fold_exactly(value, lost, 8)
         fold_exactly(value, lost, 4)

@@ -52,7 +52,6 @@ cdef inline double hard_scale(real hint, double weight, double divisor, double r
 cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
     cdef Py_ssize_t y[GROUP]
     cdef real m[GROUP]
-    cdef real x[GROUP]              # logits of the targets
     cdef real scale[GROUP]
     cdef double gap[GROUP]
     cdef double e_target[GROUP]
@@ -60,7 +59,8 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
     cdef double lost[GROUP]
     cdef double factor[GROUP]
     cdef Py_ssize_t c, k = job.k
-    cdef int j
+    cdef real* x = s + k * GROUP        # the logits of the targets, as one more class
+    cdef int i, j
     load_classes(job, start, count, y)
     load_lanes(&job.x, start, count, k, s)
     if job.o.clip < SL_INFINITY:
@@ -71,13 +71,13 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
     for j in range(GROUP):
         y[j] = y[j] * GROUP + j
     # the target leaves its lane for the sum of the others
-    for j in range(GROUP):
-        x[j] = s[y[j]]
-        s[y[j]] = -SL_INFINITY
+    for i from 0 <= i < GROUP by 8:
+        for j in range(i, i + 8):
+            x[j] = s[y[j]]
+            s[y[j]] = -SL_INFINITY
     for j in range(GROUP):
         gap[j] = <double>m[j] - <double>x[j]
-    lane_exponentials(s, k, m)
-    lane_exponentials(x, 1, m)
+    lane_exponentials(s, k + 1, m)
     lane_totals(s, k, rest, lost)
     for j in range(GROUP):
         e_target[j] = x[j]
@@ -90,8 +90,9 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
         for c in range(k):
             for j in range(GROUP):
                 s[c * GROUP + j] *= scale[j]
-        for j in range(GROUP):
-            s[y[j]] = x[j]
+        for i from 0 <= i < GROUP by 8:
+            for j in range(i, i + 8):
+                s[y[j]] = x[j]
         store_lanes(<const real*>s, &job.g, start, count, k)
     hard_losses(m[0], GROUP, rest, lost, e_target, gap, loss)
 
@@ -704,9 +705,8 @@ cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, S
     cdef double loss[GROUP]
     for at from start <= at < stop by GROUP:
         count = <int>min(<Py_ssize_t>GROUP, stop - at)
-        for j in range(GROUP):
+        for j in range(count, GROUP):
             weight[j] = 1
-            loss[j] = 0
         # in tiles the weights of classes are part of the targets
         load_weights(job, at, count, True, fast, weight)
         if tiled and not wide:
