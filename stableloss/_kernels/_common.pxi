@@ -12,13 +12,77 @@ cdef extern from *:
     #define SL_TAKE(counter) __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)
     #define SL_ISFINITE(x) __builtin_isfinite(x)
 
-    /* Transpose a tile of rows that lie `stride` elements apart, 8 x 4 float32 or 4 x 2 float64, to columns
-       that lie SL_GROUP apart, and back. Compilers turn neither a loop nor as many scalar moves into
-       shuffles. Where vectors are long enough, their halves are those of the tile, and nothing crosses
-       from one to the other. */
-    #define SL_GROUP 32
+    /* Transpose a tile of rows, 8 x 4 float32 or 4 x 2 float64, to columns, and back with a factor for each
+       row; rows and columns (`lanes`) lie so many elements apart. Compilers turn neither a loop nor as many
+       scalar moves into shuffles. Where vectors are long enough, their halves are those of the tile,
+       and nothing crosses from one to the other. */
     typedef float sl_f32x4 __attribute__((vector_size(16), aligned(4), may_alias));
     typedef double sl_f64x2 __attribute__((vector_size(16), aligned(8), may_alias));
+    #if defined(__AVX__) && (defined(__clang__) || __GNUC__ >= 12)
+    typedef float sl_f32x8 __attribute__((vector_size(32), aligned(4), may_alias));
+    typedef double sl_f64x4 __attribute__((vector_size(32), aligned(8), may_alias));
+    #define SL_SHUFFLE __builtin_shufflevector
+    static SL_ALWAYS_INLINE sl_f32x8 sl_join_f32(const float *upper, const float *lower) {
+        return SL_SHUFFLE(*(const sl_f32x4 *)upper, *(const sl_f32x4 *)lower, 0, 1, 2, 3, 4, 5, 6, 7);
+    }
+    static SL_ALWAYS_INLINE sl_f64x4 sl_join_f64(const double *upper, const double *lower) {
+        return SL_SHUFFLE(*(const sl_f64x2 *)upper, *(const sl_f64x2 *)lower, 0, 1, 2, 3);
+    }
+    static SL_ALWAYS_INLINE void sl_part_f32(sl_f32x8 v, float *upper, float *lower) {
+        *(sl_f32x4 *)upper = SL_SHUFFLE(v, v, 0, 1, 2, 3);
+        *(sl_f32x4 *)lower = SL_SHUFFLE(v, v, 4, 5, 6, 7);
+    }
+    static SL_ALWAYS_INLINE void sl_part_f64(sl_f64x4 v, double *upper, double *lower) {
+        *(sl_f64x2 *)upper = SL_SHUFFLE(v, v, 0, 1);
+        *(sl_f64x2 *)lower = SL_SHUFFLE(v, v, 2, 3);
+    }
+    static SL_ALWAYS_INLINE void sl_transpose_f32(sl_f32x8 *a, sl_f32x8 *b, sl_f32x8 *c, sl_f32x8 *d) {
+        sl_f32x8 ab_low = SL_SHUFFLE(*a, *b, 0, 8, 1, 9, 4, 12, 5, 13);
+        sl_f32x8 ab_high = SL_SHUFFLE(*a, *b, 2, 10, 3, 11, 6, 14, 7, 15);
+        sl_f32x8 cd_low = SL_SHUFFLE(*c, *d, 0, 8, 1, 9, 4, 12, 5, 13);
+        sl_f32x8 cd_high = SL_SHUFFLE(*c, *d, 2, 10, 3, 11, 6, 14, 7, 15);
+        *a = SL_SHUFFLE(ab_low, cd_low, 0, 1, 8, 9, 4, 5, 12, 13);
+        *b = SL_SHUFFLE(ab_low, cd_low, 2, 3, 10, 11, 6, 7, 14, 15);
+        *c = SL_SHUFFLE(ab_high, cd_high, 0, 1, 8, 9, 4, 5, 12, 13);
+        *d = SL_SHUFFLE(ab_high, cd_high, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    static SL_ALWAYS_INLINE void sl_to_lanes_f32(const float *from, Py_ssize_t rows, float *to, Py_ssize_t lanes) {
+        const float *lower = from + 4 * rows;
+        sl_f32x8 a = sl_join_f32(from, lower), b = sl_join_f32(from + rows, lower + rows);
+        sl_f32x8 c = sl_join_f32(from + 2 * rows, lower + 2 * rows);
+        sl_f32x8 d = sl_join_f32(from + 3 * rows, lower + 3 * rows);
+        sl_transpose_f32(&a, &b, &c, &d);
+        *(sl_f32x8 *)to = a;
+        *(sl_f32x8 *)(to + lanes) = b;
+        *(sl_f32x8 *)(to + 2 * lanes) = c;
+        *(sl_f32x8 *)(to + 3 * lanes) = d;
+    }
+    static SL_ALWAYS_INLINE void sl_to_lanes_f64(const double *from, Py_ssize_t rows, double *to, Py_ssize_t lanes) {
+        const double *lower = from + 2 * rows;
+        sl_f64x4 a = sl_join_f64(from, lower), b = sl_join_f64(from + rows, lower + rows);
+        *(sl_f64x4 *)to = SL_SHUFFLE(a, b, 0, 4, 2, 6);
+        *(sl_f64x4 *)(to + lanes) = SL_SHUFFLE(a, b, 1, 5, 3, 7);
+    }
+    static SL_ALWAYS_INLINE void sl_from_lanes_f32(
+            const float *from, Py_ssize_t lanes, const float *factor, float *to, Py_ssize_t rows) {
+        float *lower = to + 4 * rows;
+        sl_f32x8 v = *(const sl_f32x8 *)factor;
+        sl_f32x8 a = v * *(const sl_f32x8 *)from, b = v * *(const sl_f32x8 *)(from + lanes);
+        sl_f32x8 c = v * *(const sl_f32x8 *)(from + 2 * lanes), d = v * *(const sl_f32x8 *)(from + 3 * lanes);
+        sl_transpose_f32(&a, &b, &c, &d);
+        sl_part_f32(a, to, lower);
+        sl_part_f32(b, to + rows, lower + rows);
+        sl_part_f32(c, to + 2 * rows, lower + 2 * rows);
+        sl_part_f32(d, to + 3 * rows, lower + 3 * rows);
+    }
+    static SL_ALWAYS_INLINE void sl_from_lanes_f64(
+            const double *from, Py_ssize_t lanes, const double *factor, double *to, Py_ssize_t rows) {
+        sl_f64x4 v = *(const sl_f64x4 *)factor;
+        sl_f64x4 a = v * *(const sl_f64x4 *)from, b = v * *(const sl_f64x4 *)(from + lanes);
+        sl_part_f64(SL_SHUFFLE(a, b, 0, 4, 2, 6), to, to + 2 * rows);
+        sl_part_f64(SL_SHUFFLE(a, b, 1, 5, 3, 7), to + rows, to + 3 * rows);
+    }
+    #else
     #if defined(__clang__) || __GNUC__ >= 12
     #define SL_SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
     #define SL_SHUFFLE2(a, b, i, j) __builtin_shufflevector(a, b, i, j)
@@ -28,95 +92,67 @@ cdef extern from *:
     #define SL_SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, (sl_i32x4){i, j, k, l})
     #define SL_SHUFFLE2(a, b, i, j) __builtin_shuffle(a, b, (sl_i64x2){i, j})
     #endif
-    #if defined(__AVX__) && (defined(__clang__) || __GNUC__ >= 12)
-    typedef float sl_f32x8 __attribute__((vector_size(32), aligned(4), may_alias));
-    typedef double sl_f64x4 __attribute__((vector_size(32), aligned(8), may_alias));
-    static SL_ALWAYS_INLINE sl_f32x8 sl_load_halves_f32(const float *from, const float *lower) {
-        return __builtin_shufflevector(*(const sl_f32x4 *)from, *(const sl_f32x4 *)lower, 0, 1, 2, 3, 4, 5, 6, 7);
+    static inline void sl_transpose_f32(sl_f32x4 *a, sl_f32x4 *b, sl_f32x4 *c, sl_f32x4 *d) {
+        sl_f32x4 ab_low = SL_SHUFFLE4(*a, *b, 0, 4, 1, 5), ab_high = SL_SHUFFLE4(*a, *b, 2, 6, 3, 7);
+        sl_f32x4 cd_low = SL_SHUFFLE4(*c, *d, 0, 4, 1, 5), cd_high = SL_SHUFFLE4(*c, *d, 2, 6, 3, 7);
+        *a = SL_SHUFFLE4(ab_low, cd_low, 0, 1, 4, 5);
+        *b = SL_SHUFFLE4(ab_low, cd_low, 2, 3, 6, 7);
+        *c = SL_SHUFFLE4(ab_high, cd_high, 0, 1, 4, 5);
+        *d = SL_SHUFFLE4(ab_high, cd_high, 2, 3, 6, 7);
     }
-    static SL_ALWAYS_INLINE void sl_store_halves_f32(sl_f32x8 v, float *to, float *lower) {
-        *(sl_f32x4 *)to = __builtin_shufflevector(v, v, 0, 1, 2, 3);
-        *(sl_f32x4 *)lower = __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    static inline void sl_to_lanes_f32(const float *from, Py_ssize_t rows, float *to, Py_ssize_t lanes) {
+        sl_f32x4 a, b, c, d;
+        int half;
+        for (half = 0; half < 2; half++, from += 4 * rows, to += 4) {
+            a = *(const sl_f32x4 *)from;
+            b = *(const sl_f32x4 *)(from + rows);
+            c = *(const sl_f32x4 *)(from + 2 * rows);
+            d = *(const sl_f32x4 *)(from + 3 * rows);
+            sl_transpose_f32(&a, &b, &c, &d);
+            *(sl_f32x4 *)to = a;
+            *(sl_f32x4 *)(to + lanes) = b;
+            *(sl_f32x4 *)(to + 2 * lanes) = c;
+            *(sl_f32x4 *)(to + 3 * lanes) = d;
+        }
     }
-    static SL_ALWAYS_INLINE void sl_transpose_halves_f32(sl_f32x8 *a, sl_f32x8 *b, sl_f32x8 *c, sl_f32x8 *d) {
-        sl_f32x8 ab_low = __builtin_shufflevector(*a, *b, 0, 8, 1, 9, 4, 12, 5, 13);
-        sl_f32x8 ab_high = __builtin_shufflevector(*a, *b, 2, 10, 3, 11, 6, 14, 7, 15);
-        sl_f32x8 cd_low = __builtin_shufflevector(*c, *d, 0, 8, 1, 9, 4, 12, 5, 13);
-        sl_f32x8 cd_high = __builtin_shufflevector(*c, *d, 2, 10, 3, 11, 6, 14, 7, 15);
-        *a = __builtin_shufflevector(ab_low, cd_low, 0, 1, 8, 9, 4, 5, 12, 13);
-        *b = __builtin_shufflevector(ab_low, cd_low, 2, 3, 10, 11, 6, 7, 14, 15);
-        *c = __builtin_shufflevector(ab_high, cd_high, 0, 1, 8, 9, 4, 5, 12, 13);
-        *d = __builtin_shufflevector(ab_high, cd_high, 2, 3, 10, 11, 6, 7, 14, 15);
+    static inline void sl_to_lanes_f64(const double *from, Py_ssize_t rows, double *to, Py_ssize_t lanes) {
+        sl_f64x2 a, b;
+        int half;
+        for (half = 0; half < 2; half++, from += 2 * rows, to += 2) {
+            a = *(const sl_f64x2 *)from;
+            b = *(const sl_f64x2 *)(from + rows);
+            *(sl_f64x2 *)to = SL_SHUFFLE2(a, b, 0, 2);
+            *(sl_f64x2 *)(to + lanes) = SL_SHUFFLE2(a, b, 1, 3);
+        }
     }
-    static SL_ALWAYS_INLINE void sl_to_lanes_f32(const float *from, Py_ssize_t stride, float *to) {
-        const float *lower = from + 4 * stride;
-        sl_f32x8 a = sl_load_halves_f32(from, lower);
-        sl_f32x8 b = sl_load_halves_f32(from + stride, lower + stride);
-        sl_f32x8 c = sl_load_halves_f32(from + 2 * stride, lower + 2 * stride);
-        sl_f32x8 d = sl_load_halves_f32(from + 3 * stride, lower + 3 * stride);
-        sl_transpose_halves_f32(&a, &b, &c, &d);
-        *(sl_f32x8 *)to = a;
-        *(sl_f32x8 *)(to + SL_GROUP) = b;
-        *(sl_f32x8 *)(to + 2 * SL_GROUP) = c;
-        *(sl_f32x8 *)(to + 3 * SL_GROUP) = d;
+    static inline void sl_from_lanes_f32(
+            const float *from, Py_ssize_t lanes, const float *factor, float *to, Py_ssize_t rows) {
+        sl_f32x4 v, a, b, c, d;
+        int half;
+        for (half = 0; half < 2; half++, from += 4, factor += 4, to += 4 * rows) {
+            v = *(const sl_f32x4 *)factor;
+            a = v * *(const sl_f32x4 *)from;
+            b = v * *(const sl_f32x4 *)(from + lanes);
+            c = v * *(const sl_f32x4 *)(from + 2 * lanes);
+            d = v * *(const sl_f32x4 *)(from + 3 * lanes);
+            sl_transpose_f32(&a, &b, &c, &d);
+            *(sl_f32x4 *)to = a;
+            *(sl_f32x4 *)(to + rows) = b;
+            *(sl_f32x4 *)(to + 2 * rows) = c;
+            *(sl_f32x4 *)(to + 3 * rows) = d;
+        }
     }
-    static SL_ALWAYS_INLINE void sl_from_lanes_f32(const float *from, float *to, Py_ssize_t stride) {
-        float *lower = to + 4 * stride;
-        sl_f32x8 a = *(const sl_f32x8 *)from, b = *(const sl_f32x8 *)(from + SL_GROUP);
-        sl_f32x8 c = *(const sl_f32x8 *)(from + 2 * SL_GROUP), d = *(const sl_f32x8 *)(from + 3 * SL_GROUP);
-        sl_transpose_halves_f32(&a, &b, &c, &d);
-        sl_store_halves_f32(a, to, lower);
-        sl_store_halves_f32(b, to + stride, lower + stride);
-        sl_store_halves_f32(c, to + 2 * stride, lower + 2 * stride);
-        sl_store_halves_f32(d, to + 3 * stride, lower + 3 * stride);
-    }
-    static SL_ALWAYS_INLINE void sl_to_lanes_f64(const double *from, Py_ssize_t stride, double *to) {
-        const double *lower = from + 2 * stride;
-        sl_f64x4 a = __builtin_shufflevector(*(const sl_f64x2 *)from, *(const sl_f64x2 *)lower, 0, 1, 2, 3);
-        sl_f64x4 b = __builtin_shufflevector(
-            *(const sl_f64x2 *)(from + stride), *(const sl_f64x2 *)(lower + stride), 0, 1, 2, 3);
-        *(sl_f64x4 *)to = __builtin_shufflevector(a, b, 0, 4, 2, 6);
-        *(sl_f64x4 *)(to + SL_GROUP) = __builtin_shufflevector(a, b, 1, 5, 3, 7);
-    }
-    static SL_ALWAYS_INLINE void sl_from_lanes_f64(const double *from, double *to, Py_ssize_t stride) {
-        sl_f64x4 c = *(const sl_f64x4 *)from, d = *(const sl_f64x4 *)(from + SL_GROUP);
-        sl_f64x4 a = __builtin_shufflevector(c, d, 0, 4, 2, 6), b = __builtin_shufflevector(c, d, 1, 5, 3, 7);
-        *(sl_f64x2 *)to = __builtin_shufflevector(a, a, 0, 1);
-        *(sl_f64x2 *)(to + stride) = __builtin_shufflevector(b, b, 0, 1);
-        *(sl_f64x2 *)(to + 2 * stride) = __builtin_shufflevector(a, a, 2, 3);
-        *(sl_f64x2 *)(to + 3 * stride) = __builtin_shufflevector(b, b, 2, 3);
-    }
-    #else
-    static inline void sl_transpose_f32(const float *from, Py_ssize_t from_stride, float *to, Py_ssize_t to_stride) {
-        sl_f32x4 a = *(const sl_f32x4 *)from, b = *(const sl_f32x4 *)(from + from_stride);
-        sl_f32x4 c = *(const sl_f32x4 *)(from + 2 * from_stride), d = *(const sl_f32x4 *)(from + 3 * from_stride);
-        sl_f32x4 ab_low = SL_SHUFFLE4(a, b, 0, 4, 1, 5), ab_high = SL_SHUFFLE4(a, b, 2, 6, 3, 7);
-        sl_f32x4 cd_low = SL_SHUFFLE4(c, d, 0, 4, 1, 5), cd_high = SL_SHUFFLE4(c, d, 2, 6, 3, 7);
-        *(sl_f32x4 *)to = SL_SHUFFLE4(ab_low, cd_low, 0, 1, 4, 5);
-        *(sl_f32x4 *)(to + to_stride) = SL_SHUFFLE4(ab_low, cd_low, 2, 3, 6, 7);
-        *(sl_f32x4 *)(to + 2 * to_stride) = SL_SHUFFLE4(ab_high, cd_high, 0, 1, 4, 5);
-        *(sl_f32x4 *)(to + 3 * to_stride) = SL_SHUFFLE4(ab_high, cd_high, 2, 3, 6, 7);
-    }
-    static inline void sl_transpose_f64(const double *from, Py_ssize_t from_stride, double *to, Py_ssize_t to_stride) {
-        sl_f64x2 a = *(const sl_f64x2 *)from, b = *(const sl_f64x2 *)(from + from_stride);
-        *(sl_f64x2 *)to = SL_SHUFFLE2(a, b, 0, 2);
-        *(sl_f64x2 *)(to + to_stride) = SL_SHUFFLE2(a, b, 1, 3);
-    }
-    static inline void sl_to_lanes_f32(const float *from, Py_ssize_t stride, float *to) {
-        sl_transpose_f32(from, stride, to, SL_GROUP);
-        sl_transpose_f32(from + 4 * stride, stride, to + 4, SL_GROUP);
-    }
-    static inline void sl_from_lanes_f32(const float *from, float *to, Py_ssize_t stride) {
-        sl_transpose_f32(from, SL_GROUP, to, stride);
-        sl_transpose_f32(from + 4, SL_GROUP, to + 4 * stride, stride);
-    }
-    static inline void sl_to_lanes_f64(const double *from, Py_ssize_t stride, double *to) {
-        sl_transpose_f64(from, stride, to, SL_GROUP);
-        sl_transpose_f64(from + 2 * stride, stride, to + 2, SL_GROUP);
-    }
-    static inline void sl_from_lanes_f64(const double *from, double *to, Py_ssize_t stride) {
-        sl_transpose_f64(from, SL_GROUP, to, stride);
-        sl_transpose_f64(from + 2, SL_GROUP, to + 2 * stride, stride);
+    static inline void sl_from_lanes_f64(
+            const double *from, Py_ssize_t lanes, const double *factor, double *to, Py_ssize_t rows) {
+        sl_f64x2 v, a, b;
+        int half;
+        for (half = 0; half < 2; half++, from += 2, factor += 2, to += 2 * rows) {
+            v = *(const sl_f64x2 *)factor;
+            a = v * *(const sl_f64x2 *)from;
+            b = v * *(const sl_f64x2 *)(from + lanes);
+            *(sl_f64x2 *)to = SL_SHUFFLE2(a, b, 0, 2);
+            *(sl_f64x2 *)(to + rows) = SL_SHUFFLE2(a, b, 1, 3);
+        }
     }
     #endif
 
@@ -207,12 +243,10 @@ cdef extern from *:
     void sl_set_flags(unsigned int) noexcept nogil
     Py_ssize_t SL_TAKE(Py_ssize_t*) noexcept nogil
     bint SL_ISFINITE(double) noexcept nogil
-    enum:
-        SL_GROUP
-    void sl_to_lanes_f32(const float*, Py_ssize_t, float*) noexcept nogil
-    void sl_to_lanes_f64(const double*, Py_ssize_t, double*) noexcept nogil
-    void sl_from_lanes_f32(const float*, float*, Py_ssize_t) noexcept nogil
-    void sl_from_lanes_f64(const double*, double*, Py_ssize_t) noexcept nogil
+    void sl_to_lanes_f32(const float*, Py_ssize_t, float*, Py_ssize_t) noexcept nogil
+    void sl_to_lanes_f64(const double*, Py_ssize_t, double*, Py_ssize_t) noexcept nogil
+    void sl_from_lanes_f32(const float*, Py_ssize_t, const float*, float*, Py_ssize_t) noexcept nogil
+    void sl_from_lanes_f64(const double*, Py_ssize_t, const double*, double*, Py_ssize_t) noexcept nogil
 
 cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
@@ -234,7 +268,7 @@ cdef enum:
 
 cdef enum:
     MAX_DIMS = 64           # NPY_MAXDIMS of numpy 2
-    GROUP = SL_GROUP        # rows whose per-row arithmetic is done together, as lanes
+    GROUP = 32              # rows whose per-row arithmetic is done together, as lanes
     LANES = 32              # lanes of a sum; fixed, so that every level adds in the same order
     BLOCK_ITEMS = 32768     # logits per block: a block is the unit of partial sums and of threads
     RELEASE_GIL = 2048      # logits below which dropping the GIL costs more than it gives

@@ -45,22 +45,22 @@ cdef void rows_to_lanes(const real* source, Py_ssize_t stride, Py_ssize_t rows, 
         while c < k:
             c = min(c, k - width)
             if real is float:
-                sl_to_lanes_f32(source + r * stride + c, stride, s + c * GROUP + r)
+                sl_to_lanes_f32(source + r * stride + c, stride, s + c * GROUP + r, GROUP)
             else:
-                sl_to_lanes_f64(source + r * stride + c, stride, s + c * GROUP + r)
+                sl_to_lanes_f64(source + r * stride + c, stride, s + c * GROUP + r, GROUP)
             c += width
         r += height
 
 
-cdef void lanes_to_rows(const real* s, Py_ssize_t rows, Py_ssize_t k, real* to, Py_ssize_t stride) noexcept nogil:
-    """to[j, c] = s[c, j]."""
+cdef void lanes_to_rows(const real* s, const real* scale, Py_ssize_t rows, Py_ssize_t k, real* to, Py_ssize_t stride) noexcept nogil:
+    """to[j, c] = s[c, j] * scale[j]."""
     cdef Py_ssize_t height = 8 if real is float else 4
     cdef Py_ssize_t width = 4 if real is float else 2
     cdef Py_ssize_t r = 0, c
     if rows < height or k < width:
         for r in range(rows):
             for c in range(k):
-                to[r * stride + c] = s[c * GROUP + r]
+                to[r * stride + c] = s[c * GROUP + r] * scale[r]
         return
     while r < rows:
         r = min(r, rows - height)
@@ -68,9 +68,9 @@ cdef void lanes_to_rows(const real* s, Py_ssize_t rows, Py_ssize_t k, real* to, 
         while c < k:
             c = min(c, k - width)
             if real is float:
-                sl_from_lanes_f32(s + c * GROUP + r, to + r * stride + c, stride)
+                sl_from_lanes_f32(s + c * GROUP + r, GROUP, scale + r, to + r * stride + c, stride)
             else:
-                sl_from_lanes_f64(s + c * GROUP + r, to + r * stride + c, stride)
+                sl_from_lanes_f64(s + c * GROUP + r, GROUP, scale + r, to + r * stride + c, stride)
             c += width
         r += height
 
@@ -114,9 +114,12 @@ cdef void store_lanes(const real* s, const Operand* op, Py_ssize_t start, int co
     cdef Py_ssize_t c, stride
     cdef int j
     cdef real line[NARROW]
+    cdef real one[GROUP]
     if transposable(op, s[0]):
+        for j in range(GROUP):
+            one[j] = 1
         stride = op.stride[0] // <Py_ssize_t>sizeof(real)
-        lanes_to_rows(s, count, k, <real*>op.data + start * stride, stride)
+        lanes_to_rows(s, <const real*>one, count, k, <real*>op.data + start * stride, stride)
         return
     row_offsets(op, start, count, offset)
     stride = offset[1] - offset[0] if count > 1 else 0
@@ -373,12 +376,12 @@ cdef void close_rows(const Job* job, Py_ssize_t start, int count, double* loss, 
         return
     for j in range(GROUP):
         value[j] = loss[j] * weight[j] if (weight[j] != 0) & (j < count) else 0
-        lost[j] = 0
     if job.loss != NULL:
         for j in range(count):
             store_value(job.loss, job.value_kind, start + j, value[j])
     else:
-        fold_exactly(value, lost, 16)
+        for j in range(GROUP // 2):
+            value[j] = two_sum(value[j], value[j + GROUP // 2], &lost[j])
         fold_exactly(value, lost, 8)
         fold_exactly(value, lost, 4)
         fold_exactly(value, lost, 2)

@@ -26,6 +26,14 @@ cdef enum:
     FEW = 8                 # rows that take less time one by one than as lanes with the others empty
 
 
+cdef inline double whole_rest(real hint, double rest, double lost) noexcept nogil:
+    """The sum without the target, to all of its digits; float32 loses none of them."""
+    if real is float:
+        return rest
+    else:
+        return rest + lost
+
+
 cdef void hard_losses(real hint, int count, const double* rest, const double* lost, const double* e_target, const double* gap, double* loss) noexcept nogil:
     """Losses of a group: gap = m - x_y; sum = rest + e_target."""
     cdef double top = unit(hint)
@@ -34,7 +42,8 @@ cdef void hard_losses(real hint, int count, const double* rest, const double* lo
     cdef int j
     for j in range(count):
         # where the target is not the maximum, rest holds the maximum's UNIT
-        above = rest[j] + lost[j] if gap[j] == 0 else (rest[j] - top) + (e_target[j] + lost[j])
+        above = (whole_rest(hint, rest[j], lost[j]) if gap[j] == 0
+                 else (rest[j] - top) + whole_rest(hint, e_target[j], lost[j]))
         loss[j] = gap[j] + log1p_positive(above * inverse)
 
 
@@ -49,8 +58,30 @@ cdef inline double hard_scale(real hint, double weight, double divisor, double r
         return row_scale(weight, divisor, total, error + lost)
 
 
+cdef inline void hard_store(const Job* job, Py_ssize_t start, int count, const Py_ssize_t* y, const real* target, const real* scale, real* s) noexcept nogil:
+    """Scale the exponentials of a group to its gradient; `target` has that of the targets."""
+    cdef Py_ssize_t c, stride
+    cdef real* row
+    cdef int j
+    if transposable(&job.g, s[0]):
+        stride = job.g.stride[0] // <Py_ssize_t>sizeof(real)
+        row = <real*>job.g.data + start * stride
+        lanes_to_rows(<const real*>s, scale, count, job.k, row, stride)
+        for j in range(count):
+            row[y[j]] = target[j]
+            row += stride
+        return
+    for c in range(job.k):
+        for j in range(GROUP):
+            s[c * GROUP + j] *= scale[j]
+    for j in range(GROUP):
+        s[y[j] * GROUP + j] = target[j]
+    store_lanes(<const real*>s, &job.g, start, count, job.k)
+
+
 cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
     cdef Py_ssize_t y[GROUP]
+    cdef Py_ssize_t place[GROUP]
     cdef real m[GROUP]
     cdef real scale[GROUP]
     cdef double gap[GROUP]
@@ -58,7 +89,7 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
     cdef double rest[GROUP]
     cdef double lost[GROUP]
     cdef double factor[GROUP]
-    cdef Py_ssize_t c, k = job.k
+    cdef Py_ssize_t k = job.k
     cdef real* x = s + k * GROUP        # the logits of the targets, as one more class
     cdef int i, j
     load_classes(job, start, count, y)
@@ -69,12 +100,12 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
         clear_lanes(s, k, weight)
     lane_maximum(s, k, m)
     for j in range(GROUP):
-        y[j] = y[j] * GROUP + j
+        place[j] = y[j] * GROUP + j
     # the target leaves its lane for the sum of the others
     for i from 0 <= i < GROUP by 8:
         for j in range(i, i + 8):
-            x[j] = s[y[j]]
-            s[y[j]] = -SL_INFINITY
+            x[j] = s[place[j]]
+            s[place[j]] = -SL_INFINITY
     for j in range(GROUP):
         gap[j] = <double>m[j] - <double>x[j]
     lane_exponentials(s, k + 1, m)
@@ -86,14 +117,8 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
             factor[j] = hard_scale(m[j], weight[j], job.divisor, rest[j], lost[j], e_target[j])
         for j in range(GROUP):
             scale[j] = <real>factor[j]
-            x[j] = <real>(0 if weight[j] == 0 else -(rest[j] + lost[j]) * factor[j])
-        for c in range(k):
-            for j in range(GROUP):
-                s[c * GROUP + j] *= scale[j]
-        for i from 0 <= i < GROUP by 8:
-            for j in range(i, i + 8):
-                s[y[j]] = x[j]
-        store_lanes(<const real*>s, &job.g, start, count, k)
+            x[j] = <real>(0 if weight[j] == 0 else -whole_rest(m[j], rest[j], lost[j]) * factor[j])
+        hard_store(job, start, count, y, <const real*>x, <const real*>scale, s)
     hard_losses(m[0], GROUP, rest, lost, e_target, gap, loss)
 
 
@@ -703,12 +728,13 @@ cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, S
     cdef int count, j
     cdef double weight[GROUP]
     cdef double loss[GROUP]
+    for j in range(GROUP):
+        weight[j] = 1
     for at from start <= at < stop by GROUP:
         count = <int>min(<Py_ssize_t>GROUP, stop - at)
-        for j in range(count, GROUP):
-            weight[j] = 1
-        # in tiles the weights of classes are part of the targets
-        load_weights(job, at, count, True, fast, weight)
+        if job.weighted:
+            # in tiles the weights of classes are part of the targets
+            load_weights(job, at, count, True, fast, weight)
         if tiled and not wide:
             ce_tiles(job, at, count, False, tiled, weight, loss, scratch)
         elif tiled:
