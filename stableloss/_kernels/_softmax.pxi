@@ -29,27 +29,46 @@ cdef inline real indicator_logit(real x) noexcept nogil:
 
 # ---- rows as lanes --------------------------------------------------------------------------------
 
+cdef inline void tile_to_lanes(const real* source, Py_ssize_t stride, real* s) noexcept nogil:
+    if real is float:
+        sl_to_lanes_f32(source, stride, s, GROUP)
+    else:
+        sl_to_lanes_f64(source, stride, s, GROUP)
+
+
+cdef inline void tile_to_rows(const real* s, const real* scale, real* to, Py_ssize_t stride) noexcept nogil:
+    if real is float:
+        sl_from_lanes_f32(s, GROUP, scale, to, stride)
+    else:
+        sl_from_lanes_f64(s, GROUP, scale, to, stride)
+
+
 cdef void rows_to_lanes(const real* source, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t k, real* s) noexcept nogil:
-    """s[c, j] = source[j, c], whose rows lie `stride` elements apart."""
+    """s[c, j] = source[j, c], whose rows lie `stride` elements apart; may write a few lines more."""
     cdef Py_ssize_t height = 8 if real is float else 4
     cdef Py_ssize_t width = 4 if real is float else 2
     cdef Py_ssize_t r = 0, c
-    if rows < height or k < width:
+    cdef real block[4 * GROUP]
+    if rows >= height and k >= width:
+        while r < rows:
+            r = min(r, rows - height)               # the last tile may overlap the one before
+            c = 0
+            while c < k:
+                c = min(c, k - width)
+                tile_to_lanes(source + r * stride + c, stride, s + c * GROUP + r)
+                c += width
+            r += height
+    elif rows >= height and stride == k:
+        # a tile reaches into the next row, and the last one would beyond the array
+        memcpy(block, source, rows * k * sizeof(real))
+        while r < rows:
+            r = min(r, rows - height)
+            tile_to_lanes(<const real*>(block + r * k), k, s + r)
+            r += height
+    else:
         for r in range(rows):
             for c in range(k):
                 s[c * GROUP + r] = source[r * stride + c]
-        return
-    while r < rows:
-        r = min(r, rows - height)                   # the last tile may overlap the one before
-        c = 0
-        while c < k:
-            c = min(c, k - width)
-            if real is float:
-                sl_to_lanes_f32(source + r * stride + c, stride, s + c * GROUP + r, GROUP)
-            else:
-                sl_to_lanes_f64(source + r * stride + c, stride, s + c * GROUP + r, GROUP)
-            c += width
-        r += height
 
 
 cdef void lanes_to_rows(const real* s, const real* scale, Py_ssize_t rows, Py_ssize_t k, real* to, Py_ssize_t stride) noexcept nogil:
@@ -57,22 +76,27 @@ cdef void lanes_to_rows(const real* s, const real* scale, Py_ssize_t rows, Py_ss
     cdef Py_ssize_t height = 8 if real is float else 4
     cdef Py_ssize_t width = 4 if real is float else 2
     cdef Py_ssize_t r = 0, c
-    if rows < height or k < width:
+    cdef real block[4 * GROUP]
+    if rows >= height and k >= width:
+        while r < rows:
+            r = min(r, rows - height)
+            c = 0
+            while c < k:
+                c = min(c, k - width)
+                tile_to_rows(s + c * GROUP + r, scale + r, to + r * stride + c, stride)
+                c += width
+            r += height
+    elif rows >= height and stride == k:
+        # what a row writes into the next one, that one overwrites
+        while r < rows:
+            r = min(r, rows - height)
+            tile_to_rows(s + r, scale + r, block + r * k, k)
+            r += height
+        memcpy(to, block, rows * k * sizeof(real))
+    else:
         for r in range(rows):
             for c in range(k):
                 to[r * stride + c] = s[c * GROUP + r] * scale[r]
-        return
-    while r < rows:
-        r = min(r, rows - height)
-        c = 0
-        while c < k:
-            c = min(c, k - width)
-            if real is float:
-                sl_from_lanes_f32(s + c * GROUP + r, GROUP, scale + r, to + r * stride + c, stride)
-            else:
-                sl_from_lanes_f64(s + c * GROUP + r, GROUP, scale + r, to + r * stride + c, stride)
-            c += width
-        r += height
 
 
 cdef inline bint transposable(const Operand* op, real hint) noexcept nogil:

@@ -60,16 +60,21 @@ cdef inline double hard_scale(real hint, double weight, double divisor, double r
 
 cdef inline void hard_store(const Job* job, Py_ssize_t start, int count, const Py_ssize_t* y, const real* target, const real* scale, real* s) noexcept nogil:
     """Scale the exponentials of a group to its gradient; `target` has that of the targets."""
+    cdef Py_ssize_t place[GROUP]
     cdef Py_ssize_t c, stride
     cdef real* row
-    cdef int j
+    cdef int i, j, whole = count - count % 8
     if transposable(&job.g, s[0]):
         stride = job.g.stride[0] // <Py_ssize_t>sizeof(real)
         row = <real*>job.g.data + start * stride
         lanes_to_rows(<const real*>s, scale, count, job.k, row, stride)
-        for j in range(count):
-            row[y[j]] = target[j]
-            row += stride
+        for j in range(GROUP):
+            place[j] = j * stride + y[j]
+        for i from 0 <= i < whole by 8:
+            for j in range(i, i + 8):
+                row[place[j]] = target[j]
+        for j in range(whole, count):
+            row[place[j]] = target[j]
         return
     for c in range(job.k):
         for j in range(GROUP):
