@@ -458,38 +458,39 @@ cdef void tile_gradient(const Tile* tile, const Outcome* out, const real* e, con
 cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope, const real* second, const real* grad, real* to) noexcept nogil:
     cdef real ones[GROUP]
     cdef real below[GROUP]
-    cdef real curvature[GROUP]
-    cdef real total[GROUP]
-    cdef real square = <real>(2 * job.o.z_loss)
+    # in float64, which their product with extreme weights does not leave
+    cdef double curvature[GROUP]
+    cdef double total[GROUP]
+    cdef double square = 2 * job.o.z_loss
     cdef real top = unit(e[0])
     cdef real scale = <real>job.o.scale
     cdef real cap = <real>job.o.cap
     cdef real others, rest, bend
+    cdef double straight
     cdef Py_ssize_t c, i
     cdef int j
     for j in range(GROUP):
         ones[j] = <real>out.ones[j]
         below[j] = <real>out.below[j]
-        curvature[j] = <real>out.curvature[j]
-        total[j] = <real>out.slope_total[j]
+        curvature[j] = out.curvature[j]
+        total[j] = out.slope_total[j]
     if job.o.z_loss == 0 and job.o.focal == 0:
         for c in range(tile.lines):
             for j in range(GROUP):
                 i = c * GROUP + j
-                to[i] = -(e[i] * remainder_of(e[i], ones[j], below[j]) * total[j]) * curvature[j]
+                to[i] = <real>(-(<double>(e[i] * remainder_of(e[i], ones[j], below[j])) * total[j]) * curvature[j])
     else:
         for c in range(tile.lines):
             for j in range(GROUP):
                 i = c * GROUP + j
                 others = remainder_of(e[i], ones[j], below[j])
                 rest = 0
+                straight = 0
                 if job.o.focal != 0:
                     rest = e[i] * without(second[i], e[i] == top, <real>out.second.below[j], <real>out.second.ones[j],
                                           <real>out.second.below[j], <real>out.second.ones[j])
-                    to[i] = second[i] * others * others * curvature[j]
-                else:
-                    to[i] = 0
-                to[i] += e[i] * (rest + square * e[i] - others * total[j]) * curvature[j]
+                    straight = second[i] * others * others * curvature[j]
+                to[i] = <real>(straight + e[i] * (rest + square * e[i] - others * total[j]) * curvature[j])
     if job.o.cap != 0:
         for i in range(tile.lines * GROUP):
             bend = -<real>2 * (x[i] / cap) * slope[i] / cap
@@ -724,6 +725,22 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             write_tile(<const real*>grad, &job.g, &tile)
 
 
+cdef void drop_absent_rows(const Job* job, Py_ssize_t start, int count, int want, double* weight, real* s) noexcept nogil:
+    """Take out of the results, NaN and all, what a class weight of 0 leaves nothing of."""
+    cdef double present[GROUP]
+    cdef int j
+    if not job.hard or job.o.class_weight == NULL or job.o.smoothing != 0 or job.o.z_loss != 0:
+        return
+    load_weights(job, start, count, False, True, present)
+    for j in range(count):
+        if present[j] == 0:
+            weight[j] = 0
+            if want & (WANT_GRAD | WANT_PRODUCT | WANT_TARGET_GRAD):
+                clear_row(job, &job.g, start + j, s)
+            if want & WANT_HESS:
+                clear_row(job, &job.h, start + j, s)
+
+
 cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
     # class indices have their own way to loss and gradient, which a Hessian beside it does not change
     cdef bint fast = job.hard and not job.general
@@ -748,6 +765,8 @@ cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, S
                     ce_tiles(job, at + j, 1, True, tiled, &weight[j], &loss[j], scratch)
                 else:
                     clear_outputs(job, at + j, tiled, scratch)
+        if tiled and not fast:
+            drop_absent_rows(job, at, count, tiled, weight, scratch)
         if fast and job.k <= NARROW and count <= FEW:
             hard_few(job, at, count, weight, loss, scratch)
         elif fast and job.k <= NARROW:
