@@ -343,6 +343,15 @@ cdef void scale_in_place(char* row, Py_ssize_t stride, Py_ssize_t n, real scale)
             (<real*>(row + i * stride))[0] *= scale
 
 
+cdef void scale_in_float64(real hint, char* row, Py_ssize_t stride, Py_ssize_t n, double factor) noexcept nogil:
+    """The same for a factor that is `extreme`."""
+    cdef Py_ssize_t i
+    cdef real* value
+    for i in range(n):
+        value = <real*>(row + i * stride)
+        value[0] = <real>(value[0] * factor)
+
+
 cdef void exponentials_of(const real* source, real* s, Py_ssize_t n, real m) noexcept nogil:
     """s = e**(source - m) for the n logits of a piece from `piece_source`."""
     cdef real a, b_hi, b_lo
@@ -369,6 +378,17 @@ cdef inline double row_scale(double weight, double divisor, double total, double
     cdef double residual = ((weight - qp) - product_error(q, product, qp)) - q * error
     cdef double corrected = q + residual / product
     return corrected if corrected - corrected == 0 else q
+
+
+cdef bint extreme(const Job* job, const double* factor, int n, real hint) noexcept nogil:
+    """Whether any factor from exponentials to a gradient is one of which float32 does not hold all digits."""
+    cdef int j, out = 0
+    if real is float:
+        if not job.weighted and 1e-20 <= job.divisor <= 1e20:
+            return False
+        for j in range(n):
+            out |= (factor[j] > 3e38) | ((factor[j] < 1.2e-38) & (factor[j] > 0))
+    return out != 0
 
 
 cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* y) noexcept nogil:

@@ -94,7 +94,7 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
     cdef double rest[GROUP]
     cdef double lost[GROUP]
     cdef double factor[GROUP]
-    cdef Py_ssize_t k = job.k
+    cdef Py_ssize_t c, k = job.k
     cdef real* x = s + k * GROUP        # the logits of the targets, as one more class
     cdef int i, j
     load_classes(job, start, count, y)
@@ -123,6 +123,12 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
         for j in range(GROUP):
             scale[j] = <real>factor[j]
             x[j] = <real>(0 if weight[j] == 0 else -whole_rest(m[j], rest[j], lost[j]) * factor[j])
+        if extreme(job, factor, GROUP, m[0]):
+            for c in range(k):
+                for j in range(GROUP):
+                    s[c * GROUP + j] = <real>(s[c * GROUP + j] * factor[j])
+            for j in range(GROUP):
+                scale[j] = 1
         hard_store(job, start, count, y, <const real*>x, <const real*>scale, s)
     hard_losses(m[0], GROUP, rest, lost, e_target, gap, loss)
 
@@ -172,6 +178,9 @@ cdef void hard_few(const Job* job, Py_ssize_t start, int count, const double* we
         if job.want & WANT_GRAD:
             factor = hard_scale(m, weight[j], job.divisor, total, error, e_target[j])
             scale = <real>factor
+            if extreme(job, &factor, 1, m):
+                scale_in_float64(m, <char*>s, sizeof(real), k, factor)
+                scale = 1
             for c in range(k):
                 s[c] *= scale
             s[y[j]] = <real>(-(total + error) * factor)
@@ -182,7 +191,7 @@ cdef void hard_few(const Job* job, Py_ssize_t start, int count, const double* we
 cdef void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight, char* grad, double* rest, double* lost, double* e_target, double* gap, real* s) noexcept nogil:
     """One row: its gradient, and what its loss is made from."""
     cdef Py_ssize_t start, n, k = job.k
-    cdef bint infinite, whole = k <= PIECE
+    cdef bint infinite, far, whole = k <= PIECE
     cdef bint wanted = job.want & WANT_GRAD != 0
     # the exponentials of a row of several pieces wait in the gradient's place, if it can hold them
     cdef bint keep = wanted and not whole and job.g.kind == kind_of(s[0])
@@ -212,13 +221,20 @@ cdef void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight
         return
     factor = hard_scale(m, weight, job.divisor, rest[0], lost[0], e_target[0])
     scale = <real>factor
-    if keep:
+    far = extreme(job, &factor, 1, m)
+    if far:
+        scale = 1
+    if keep and far:
+        scale_in_float64(m, grad, job.g.inner, k, factor)
+    elif keep:
         scale_in_place(grad, job.g.inner, k, scale)
     for start from 0 <= start < (0 if keep else k) by PIECE:
         n = min(<Py_ssize_t>PIECE, k - start)
         if not whole:
             source = piece_source(job, row, start, n, infinite, s)
             exponentials_of(source, s, n, m)
+        if far:
+            scale_in_float64(m, <char*>s, sizeof(real), n, factor)
         scatter_scaled(s, scale, grad + start * job.g.inner, job.g.kind, job.g.inner, n)
     scale = <real>(-(rest[0] + lost[0]) * factor)
     scatter(<const real*>&scale, grad + y * job.g.inner, job.g.kind, job.g.inner, 1)
@@ -406,25 +422,30 @@ cdef void tile_directions(const Tile* tile, const Outcome* out, const real* e, c
             d[i] = 0 if e[i] == 0 else (v[i] * others - rest) * <real>out.inverse[j]
 
 
-cdef void plain_gradient(const Tile* tile, const Outcome* out, const real* e, const real* q, real* to) noexcept nogil:
+cdef void plain_gradient(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* q, real* to) noexcept nogil:
     """p mass - q, as e (mass - q) - q others over the sum: for a one-hot row either term is 0, and the
     other keeps its digits."""
     cdef real ones[GROUP]
     cdef real below[GROUP]
     cdef real mass[GROUP]
     cdef real factor[GROUP]
+    cdef bint far = extreme(job, out.factor, GROUP, e[0])
     cdef Py_ssize_t c
     cdef int j
     for j in range(GROUP):
         ones[j] = <real>out.ones[j]
         below[j] = <real>out.below[j]
         mass[j] = -<real>out.slope_total[j]
-        factor[j] = <real>out.factor[j]
+        factor[j] = <real>(1 if far else out.factor[j])
     for c in range(tile.lines):
         for j in range(GROUP):
             to[c * GROUP + j] = fma(
                 e[c * GROUP + j], mass[j] - q[c * GROUP + j],
                 -(q[c * GROUP + j] * remainder_of(e[c * GROUP + j], ones[j], below[j]))) * factor[j]
+    if far:
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                to[c * GROUP + j] = <real>(to[c * GROUP + j] * out.factor[j])
 
 
 cdef void tile_gradient(const Tile* tile, const Outcome* out, const real* e, const real* first, real* to) noexcept nogil:
@@ -709,7 +730,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             if focal:
                 tile_gradient(&tile, &out, <const real*>e, <const real*>first, grad)
             else:
-                plain_gradient(&tile, &out, <const real*>e, <const real*>q, grad)
+                plain_gradient(job, &tile, &out, <const real*>e, <const real*>q, grad)
         if product:
             read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, q)
             tile_directions(&tile, &out, <const real*>e, <const real*>v, <const real*>q, q)
