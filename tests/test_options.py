@@ -616,7 +616,9 @@ def test_nan_stays_in_its_row(stem):
 
 
 @pytest.mark.parametrize("k", [6, 200])
-@pytest.mark.parametrize("options", [{}, {"focal_gamma": 2.0}, {"logit_scale": 0.5}, {"softcap": 30.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"focal_gamma": 2.0}, {"logit_scale": 0.5}, {"softcap": 30.0}], ids=str
+)
 def test_a_class_weight_of_zero_takes_nan_out(k, options):
     """Where nothing but the target's class gives a row its loss."""
     logits, targets, _ = batch(k=k)
@@ -637,7 +639,9 @@ def test_a_class_weight_of_zero_takes_nan_out(k, options):
 
 
 @pytest.mark.parametrize("denominator", [1e-44, 1e-39])
-@pytest.mark.parametrize("options", [{"pos_weight": 2.0}, {"focal_gamma": 1.0}, {"logit_scale": 1.0, "focal_alpha": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{"pos_weight": 2.0}, {"focal_gamma": 1.0}, {"logit_scale": 1.0, "focal_alpha": 0.5}]
+)
 def test_a_denominator_beyond_float32(denominator, options):
     logits = np.linspace(30, 40, 50, dtype=np.float32)
     loss = sl.SigmoidBCE(**options)

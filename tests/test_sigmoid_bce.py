@@ -65,9 +65,13 @@ class TestSigmoidBCE(SigmoidContract):
         targets = np.where(np.arange(700) % 3, 0.0, -0.0)
         for dtype in (np.float32, np.float64):
             logits = np.linspace(-5, 5, 700).astype(dtype)
-            assert sl.sigmoid_bce(logits, targets.astype(dtype)) == sl.sigmoid_bce(logits, np.zeros(700, dtype))
+            assert sl.sigmoid_bce(logits, targets.astype(dtype)) == sl.sigmoid_bce(
+                logits, np.zeros(700, dtype)
+            )
 
-    @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int16", "int32", "uint32", "int64", "uint64", "float16"])
+    @pytest.mark.parametrize(
+        "dtype", ["bool", "int8", "uint8", "int16", "int32", "uint32", "int64", "uint64", "float16"]
+    )
     def test_targets_of_any_dtype(self, dtype):
         logits = np.linspace(-5, 5, 700, dtype=np.float32)
         targets = np.arange(700) % 2
@@ -80,8 +84,9 @@ class TestSigmoidBCE(SigmoidContract):
         ("dtype", "wrong"),
         [("uint8", 2), ("uint8", 255), ("int8", -1), ("int8", -128), ("int32", -(2**31)), ("int32", 2),
          ("uint32", 2**32 - 1), ("int64", -(2**63)), ("int64", 2**62), ("int64", 2), ("uint64", 2**63),
-         ("float32", -1e-45), ("float32", 1.0000001), ("float32", NAN), ("float32", -NAN), ("float64", -5e-324),
-         ("float64", 1.0000000000000002), ("float64", NAN), ("float64", -NAN), ("float64", -INF)],
+         ("float32", -1e-45), ("float32", 1.0000001), ("float32", NAN), ("float32", -NAN),
+         ("float64", -5e-324), ("float64", 1.0000000000000002), ("float64", NAN), ("float64", -NAN),
+         ("float64", -INF)],
     )  # fmt: skip
     def test_one_target_out_of_range(self, dtype, wrong):
         targets = np.zeros(700, dtype)
