@@ -615,6 +615,41 @@ def test_nan_stays_in_its_row(stem):
         assert np.isnan(a[17]).any()
 
 
+@pytest.mark.parametrize("k", [6, 200])
+@pytest.mark.parametrize(
+    "options", [{}, {"focal_gamma": 2.0}, {"logit_scale": 0.5}, {"softcap": 30.0}], ids=str
+)
+def test_a_class_weight_of_zero_takes_nan_out(k, options):
+    """Where nothing but the target's class gives a row its loss."""
+    logits, targets, _ = batch(k=k)
+    targets[17] = 1
+    weight = np.arange(k) != 1.0
+    loss = sl.SoftmaxCE(class_weight=weight, **options)
+
+    def results():
+        yield from loss.value_and_grad(logits, targets)
+        yield from loss.grad_and_hess(logits, targets)
+        yield loss.hessian_vector_product(logits, targets, np.ones_like(logits))
+        yield from loss.value_and_grad(logits, targets, with_stats=True)[:2]
+
+    clean = list(results())
+    logits[17, 3] = NAN
+    for a, b in zip(results(), clean, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("denominator", [1e-44, 1e-39])
+@pytest.mark.parametrize(
+    "options", [{"pos_weight": 2.0}, {"focal_gamma": 1.0}, {"logit_scale": 1.0, "focal_alpha": 0.5}]
+)
+def test_a_denominator_beyond_float32(denominator, options):
+    logits = np.linspace(30, 40, 50, dtype=np.float32)
+    loss = sl.SigmoidBCE(**options)
+    whole = loss.value_and_grad(logits.astype(np.float64), np.ones(50), denominator=1)[1]
+    grad = loss.value_and_grad(logits, np.ones(50), denominator=denominator)[1]
+    np.testing.assert_allclose(grad, whole / denominator, rtol=1e-6)
+
+
 # ---- what the options mean together --------------------------------------------------------------
 
 
