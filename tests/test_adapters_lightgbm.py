@@ -208,3 +208,7 @@ def test_calls_have_the_three_parameters_that_lightgbm_counts():
     for function in (objective(sl.softmax_ce), metric(sl.softmax_ce)):
         assert list(inspect.signature(function).parameters)[-1] == "sample_weight"
         assert len(inspect.signature(function).parameters) == 3
+
+
+def test_weights_of_zero():
+    assert metric(sl.softmax_ce)(np.zeros(3), np.zeros((3, 2)), np.zeros(3))[1] == 0

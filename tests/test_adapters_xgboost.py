@@ -1,6 +1,7 @@
 """XGBoost trained by the adapter against its own objectives, and where these give up."""
 
 import doctest
+import itertools
 import json
 import pickle
 
@@ -215,8 +216,9 @@ def test_model_is_pickled():
 
 
 def test_refused():
-    with pytest.raises(ValueError, match="num_class"):
-        objective(sl.softmax_ce)(np.zeros(3), np.zeros(3))
+    for hessian, margins in itertools.product(("exact", "lightgbm"), (np.zeros(3), np.zeros((3, 1)))):
+        with pytest.raises(ValueError, match="num_class"):
+            objective(sl.softmax_ce, hessian=hessian)(np.zeros(3), margins)
     with pytest.raises(ValueError, match="'newton', not one of exact, xgboost, lightgbm"):
         objective(sl.softmax_ce, hessian="newton")
 
