@@ -420,10 +420,8 @@ def main():
         if not options.quick:
             order = [target.name for target in TARGETS]
             harness.merge_rows(path, COLUMNS, rows, lambda row: row["target"], order)
-    if not options.quick:
-        measured = harness.read_rows(path)
-        harness.rewrite_part(NOTES, "targets", report(measured))
-    print(report(measured))
+            harness.rewrite_part(NOTES, "targets", report(harness.read_rows(path)))
+    print(report(measured if options.quick else harness.read_rows(path)))
 
 
 if __name__ == "__main__":
