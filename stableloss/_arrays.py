@@ -64,10 +64,6 @@ class Spec:
         vars(self).update(values)
 
 
-def refuse(*args: Any) -> None:
-    """In place of a kernel, where no call can be taken as it is."""
-
-
 def number(name: str, value: Any, valid: Callable[[float], bool], demand: str) -> float:
     array = np.asarray(value)
     if array.ndim or array.dtype.kind not in "biuf":
@@ -96,6 +92,8 @@ def is_bfloat16(dtype: np.dtype) -> bool:
 def real_array(value: Any, name: str) -> np.ndarray:
     """An array of real numbers that the kernels can read."""
     array = np.asarray(value)
+    if array.dtype.char in "fd" and array.dtype.isnative and array.flags.aligned:
+        return array
     if is_bfloat16(array.dtype):
         native = array.dtype.newbyteorder("=")
         return array if array.flags.aligned and array.dtype.isnative else np.array(array, dtype=native)
@@ -207,8 +205,21 @@ def buffer_for(out: np.ndarray, inputs: list[np.ndarray]) -> np.ndarray:
 
 
 def last(array: np.ndarray, axis: int) -> np.ndarray:
-    """A view with the classes on the last axis."""
-    return array if axis == -1 else np.moveaxis(array, axis, -1)
+    """A view with the classes on the last axis; np.moveaxis takes longer than a small loss."""
+    if axis == -1:
+        return array
+    axes = list(range(array.ndim))
+    axes.append(axes.pop(axis))
+    return array.transpose(axes)
+
+
+def back(array: np.ndarray, axis: int) -> np.ndarray:
+    """A view with the classes, which are on the last axis, where the caller has them."""
+    if axis == -1:
+        return array
+    axes = list(range(array.ndim - 1))
+    axes.insert(axis % array.ndim, array.ndim - 1)
+    return array.transpose(axes)
 
 
 def swapped_hint(logits: Any, targets: np.ndarray) -> str:
@@ -327,20 +338,66 @@ def prepared_call(
     for array, buffer in zip(moved, buffers, strict=True):
         if array is not None and buffer is not None and array is not buffer:
             np.copyto(array, buffer)
+    return returned(result, want, axis, out, hess)
 
-    def returned(value: np.ndarray, original: Any) -> Any:
+
+def returned(result: Any, want: int, axis: int, out: Any, hess: Any) -> Any:
+    """What a kernel returned for classes on the last axis, as the caller is to get it."""
+
+    def arranged(value: Any, original: Any) -> Any:
         if original is not None:
             return original
-        return value if axis == -1 else np.moveaxis(value, -1, axis)
+        return None if value is None else back(value, axis)
 
     if want & WANT_HESS:
-        return returned(result[0], out), returned(result[1], hess)
+        return arranged(result[0], out), arranged(result[1], hess)
     if want & WANT_STATS:
         loss, grad, measures = result
-        return loss, None if grad is None else returned(grad, out), measures
+        return loss, arranged(grad, out), measures
     if want & WANT_LOSS:
-        return (result[0], returned(result[1], out)) if want & WANT_GRAD else result
-    return returned(result, out)
+        return (result[0], arranged(result[1], out)) if want & WANT_GRAD else result
+    return arranged(result, out)
+
+
+def along(kernel: Kernel, axis: int) -> Kernel:
+    """The kernel of a softmax loss for classes on another axis than the last."""
+
+    def call(
+        logits: Any,
+        targets: Any,
+        sample_weight: Any,
+        mask: Any,
+        denominator: Any,
+        out: Any,
+        hess: Any,
+        vector: Any,
+        probabilities: Any,
+        want: int,
+        options: Any,
+    ) -> Any:
+        ndim = logits.ndim if isinstance(logits, np.ndarray) else 0
+        if not -ndim <= axis < ndim:
+            return None
+
+        def moved(value: Any) -> Any:
+            return last(value, axis) if isinstance(value, np.ndarray) and value.ndim == ndim else value
+
+        result = kernel(
+            moved(logits),
+            moved(targets),
+            sample_weight,
+            mask,
+            denominator,
+            moved(out),
+            moved(hess),
+            moved(vector),
+            moved(probabilities),
+            want,
+            options,
+        )
+        return None if result is None else returned(result, want, axis, out, hess)
+
+    return call
 
 
 def undisturbed(value: Any, outputs: tuple[Any, ...]) -> Any:
@@ -392,10 +449,10 @@ def prepared_activation(
             raise ValueError(f"x of shape {x.shape} is empty along axis {axis}")
         shape = x.shape if keeps_axis else moved.shape[:-1]
     if out is None:
-        result = np.empty_like(x) if keeps_axis else np.empty(shape, x.dtype)
+        result = buffer = np.empty_like(x) if keeps_axis else np.empty(shape, x.dtype)
     else:
         result = require_out(out, shape, x.dtype)
-    buffer = buffer_for(result, [x])
+        buffer = buffer_for(result, [x])
     if axis is None or not keeps_axis:
         kernel(moved, buffer)
     else:

@@ -131,7 +131,7 @@ class _Loss:
         kernel = getattr(kernels, self._stem)
         axis = get("axis", -1)
         set_slot("_options", compiled)
-        set_slot("_kernel", kernel if axis == -1 else _arrays.refuse)
+        set_slot("_kernel", kernel if axis == -1 else _arrays.along(kernel, axis))
         spec = _arrays.Spec(
             kernel=kernel,
             options=compiled,

@@ -1026,6 +1026,36 @@ def test_class_weight_follows_the_axis():
 
 
 @pytest.mark.parametrize("cls", [sl.SoftmaxCE, sl.SoftmaxMSE])
+def test_outputs_along_an_axis(cls):
+    """They are the arrays that were given, filled; the logits themselves too."""
+    rng = generator("axis")
+    logits, targets = rng.normal(size=(2, 5, 3)), rng.integers(0, 5, (2, 3))
+    loss = cls(axis=-2)
+    _, grad = loss.value_and_grad(logits, targets)
+    exact = loss.grad_and_hess(logits, targets)
+    product = loss.hessian_vector_product(logits, targets, grad)
+    assert grad.shape == logits.shape
+    pair = np.empty_like(logits), np.empty_like(logits)
+    for got, given, expected in zip(loss.grad_and_hess(logits, targets, out=pair), pair, exact, strict=True):
+        assert got is given
+        assert_same_bits(got, expected)
+    for inplace in (False, True):
+        x, v = logits.copy(), grad.copy()
+        out = x if inplace else np.empty_like(x)
+        assert loss.value_and_grad(x, targets, out=out)[1] is out
+        assert_same_bits(out, grad)
+        x = logits.copy()
+        out = v if inplace else np.empty_like(x)
+        assert loss.hessian_vector_product(x, targets, v, out=out) is out
+        assert_same_bits(out, product)
+    probabilities = np.empty_like(logits)
+    _, stats = loss(logits, targets, with_stats=True, probabilities=probabilities)
+    assert stats.probabilities is probabilities
+    assert_same_bits(stats.predicted, logits.argmax(axis=1))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("cls", [sl.SoftmaxCE, sl.SoftmaxMSE])
 def test_messages_show_the_shape_that_was_given(cls):
     """And places in it, not in what the kernel is handed."""
     logits, targets, one_hot = np.zeros((2, 5, 3)), np.zeros((2, 3), int), np.full((2, 5, 3), 0.2)
