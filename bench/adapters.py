@@ -1,20 +1,14 @@
-"""Times the adapters' calls against the textbook forms that they replace.
+"""The adapters' calls against the textbook forms that they replace, for targets.py to time.
 
-    python bench/adapters.py             (half a minute) writes the table into bench/NOTES.md
-    python bench/adapters.py --quick     a few rounds; nothing is written
-
-Both sides interleaved in this process, in float64, at the sizes that the courses train with; the times are
+Both sides interleaved in one process, in float64, at the sizes that the courses train with; the times are
 medians. What a network has at hand is given to both: its weighted input z, its output a, its targets y.
 """
 
-import harness  # before numpy  # isort: skip
-
-import argparse
 import platform
 import statistics
 
+import harness  # before numpy
 import numpy as np
-from targets import NOTES
 
 import stableloss
 from stableloss.adapters import columns, cs231n, nielsen, nnfs
@@ -165,20 +159,9 @@ def lines(quick):
             yield f"| {name} | {size} | {before.median * 1e6:.2f} | {after.median * 1e6:.2f} | {ratio:.2f} |"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds, no files")
-    options = parser.parse_args()
-    harness.use_cpus(1)
+def table(quick):
     where = (
         f"{harness.cpu_model()}, CPU level `{stableloss.cpu_level()}`, one thread, Python "
         f"{platform.python_version()}, numpy {np.__version__}."
     )
-    report = "\n".join([where, "", *HEAD, *lines(options.quick)])
-    if not options.quick:
-        harness.rewrite_part(NOTES, "adapters", report)
-    print(report)
-
-
-if __name__ == "__main__":
-    main()
+    return "\n".join([where, "", *HEAD, *lines(quick)])

@@ -6,7 +6,8 @@
 
 Ratios are taken as in run.py: both sides interleaved in this process, the median over at least 15
 rounds. Measurements are merged target by target into bench/results/targets-<cpu>-<level>.csv; the table
-in NOTES.md is made from that file, and from run.py's results for the targets on other libraries.
+in NOTES.md is made from that file, and from run.py's results for the targets on other libraries. The
+adapters have no targets, and a table of their own.
 """
 
 import harness  # before numpy  # isort: skip
@@ -26,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import adapters
 import numpy as np
 import rivals
 import run
@@ -317,6 +319,8 @@ TARGETS = (
     Target("size", "installed size", 3, installed_size, "MB"),
 )
 ON_THREADS = ("two-threads", "never-slower")
+# Measured last, for a table of its own.
+ADAPTERS = "adapters"
 # By how much, in the geometric mean, to be ahead of the best other library.
 MEANS = {"softmax_ce": 4, "sigmoid_bce": 5, "softmax_mse": 4, "sigmoid_mse": 4}
 
@@ -404,7 +408,7 @@ def report(rows):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [target.name for target in TARGETS]
+    names = [*(target.name for target in TARGETS), ADAPTERS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--quick", action="store_true", help="few rounds, no large arrays, no files")
     return parser.parse_args()
@@ -427,7 +431,15 @@ def main():
             order = [target.name for target in TARGETS]
             harness.merge_rows(path, COLUMNS, rows, lambda row: row["target"], order)
             harness.rewrite_part(NOTES, "targets", report(harness.read_rows(path)))
-    print(report(measured if options.quick else harness.read_rows(path)))
+    rows = measured if options.quick else harness.read_rows(path)
+    if rows:
+        print(report(rows))
+    if ADAPTERS in options.only:
+        harness.use_cpus(1)
+        table_of_adapters = adapters.table(options.quick)
+        if not options.quick:
+            harness.rewrite_part(NOTES, ADAPTERS, table_of_adapters)
+        print(f"\n{table_of_adapters}")
 
 
 if __name__ == "__main__":

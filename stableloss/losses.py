@@ -201,7 +201,7 @@ class _Loss:
                 WANT_LOSS, logits, targets, sample_weight, mask, denominator, None, probabilities, with_stats
             )
             return loss, stats
-        # as _run does, whose call would take a twelfth of a small loss's time
+        # as in _run, without the time of one more call
         result = self._kernel(
             logits,
             targets,
@@ -275,7 +275,7 @@ class _Loss:
                 probabilities,
                 with_stats,
             )
-        # as _run does, whose call would take a twelfth of a small loss's time
+        # as in _run, without the time of one more call
         result = self._kernel(
             logits,
             targets,
