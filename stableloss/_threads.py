@@ -6,9 +6,7 @@ child, and two runtimes in one process clash.
 """
 
 import os
-from _thread import (
-    allocate_lock,
-)  # threading itself takes as long to import as all of this package's own code
+from _thread import allocate_lock  # threading takes as long to import as half of this package
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
