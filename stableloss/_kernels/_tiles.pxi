@@ -114,12 +114,15 @@ cdef void settle(Total* total, bint wide) noexcept nogil:
 
 
 cdef void settle_whole(Total* total, bint wide) noexcept nogil:
-    """The same, with the lost parts added in."""
+    """The same, with the lost parts added in; `lost` keeps what that rounds away."""
+    cdef double whole
     cdef int j
     settle(total, wide)
     for j in range(GROUP):
         # the lost part of an infinite sum is inf - inf
-        total.sum[j] = total.sum[j] + total.lost[j] if SL_ISFINITE(total.sum[j]) else total.sum[j]
+        whole = total.sum[j] + total.lost[j] if SL_ISFINITE(total.sum[j]) else total.sum[j]
+        total.lost[j] -= whole - total.sum[j]
+        total.sum[j] = whole
 
 
 # ---- logits ---------------------------------------------------------------------------------------

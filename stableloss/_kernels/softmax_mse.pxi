@@ -27,14 +27,38 @@ cdef inline double mse_difference(double e, double t, double others) noexcept no
     return SL_FMA(e, 1 - t, -(t * others))
 
 
-cdef inline double mse_bracket(double d, double others, double total, double ed_below, double ed_ones, bint apart) noexcept nogil:
+cdef inline double mse_bracket(real hint, double d, double others, double total, double total_low, double ed_below, double ed_ones, double ed_low, bint apart, double* low) noexcept nogil:
     """b sum**2; `apart` for the one class whose exponential is UNIT."""
-    return SL_FMA(d, others, -ed_below) if apart else SL_FMA(d, total, -ed_ones) - ed_below
+    cdef double factor = others if apart else total
+    cdef double ones = 0 if apart else ed_ones
+    cdef double product, difference, ones_low, below_low
+    if real is float:
+        low[0] = 0
+        return SL_FMA(d, factor, -ones) - ed_below
+    else:
+        product = d * factor
+        difference = two_sum(two_sum(product, -ones, &ones_low), -ed_below, &below_low)
+        low[0] = product_error(d, factor, product) + (ones_low + below_low - ed_low) + (0 if apart else d * total_low)
+        return difference
 
 
-cdef inline double mse_second(double e, double others, double bracket, double ee_rest) noexcept nogil:
+cdef inline double mse_second(real hint, double e, double others, double total, double total_low, double bracket, double bracket_low, double ee_rest, double* low) noexcept nogil:
     """Second derivative times sum**4 / e."""
-    return SL_FMA(bracket, others - e, e * SL_FMA(others, others, ee_rest))
+    cdef double others_low, turn, own, own_low, second, sum_low
+    if real is float:
+        low[0] = 0
+        return SL_FMA(bracket, others - e, e * SL_FMA(others, others, ee_rest))
+    else:
+        others = two_sum(total, -e, &others_low)
+        others = two_sum(others, others_low + total_low, &others_low)
+        turn = two_sum(others, -e, &sum_low)
+        second = product(bracket, bracket_low, turn, sum_low + others_low, low)
+        own = product(others, others_low, others, others_low, &own_low)
+        own = two_sum(own, ee_rest, &sum_low)
+        own = product(own, own_low + sum_low, e, <double>0, &own_low)
+        second = two_sum(second, own, &sum_low)
+        low[0] += sum_low + own_low
+        return second
 
 
 # ---- class indices --------------------------------------------------------------------------------
@@ -126,12 +150,12 @@ cdef inline double settle_row(real hint, const Rest* row, double weight, double 
         return row_scale(0.5 * loss, out.whole, out.whole, 2 * out.whole_low)
 
 
-cdef inline real mse_scaled(double e, double bracket, double scale, double scale_low, real hint) noexcept nogil:
+cdef inline real mse_scaled(double e, double bracket, double bracket_low, double scale, double scale_low, real hint) noexcept nogil:
     cdef double at, low
     if real is float:
         return <real>(e * bracket * scale)
     else:
-        at = product(e, <double>0, bracket, <double>0, &low)
+        at = product(e, <double>0, bracket, bracket_low, &low)
         return SL_FMA(at, scale, SL_FMA(at, scale_low, low * scale))
 
 
@@ -406,6 +430,7 @@ cdef struct MseColumns:
     double ones[GROUP]
     double below[GROUP]
     double whole[GROUP]
+    double whole_low[GROUP]
     double cube[GROUP]          # weight / (divisor sum**3)
     double cube_low[GROUP]
     double fourth[GROUP]        # weight / sum**4
@@ -469,24 +494,26 @@ cdef void mse_squares(const Tile* tile, MseColumns* mse, const real* e) noexcept
             accumulate(e[0], &mse.ee_ones.sum[j], &mse.ee_ones.lost[j], 0 if v < top else v * v)
 
 
-cdef inline double mse_bracket_at(const MseColumns* mse, int j, real hint, double e, double t) noexcept nogil:
+cdef inline double mse_bracket_at(const MseColumns* mse, int j, real hint, double e, double t, double* low) noexcept nogil:
     cdef double top = unit(hint)
     cdef double others = mse_others(hint, e, mse.ones[j], mse.below[j])
-    return mse_bracket(mse_difference(e, t, others), others, mse.whole[j], mse.ed_below.sum[j], mse.ed_ones.sum[j],
-                       (mse.ones[j] == top) & (e == top))
+    return mse_bracket(hint, mse_difference(e, t, others), others, mse.whole[j], mse.whole_low[j], mse.ed_below.sum[j],
+                       mse.ed_ones.sum[j], mse.ed_below.lost[j] + mse.ed_ones.lost[j], (mse.ones[j] == top) & (e == top), low)
 
 
 cdef void mse_hessian(const Tile* tile, const MseColumns* mse, const real* e, const real* t, real* to) noexcept nogil:
-    cdef double v, second
+    cdef double top = unit(e[0])
+    cdef double v, bracket, second, low
     cdef Py_ssize_t c
     cdef int j
     for c in range(tile.lines):
         for j in range(GROUP):
             v = e[c * GROUP + j]
-            second = mse_second(v, mse_others(e[0], v, mse.ones[j], mse.below[j]),
-                                mse_bracket_at(mse, j, e[0], v, t[c * GROUP + j]),
-                                (mse.ee_ones.sum[j] - v * v) + mse.ee_below.sum[j])
-            to[c * GROUP + j] = mse_scaled(v, second, mse.fourth[j], mse.fourth_low[j], e[0])
+            bracket = mse_bracket_at(mse, j, e[0], v, t[c * GROUP + j], &low)
+            second = mse_second(e[0], v, mse_others(e[0], v, mse.ones[j], mse.below[j]), mse.whole[j], mse.whole_low[j], bracket, low,
+                                (SL_FMA(-v, v, mse.ee_below.sum[j]) + mse.ee_ones.sum[j] if v < top
+                                 else SL_FMA(-v, v, mse.ee_ones.sum[j]) + mse.ee_below.sum[j]), &low)
+            to[c * GROUP + j] = mse_scaled(v, second, low, mse.fourth[j], mse.fourth_low[j], e[0])
 
 
 cdef void mse_gradient(const Tile* tile, const MseColumns* mse, const real* e, const real* t, real* to) noexcept nogil:
@@ -494,29 +521,33 @@ cdef void mse_gradient(const Tile* tile, const MseColumns* mse, const real* e, c
     cdef double ones[GROUP]
     cdef double below[GROUP]
     cdef double whole[GROUP]
+    cdef double whole_low[GROUP]
     cdef double ed_below[GROUP]
     cdef double ed_ones[GROUP]
+    cdef double ed_low[GROUP]
     cdef double cube[GROUP]
     cdef double cube_low[GROUP]
     cdef double top = unit(e[0])
-    cdef double v, others, bracket
+    cdef double v, others, bracket, low
     cdef Py_ssize_t c
     cdef int j
     for j in range(GROUP):
         ones[j] = mse.ones[j]
         below[j] = mse.below[j]
         whole[j] = mse.whole[j]
+        whole_low[j] = mse.whole_low[j]
         ed_below[j] = mse.ed_below.sum[j]
         ed_ones[j] = mse.ed_ones.sum[j]
+        ed_low[j] = mse.ed_below.lost[j] + mse.ed_ones.lost[j]
         cube[j] = mse.cube[j]
         cube_low[j] = mse.cube_low[j]
     for c in range(tile.lines):
         for j in range(GROUP):
             v = e[c * GROUP + j]
             others = mse_others(e[0], v, ones[j], below[j])
-            bracket = mse_bracket(mse_difference(v, t[c * GROUP + j], others), others, whole[j], ed_below[j], ed_ones[j],
-                                  (ones[j] == top) & (v == top))
-            to[c * GROUP + j] = mse_scaled(v, bracket, cube[j], cube_low[j], e[0])
+            bracket = mse_bracket(e[0], mse_difference(v, t[c * GROUP + j], others), others, whole[j], whole_low[j],
+                                  ed_below[j], ed_ones[j], ed_low[j], (ones[j] == top) & (v == top), &low)
+            to[c * GROUP + j] = mse_scaled(v, bracket, low, cube[j], cube_low[j], e[0])
 
 
 cdef inline double mse_turn(const MseColumns* mse, int j, double e, double v) noexcept nogil:
@@ -537,15 +568,16 @@ cdef void mse_bent(const Tile* tile, MseColumns* mse, const real* e, const real*
 
 
 cdef void mse_product(const Tile* tile, const MseColumns* mse, const real* e, const real* t, const real* v, real* to) noexcept nogil:
-    cdef double at, bracket
+    cdef double at, bracket, low
     cdef Py_ssize_t c
     cdef int j
     for c in range(tile.lines):
         for j in range(GROUP):
             at = e[c * GROUP + j]
-            bracket = SL_FMA(at, mse.whole[j], mse_bracket_at(mse, j, e[0], at, t[c * GROUP + j]))
+            bracket = mse_bracket_at(mse, j, e[0], at, t[c * GROUP + j], &low)
+            bracket = SL_FMA(at, mse.whole[j], bracket + low)
             bracket = mse_turn(mse, j, at, v[c * GROUP + j]) * bracket - mse.bent.sum[j]
-            to[c * GROUP + j] = 0 if at == 0 else mse_scaled(at, bracket, mse.cube[j], mse.cube_low[j], e[0])
+            to[c * GROUP + j] = 0 if at == 0 else mse_scaled(at, bracket, 0, mse.cube[j], mse.cube_low[j], e[0])
 
 
 cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int want, const double* weight, double* loss, real* scratch) noexcept nogil:
@@ -597,15 +629,15 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int 
     for j in range(columns_of(wide)):
         mse.ones[j] = columns.ones.sum[j]
         mse.below[j] = columns.below.sum[j] + columns.below.lost[j]
-        mse.whole[j] = mse.ones[j] + mse.below[j]
-        whole = two_sum(mse.ones[j], columns.below.sum[j], &low)
-        low += columns.below.lost[j]
+        mse.whole[j] = whole = two_sum(mse.ones[j], columns.below.sum[j], &low)
+        mse.whole_low[j] = low = low + columns.below.lost[j]
         mse.cube[j] = cubic_scale(columns.weight[j], job.divisor, 0, whole, low, &mse.cube_low[j])
         mse.fourth[j] = cubic_scale(columns.weight[j], whole, low, whole, low, &mse.fourth_low[j])
         square[j] = inverse_square(&columns, j, 1, scratch[0])
     spread(mse.ones, wide)
     spread(mse.below, wide)
     spread(mse.whole, wide)
+    spread(mse.whole_low, wide)
     spread(mse.cube, wide)
     spread(mse.cube_low, wide)
     spread(mse.fourth, wide)
