@@ -23,7 +23,7 @@ ACTIVATIONS = ("sigmoid", "log_sigmoid", "softmax", "log_softmax", "logsumexp")
 QUANTITIES = ("loss", "grad", "hess")
 
 def limit(function):
-    """4 ulp for losses and their derivatives, 3 for activations."""
+    """In ulps. Without fused multiply-add it is one more."""
     return 3 if function in ACTIVATIONS else 4
 
 
@@ -48,7 +48,7 @@ class Worst:
     def assert_within_limits(self, function, dtype):
         for quantity, (error, logits, target) in self.found.items():
             text = f"{function} {np.dtype(dtype)} {quantity}: {error:.3f} ulp at {encode(logits)}, {target}"
-            assert error <= limit(function), text
+            assert error <= limit(function) + (not bits.fused()), text
 
     def __str__(self):
         return "".join(
