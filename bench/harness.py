@@ -38,7 +38,7 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 SAMPLE_SECONDS = 2e-3
 QUICK_PAIRS = 3
 # Enough to see who is worth more rounds.
-FEW_ROUNDS = 5
+FEW_ROUNDS = 3
 # What every reported ratio rests on at least, and where samples are short.
 PAIRS, MANY_PAIRS = 15, 31
 

@@ -1,12 +1,13 @@
 """The libraries that stableloss is timed against, each at its best form.
 
-A rival computes the mean loss and its gradient for the losses it has a method for.
+A rival computes the mean loss and its gradient for its `losses`.
 `prepare` does everything that a training loop would do once (conversion, compilation, allocation of
 reused outputs) and returns a callable without arguments that gives `(loss, grad)`. Libraries are
 imported only there, and use as many threads as stableloss may.
 """
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import math
@@ -71,11 +72,12 @@ NUMPY_RECIPES = {
 
 
 class Rival:
-    """One form of one library; a method per loss it covers, named after the loss."""
+    """One form of one library; a method per loss, named after it, unless `prepare` does without."""
 
     library = ""
     form = ""
     distribution = ""
+    losses = tuple(NUMPY_RECIPES)
     # Whether bool and uint8 targets are read as they are; others get them as floats, converted beforehand.
     takes_flags = False
 
@@ -89,9 +91,6 @@ class Rival:
     def version(self):
         return importlib.metadata.version(self.distribution)
 
-    def covers(self, loss, dtype):
-        return hasattr(self, loss) and np.dtype(dtype) in (np.float32, np.float64)
-
     def prepare(self, loss, logits, targets):
         return getattr(self, loss)(logits, targets)
 
@@ -100,9 +99,6 @@ class NumpyTextbook(Rival):
     library = "numpy"
     form = "textbook"
     distribution = "numpy"
-
-    def covers(self, loss, dtype):
-        return loss in NUMPY_RECIPES
 
     def prepare(self, loss, logits, targets):
         return functools.partial(NUMPY_RECIPES[loss], logits, targets)
@@ -114,6 +110,18 @@ class NumpyInPlace(Rival):
     library = "numpy"
     form = "in place"
     distribution = "numpy"
+
+    def softmax(self, logits, out):
+        np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
+        np.exp(out, out=out)
+        return np.divide(out, out.sum(axis=1, keepdims=True), out=out)
+
+    def sigmoid(self, logits, out, scratch):
+        np.negative(np.abs(logits, out=out), out=out)
+        np.exp(out, out=out)
+        np.add(out, 1, out=scratch)
+        np.copyto(out, 1, where=logits >= 0)
+        return np.divide(out, scratch, out=out)
 
     def softmax_ce(self, logits, targets):
         n = len(logits)
@@ -135,12 +143,10 @@ class NumpyInPlace(Rival):
     def softmax_mse(self, logits, targets):
         n = len(logits)
         rows = np.arange(n)
-        probs, grad = np.empty_like(logits), np.empty_like(logits)
+        scratch, grad = np.empty_like(logits), np.empty_like(logits)
 
         def call():
-            np.subtract(logits, logits.max(axis=1, keepdims=True), out=probs)
-            np.exp(probs, out=probs)
-            np.divide(probs, probs.sum(axis=1, keepdims=True), out=probs)
+            probs = self.softmax(logits, scratch)
             target_probs = probs[rows, targets]
             squares = np.einsum("ij,ij->i", probs, probs)
             loss = 0.5 * np.mean(squares - 2 * target_probs + 1)
@@ -176,11 +182,7 @@ class NumpyInPlace(Rival):
         probs, scratch, grad = (np.empty_like(logits) for _ in range(3))
 
         def call():
-            np.negative(np.abs(logits, out=probs), out=probs)
-            np.exp(probs, out=probs)
-            np.add(probs, 1, out=scratch)
-            np.copyto(probs, 1, where=logits >= 0)
-            np.divide(probs, scratch, out=probs)
+            self.sigmoid(logits, probs, scratch)
             np.subtract(probs, targets, out=grad)
             loss = 0.5 * np.multiply(grad, grad, out=scratch).mean()
             np.multiply(grad, probs, out=grad)
@@ -192,21 +194,29 @@ class NumpyInPlace(Rival):
         return call
 
 
-class Scipy(Rival):
+class Scipy(NumpyInPlace):
     """scipy.special's stable activations; its softmax functions have no `out`."""
 
     library = "scipy"
     form = "special"
     distribution = "scipy"
 
-    def softmax_ce(self, logits, targets):
-        from scipy import special
+    @functools.cached_property
+    def special(self):
+        return importlib.import_module("scipy.special")
 
+    def softmax(self, logits, out):
+        return self.special.softmax(logits, axis=1)
+
+    def sigmoid(self, logits, out, scratch):
+        return self.special.expit(logits, out=out)
+
+    def softmax_ce(self, logits, targets):
         n = len(logits)
         rows = np.arange(n)
 
         def call():
-            grad = special.log_softmax(logits, axis=1)
+            grad = self.special.log_softmax(logits, axis=1)
             loss = -grad[rows, targets].mean()
             np.exp(grad, out=grad)
             grad[rows, targets] -= 1
@@ -215,57 +225,17 @@ class Scipy(Rival):
 
         return call
 
-    def softmax_mse(self, logits, targets):
-        from scipy import special
-
-        n = len(logits)
-        rows = np.arange(n)
-        grad = np.empty_like(logits)
-
-        def call():
-            probs = special.softmax(logits, axis=1)
-            target_probs = probs[rows, targets]
-            squares = np.einsum("ij,ij->i", probs, probs)
-            loss = 0.5 * np.mean(squares - 2 * target_probs + 1)
-            np.subtract(probs, (squares - target_probs)[:, None], out=grad)
-            grad[rows, targets] -= 1
-            np.multiply(grad, probs, out=grad)
-            np.multiply(grad, 1 / n, out=grad)
-            return loss, grad
-
-        return call
-
     def sigmoid_bce(self, logits, targets):
-        from scipy import special
-
         n = logits.size
         scratch, grad = np.empty_like(logits), np.empty_like(logits)
 
         def call():
             np.subtract(1, targets, out=scratch)
             np.multiply(scratch, logits, out=scratch)
-            special.log_expit(logits, out=grad)
+            self.special.log_expit(logits, out=grad)
             loss = np.subtract(scratch, grad, out=scratch).mean()
-            special.expit(logits, out=grad)
+            self.special.expit(logits, out=grad)
             np.subtract(grad, targets, out=grad)
-            np.multiply(grad, 1 / n, out=grad)
-            return loss, grad
-
-        return call
-
-    def sigmoid_mse(self, logits, targets):
-        from scipy import special
-
-        n = logits.size
-        probs, scratch, grad = (np.empty_like(logits) for _ in range(3))
-
-        def call():
-            special.expit(logits, out=probs)
-            np.subtract(probs, targets, out=grad)
-            loss = 0.5 * np.multiply(grad, grad, out=scratch).mean()
-            np.multiply(grad, probs, out=grad)
-            np.subtract(1, probs, out=probs)
-            np.multiply(grad, probs, out=grad)
             np.multiply(grad, 1 / n, out=grad)
             return loss, grad
 
@@ -278,6 +248,7 @@ class ScikitLearn(Rival):
     library = "scikit-learn"
     form = "_loss"
     distribution = "scikit-learn"
+    losses = ("sigmoid_bce", "softmax_ce")
     reuses_outputs = True
 
     def _prepare(self, loss_object, logits, targets):
@@ -338,9 +309,6 @@ class TorchEagerAutograd(Rival):
     library = "torch"
     form = "autograd"
     distribution = "torch"
-
-    def covers(self, loss, dtype):
-        return loss in NUMPY_RECIPES
 
     def wrap(self, function):
         return function
@@ -428,9 +396,7 @@ class TorchEagerFromExp(TorchEagerByHand):
     """Softmax from max, exp and sum: fewer passes than log_softmax for rows that fit a cache."""
 
     form = "hand-written from exp"
-
-    def covers(self, loss, dtype):
-        return loss == "softmax_ce"
+    losses = ("softmax_ce",)
 
     def softmax_ce(self, torch, x, y):
         n = len(x)
@@ -527,9 +493,7 @@ class TorchCompileFromExp(TorchCompileByHand):
     """Softmax from max, exp and sum, which the compiler fuses into fewer passes for short rows."""
 
     form = "hand-written from exp"
-
-    def covers(self, loss, dtype):
-        return loss == "softmax_ce"
+    losses = ("softmax_ce",)
 
     def softmax_ce(self, torch):
         def loss_and_grad(x, y):
@@ -561,9 +525,6 @@ class JaxValueAndGrad(Rival):
     form = "value_and_grad"
     distribution = "jax"
     takes_flags = True
-
-    def covers(self, loss, dtype):
-        return loss in NUMPY_RECIPES
 
     def loss_and_grad(self, jax, loss):
         return jax.value_and_grad(jax_losses(jax)[loss])
@@ -751,9 +712,6 @@ class Numba(Rival):
     distribution = "numba"
     takes_flags = True
     reuses_outputs = True
-
-    def covers(self, loss, dtype):
-        return loss in NUMPY_RECIPES
 
     def prepare(self, loss, logits, targets):
         kernel = numba_kernels()[loss]

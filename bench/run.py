@@ -1,16 +1,19 @@
 """Times value + gradient of every loss against other libraries and against a copy.
 
-    python bench/run.py                      every case (about 20 minutes)
+    python bench/run.py --compile            fill torch.compile's cache (10 minutes, on a busy machine too)
+    python bench/run.py                      every case (10 minutes then, on a quiet machine)
+    python bench/run.py --loss softmax_ce    one loss; the others keep the results that they have
     python bench/run.py --quick              a few small cases and rounds, results kept apart
     python bench/run.py --readme README.md --plot
-    STABLELOSS_NUM_THREADS=2 python bench/run.py     two threads for every library, large cases only
+    STABLELOSS_NUM_THREADS=2 python bench/run.py     two threads for every library, large cases (5 minutes)
 
 All contenders of a case run interleaved in this process, in random order in every round. A sample
 is enough calls to last 2 ms; ratios are taken within a round, and the median over rounds is
-reported. After a few rounds only the rivals within twice the fastest one's time go on, to at least
+reported. After three rounds only the rivals within twice the fastest one's time go on, to at least
 15 rounds. A rival's loss and gradient are compared with stableloss's before it is timed. Results are
 merged case by case into bench/results/<cpu>-<level>.csv, from which the README table and the figure
-are made.
+are made: a run that is cut short loses only the case that it was at. torch.compile keeps what it has
+compiled on disk, for each number of threads apart.
 """
 
 import harness  # before numpy  # isort: skip
@@ -143,7 +146,7 @@ def prepare(case, rivals):
         Contender(multiply, library=MULTIPLY, form="out=", version=np.__version__),
     ]
     for rival in rivals:
-        if rival.covers(case.loss, case.dtype):
+        if case.loss in rival.losses:
             contenders.append(prepare_rival(rival, case, logits, targets, reference))
     return contenders
 
@@ -202,6 +205,12 @@ def all_cases(losses, dtypes):
         for shape in SHAPES[loss, targets]
         if loss in losses and dtype in dtypes
     ]
+
+
+def is_wanted(case, quick):
+    if harness.THREADS > 1 and case.logits < THREADED_LOGITS:
+        return False
+    return not quick or case.logits in QUICK_LOGITS
 
 
 def results_path(threads, suffix=""):
@@ -418,6 +427,7 @@ def parse_arguments():
     parser.add_argument("--loss", nargs="+", choices=LOSSES, default=LOSSES)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--libraries", nargs="*", choices=LIBRARIES, default=LIBRARIES)
+    parser.add_argument("--compile", action="store_true", help="fill torch.compile's cache, time nothing")
     parser.add_argument("--quick", action="store_true", help="few small cases, results kept apart")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the table in FILE")
     parser.add_argument("--plot", action="store_true", help="draw bench/results/speed.png")
@@ -427,16 +437,17 @@ def parse_arguments():
 def main():
     options = parse_arguments()
     harness.use_cpus(harness.THREADS)
+    cases = [case for case in all_cases(options.loss, options.dtype) if is_wanted(case, options.quick)]
     rivals = [r for r in RIVALS if r.library in options.libraries and r.available()]
+    if options.compile:
+        for case in cases:
+            prepare(case, [rival for rival in rivals if rival.library == "torch.compile"])
+        return
     suffix = "-quick" if options.quick else ""
     path = results_path(harness.THREADS, suffix)
     order = [case.key for case in all_cases(LOSSES, DTYPES)]
     measured = []
-    for case in all_cases(options.loss, options.dtype):
-        if options.quick and case.logits not in QUICK_LOGITS:
-            continue
-        if harness.THREADS > 1 and case.logits < THREADED_LOGITS:
-            continue
+    for case in cases:
         started = time.perf_counter()
         contenders = prepare(case, rivals)
         prepared = time.perf_counter()
@@ -450,7 +461,8 @@ def main():
             file=sys.stderr,
             flush=True,
         )
-    print(report(measured))
+    if measured:
+        print(report(measured))
     everything = harness.read_rows(path)
     if options.readme:
         harness.rewrite_part(options.readme, "bench", report(everything))

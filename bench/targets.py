@@ -1,12 +1,13 @@
 """Measures the performance targets and writes them, met or missed, into bench/NOTES.md.
 
-    python bench/targets.py                        every target (about 10 minutes)
-    python bench/targets.py --only small memory    these alone
+    python bench/targets.py                        every target (about 5 minutes)
+    python bench/targets.py --only small memory    these alone; the others keep the results that they have
     python bench/targets.py --quick                a few rounds and no large arrays; nothing is written
 
 Ratios are taken as in run.py: both sides interleaved in this process, the median over at least 15
 rounds. Measurements are merged target by target into bench/results/targets-<cpu>-<level>.csv; the table
-in NOTES.md is made from that file, and from run.py's results for the targets on other libraries.
+in NOTES.md is made from that file, and from run.py's results for the targets on other libraries. The
+adapters have no targets, and a table of their own.
 """
 
 import harness  # before numpy  # isort: skip
@@ -15,6 +16,7 @@ import argparse
 import functools
 import importlib.metadata
 import multiprocessing
+import os
 import platform
 import statistics
 import subprocess
@@ -25,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import adapters
 import numpy as np
 import rivals
 import run
@@ -201,6 +204,7 @@ def peak_memory(grad, quick):
     cases += [
         Case("sigmoid_bce", "float32", (4096, 4096), "bool", layout) for layout in ("C", "strided", "F")
     ]
+    cases.append(Case("sigmoid_bce", "float32", (2**24, 1), "float"))
     fresh = multiprocessing.get_context("spawn")
     for case in cases[:1] if quick else cases:
         with ProcessPoolExecutor(1, fresh) as pool:
@@ -226,10 +230,14 @@ def import_time(quick):
     """What `import stableloss` takes where numpy is imported already, in ms."""
     code = "import time, numpy; t = time.perf_counter(); import stableloss; print(time.perf_counter() - t)"
     command = [sys.executable, "-c", code]
+    # without bytecode it would be the compilation that is timed
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     rounds = harness.QUICK_PAIRS if quick else harness.MANY_PAIRS
     times = []
     for _ in range(rounds + 1):
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent, env=environment
+        )
         times.append(1000 * float(done.stdout))
     yield Measurement(None, "", times[1:])  # the first one may write bytecode
 
@@ -311,6 +319,8 @@ TARGETS = (
     Target("size", "installed size", 3, installed_size, "MB"),
 )
 ON_THREADS = ("two-threads", "never-slower")
+# Measured last, for a table of its own.
+ADAPTERS = "adapters"
 # By how much, in the geometric mean, to be ahead of the best other library.
 MEANS = {"softmax_ce": 4, "sigmoid_bce": 5, "softmax_mse": 4, "sigmoid_mse": 4}
 
@@ -398,7 +408,7 @@ def report(rows):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [target.name for target in TARGETS]
+    names = [*(target.name for target in TARGETS), ADAPTERS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--quick", action="store_true", help="few rounds, no large arrays, no files")
     return parser.parse_args()
@@ -420,10 +430,16 @@ def main():
         if not options.quick:
             order = [target.name for target in TARGETS]
             harness.merge_rows(path, COLUMNS, rows, lambda row: row["target"], order)
-    if not options.quick:
-        measured = harness.read_rows(path)
-        harness.rewrite_part(NOTES, "targets", report(measured))
-    print(report(measured))
+            harness.rewrite_part(NOTES, "targets", report(harness.read_rows(path)))
+    rows = measured if options.quick else harness.read_rows(path)
+    if rows:
+        print(report(rows))
+    if ADAPTERS in options.only:
+        harness.use_cpus(1)
+        table_of_adapters = adapters.table(options.quick)
+        if not options.quick:
+            harness.rewrite_part(NOTES, ADAPTERS, table_of_adapters)
+        print(f"\n{table_of_adapters}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ ImportError, never a silent fall-back.
 
 import os
 from importlib import import_module
-from importlib.util import find_spec
+from typing import Any
 
 from stableloss import _cpu
 
@@ -15,6 +15,8 @@ LEVELS = ("base", "v3", "v4")
 
 def built() -> tuple[str, ...]:
     """The levels that this installation has."""
+    from importlib.util import find_spec  # not needed to import the best level, and slow to load
+
     return tuple(level for level in LEVELS if find_spec(f"stableloss._{level}") is not None)
 
 
@@ -24,24 +26,27 @@ def available() -> tuple[str, ...]:
     return tuple(level for level in built() if level in supported)
 
 
-def _choose() -> str:
-    levels = available()
+def _load() -> tuple[str, Any]:
+    """The best level, or the forced one, and its kernels."""
     forced = os.environ.get("STABLELOSS_CPU")
-    if not forced:
-        return levels[-1]
-    if forced in levels:
-        return forced
+    for level in reversed(_cpu.supported()):
+        if forced in (None, "", level):
+            name = f"stableloss._{level}"
+            try:
+                return level, import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name != name:
+                    raise
     if forced not in LEVELS:
         reason = f"is not one of {', '.join(LEVELS)}"
     elif forced not in built():
         reason = "was not built"
     else:
         reason = "is not supported by this machine"
-    raise ImportError(f"STABLELOSS_CPU={forced} {reason}; available: {', '.join(levels)}")
+    raise ImportError(f"STABLELOSS_CPU={forced} {reason}; available: {', '.join(available())}")
 
 
-_level = _choose()
-kernels = import_module(f"stableloss._{_level}")
+_level, kernels = _load()
 
 
 def cpu_level() -> str:

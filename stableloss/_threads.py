@@ -5,10 +5,8 @@ them itself, and helpers take blocks as they come. There is no OpenMP: its GNU r
 child, and two runtimes in one process clash.
 """
 
-from __future__ import annotations
-
 import os
-import threading
+from _thread import allocate_lock  # threading takes as long to import as half of this package
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -25,8 +23,8 @@ def _usable_cpus() -> int:
 
 
 def _checked(count: int, name: str = "num_threads") -> int:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"{name} is {count!r}, not a whole number of at least 1")
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count < 2**31:
+        raise ValueError(f"{name} is {count!r}, not a whole number from 1 to {2**31 - 1}")
     return count
 
 
@@ -47,11 +45,11 @@ class _Pool:
 
     def forget(self) -> None:
         """Start without helpers: a forked child has none of its parent's threads."""
-        self.lock = threading.Lock()
+        self.lock = allocate_lock()
         self.executor: ThreadPoolExecutor | None = None
         self.size = 0
 
-    def get(self, size: int) -> ThreadPoolExecutor:
+    def get(self, size: int) -> "ThreadPoolExecutor":
         with self.lock:
             if self.executor is None or self.size < size:
                 # imported here: it takes longer than the rest of the package

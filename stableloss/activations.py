@@ -1,10 +1,8 @@
 """Activations for prediction time, from the kernels of the losses."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from stableloss._arrays import prepared_activation
+from stableloss._arrays import index, prepared_activation
 from stableloss._dispatch import kernels
 
 __all__ = ["log_sigmoid", "log_softmax", "logsumexp", "sigmoid", "softmax"]
@@ -157,7 +155,7 @@ def softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
-    return prepared_activation(kernels.softmax, x, out, axis)
+    return prepared_activation(kernels.softmax, x, out, index("axis", axis))
 
 
 def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
@@ -206,7 +204,7 @@ def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     >>> sl.log_softmax([40.0, 0.0])
     array([-4.24835426e-18, -4.00000000e+01])
     """
-    return prepared_activation(kernels.log_softmax, x, out, axis)
+    return prepared_activation(kernels.log_softmax, x, out, index("axis", axis))
 
 
 def logsumexp(x: Any, axis: int = -1, out: Any = None) -> Any:
@@ -253,4 +251,4 @@ def logsumexp(x: Any, axis: int = -1, out: Any = None) -> Any:
     >>> float(sl.logsumexp([1000.0, 1000.0]))
     1000.6931471805599
     """
-    return prepared_activation(kernels.logsumexp, x, out, axis, keeps_axis=False)
+    return prepared_activation(kernels.logsumexp, x, out, index("axis", axis), keeps_axis=False)

@@ -4,11 +4,7 @@ A loss is defined by its formula in the kernel file of its stem and by a class h
 instance carries the stem as its name.
 """
 
-from __future__ import annotations
-
 import math
-import operator
-from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -21,8 +17,10 @@ from stableloss._arrays import (
     WANT_PRODUCT,
     WANT_STATS,
     WANT_TARGET_GRAD,
-    Call,
     Stats,
+    index,
+    number,
+    positive,
 )
 from stableloss._dispatch import kernels
 
@@ -45,33 +43,19 @@ GRAD_AND_HESS = WANT_GRAD | WANT_HESS
 # ---- checks of options ----------------------------------------------------------------------------
 
 
-def _number(name: str, value: Any, valid: Callable[[float], bool], demand: str) -> float:
-    array = np.asarray(value)
-    if array.ndim or array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    number = float(array)
-    if not valid(number):
-        raise ValueError(f"{name} is {value!r}, {demand}")
-    return number
-
-
-def _positive(name: str, value: Any) -> float:
-    return _number(name, value, lambda x: 0 < x < math.inf, "not a positive finite number")
-
-
 def _not_negative(name: str, value: Any) -> float:
-    return _number(name, value, lambda x: 0 <= x < math.inf, "not a non-negative finite number")
+    return number(name, value, lambda x: 0 <= x < math.inf, "not a non-negative finite number")
 
 
 def _smoothing(value: Any) -> float:
-    return _number("label_smoothing", value, lambda x: 0 <= x < 1, "not in [0, 1)")
+    return number("label_smoothing", value, lambda x: 0 <= x < 1, "not in [0, 1)")
 
 
-def _index(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+def _ignored(value: Any) -> int:
+    ignored = index("ignore_index", value)
+    if not -(2**63) <= ignored < 2**64:
+        raise ValueError("ignore_index is not in the range of any integer dtype")
+    return ignored
 
 
 def _weights(name: str, value: Any) -> tuple[float, ...]:
@@ -92,7 +76,7 @@ def _as_array(weights: float | tuple[float, ...] | None) -> np.ndarray | None:
 # ---- the losses -----------------------------------------------------------------------------------
 
 
-def _rebuild(cls: type[_Loss], options: dict[str, Any]) -> _Loss:
+def _rebuild(cls: "type[_Loss]", options: dict[str, Any]) -> "_Loss":
     return cls(**options)
 
 
@@ -114,7 +98,7 @@ class _Loss:
     def __init__(self, *, reduction: str = "mean", logit_clip: float | None = None) -> None:
         self._configure(
             reduction=reduction,
-            logit_clip=None if logit_clip is None else _positive("logit_clip", logit_clip),
+            logit_clip=None if logit_clip is None else positive("logit_clip", logit_clip),
         )
 
     def _configure(self, **options: Any) -> None:
@@ -147,7 +131,7 @@ class _Loss:
         kernel = getattr(kernels, self._stem)
         axis = get("axis", -1)
         set_slot("_options", compiled)
-        set_slot("_kernel", kernel if axis == -1 else _arrays.refuse)
+        set_slot("_kernel", kernel if axis == -1 else _arrays.along(kernel, axis))
         spec = _arrays.Spec(
             kernel=kernel,
             options=compiled,
@@ -213,9 +197,11 @@ class _Loss:
             If shapes do not agree, or a target, weight or denominator is out of range.
         """
         if with_stats or probabilities is not None:
-            call = Call(logits, targets, sample_weight, mask, denominator, probabilities=probabilities)
-            loss, _, stats = self._measured(call, WANT_LOSS, with_stats)
+            loss, _, stats = self._measured(
+                WANT_LOSS, logits, targets, sample_weight, mask, denominator, None, probabilities, with_stats
+            )
             return loss, stats
+        # as in _run, without the time of one more call
         result = self._kernel(
             logits,
             targets,
@@ -230,8 +216,7 @@ class _Loss:
             self._options,
         )
         if result is None:
-            call = Call(logits, targets, sample_weight, mask, denominator)
-            return _arrays.prepared_call(self._spec, call, WANT_LOSS)
+            return self._run(WANT_LOSS, logits, targets, sample_weight, mask, denominator)
         return result
 
     def value_and_grad(
@@ -279,10 +264,18 @@ class _Loss:
             read-only. Nothing has been written to `out` then.
         """
         if with_stats or probabilities is not None:
-            call = Call(
-                logits, targets, sample_weight, mask, denominator, out=out, probabilities=probabilities
+            return self._measured(
+                LOSS_AND_GRAD,
+                logits,
+                targets,
+                sample_weight,
+                mask,
+                denominator,
+                out,
+                probabilities,
+                with_stats,
             )
-            return self._measured(call, LOSS_AND_GRAD, with_stats)
+        # as in _run, without the time of one more call
         result = self._kernel(
             logits,
             targets,
@@ -297,8 +290,7 @@ class _Loss:
             self._options,
         )
         if result is None:
-            call = Call(logits, targets, sample_weight, mask, denominator, out=out)
-            return _arrays.prepared_call(self._spec, call, LOSS_AND_GRAD)
+            return self._run(LOSS_AND_GRAD, logits, targets, sample_weight, mask, denominator, out)
         return result
 
     def grad_and_hess(
@@ -334,8 +326,9 @@ class _Loss:
         if out is not None and not (isinstance(out, (tuple, list)) and len(out) == 2):
             raise TypeError(f"out must be a pair of arrays, not {type(out).__name__}")
         grad, hess = (None, None) if out is None else out
-        call = Call(logits, targets, sample_weight, mask, out=grad, hess=hess)
-        result: tuple[np.ndarray, np.ndarray] = self._run(call, GRAD_AND_HESS)
+        result: tuple[np.ndarray, np.ndarray] = self._run(
+            GRAD_AND_HESS, logits, targets, sample_weight, mask, out=grad, hess=hess
+        )
         return result
 
     def hessian_vector_product(
@@ -379,20 +372,60 @@ class _Loss:
         >>> sl.softmax_ce.hessian_vector_product([[0.0, 0.0]], [1], [[1.0, 0.0]])
         array([[ 0.25, -0.25]])
         """
-        call = Call(logits, targets, sample_weight, mask, denominator, out=out, vector=v)
-        result: np.ndarray = self._run(call, WANT_PRODUCT)
+        result: np.ndarray = self._run(
+            WANT_PRODUCT, logits, targets, sample_weight, mask, denominator, out, vector=v
+        )
         return result
 
-    def _run(self, call: Call, want: int) -> Any:
-        result = self._kernel(*call, want, self._options)
-        return _arrays.prepared_call(self._spec, call, want) if result is None else result
+    def _run(
+        self,
+        want: int,
+        logits: Any,
+        targets: Any,
+        sample_weight: Any,
+        mask: Any,
+        denominator: Any = None,
+        out: Any = None,
+        *,
+        hess: Any = None,
+        vector: Any = None,
+        probabilities: Any = None,
+    ) -> Any:
+        """Call the kernel; where it does not take the arguments as they are, have them prepared."""
+        arguments = (logits, targets, sample_weight, mask, denominator, out, hess, vector, probabilities)
+        result = self._kernel(*arguments, want, self._options)
+        return _arrays.prepared_call(self._spec, *arguments, want) if result is None else result
 
-    def _measured(self, call: Call, want: int, with_stats: bool) -> tuple[Any, Any, Stats]:
+    def _measured(
+        self,
+        want: int,
+        logits: Any,
+        targets: Any,
+        sample_weight: Any,
+        mask: Any,
+        denominator: Any,
+        out: Any,
+        probabilities: Any,
+        with_stats: bool,
+    ) -> tuple[Any, Any, Stats]:
         if not with_stats:
             raise ValueError("probabilities is filled only with with_stats=True")
-        call = _arrays.undisturbed(call)
-        loss, grad, measures = self._run(call, want | WANT_STATS)
-        return loss, grad, _arrays.stats_of(self._spec, call, measures)
+        outputs = (out, probabilities)
+        targets = _arrays.undisturbed(targets, outputs)
+        sample_weight = _arrays.undisturbed(sample_weight, outputs)
+        mask = _arrays.undisturbed(mask, outputs)
+        loss, grad, measures = self._run(
+            want | WANT_STATS,
+            logits,
+            targets,
+            sample_weight,
+            mask,
+            denominator,
+            out,
+            probabilities=probabilities,
+        )
+        stats = _arrays.stats_of(self._spec, targets, sample_weight, mask, probabilities, measures)
+        return loss, grad, stats
 
     def _changed(self) -> dict[str, Any]:
         """The options that differ from their defaults."""
@@ -464,8 +497,9 @@ class _CrossEntropy(_Loss):
         >>> sl.softmax_ce.target_grad([[40.0, 0.0]], [[0.5, 0.5]])
         array([[4.24835426e-18, 4.00000000e+01]])
         """
-        call = Call(logits, targets, sample_weight, mask, denominator, out=out)
-        result: np.ndarray = self._run(call, WANT_TARGET_GRAD)
+        result: np.ndarray = self._run(
+            WANT_TARGET_GRAD, logits, targets, sample_weight, mask, denominator, out
+        )
         return result
 
     @staticmethod
@@ -633,7 +667,7 @@ class SigmoidBCE(_CrossEntropy):
             scalar = np.ndim(pos_weight) == 0
             pos_weight = (_not_negative if scalar else _weights)("pos_weight", pos_weight)
         if focal_alpha is not None:
-            focal_alpha = _number("focal_alpha", focal_alpha, lambda x: 0 <= x <= 1, "not in [0, 1]")
+            focal_alpha = number("focal_alpha", focal_alpha, lambda x: 0 <= x <= 1, "not in [0, 1]")
         self._configure(
             reduction=reduction,
             class_weight=None if class_weight is None else _weights("class_weight", class_weight),
@@ -641,9 +675,9 @@ class SigmoidBCE(_CrossEntropy):
             label_smoothing=_smoothing(label_smoothing),
             focal_gamma=_not_negative("focal_gamma", focal_gamma),
             focal_alpha=focal_alpha,
-            logit_scale=_positive("logit_scale", logit_scale),
-            softcap=None if softcap is None else _positive("softcap", softcap),
-            logit_clip=None if logit_clip is None else _positive("logit_clip", logit_clip),
+            logit_scale=positive("logit_scale", logit_scale),
+            softcap=None if softcap is None else positive("softcap", softcap),
+            logit_clip=None if logit_clip is None else positive("logit_clip", logit_clip),
             from_probabilities=self._refuse_beside_probabilities(
                 from_probabilities,
                 logit_scale=logit_scale != 1,
@@ -814,14 +848,14 @@ class SoftmaxCE(_CrossEntropy):
         self._configure(
             reduction=reduction,
             class_weight=None if class_weight is None else _weights("class_weight", class_weight),
-            ignore_index=None if ignore_index is None else _index("ignore_index", ignore_index),
+            ignore_index=None if ignore_index is None else _ignored(ignore_index),
             label_smoothing=_smoothing(label_smoothing),
             focal_gamma=_not_negative("focal_gamma", focal_gamma),
             z_loss=_not_negative("z_loss", z_loss),
-            logit_scale=_positive("logit_scale", logit_scale),
-            softcap=None if softcap is None else _positive("softcap", softcap),
-            logit_clip=None if logit_clip is None else _positive("logit_clip", logit_clip),
-            axis=_index("axis", axis),
+            logit_scale=positive("logit_scale", logit_scale),
+            softcap=None if softcap is None else positive("softcap", softcap),
+            logit_clip=None if logit_clip is None else positive("logit_clip", logit_clip),
+            axis=index("axis", axis),
             from_probabilities=self._refuse_beside_probabilities(
                 from_probabilities,
                 z_loss=z_loss != 0,
@@ -967,8 +1001,8 @@ class SoftmaxMSE(_Loss):
     def __init__(self, *, reduction: str = "mean", logit_clip: float | None = None, axis: int = -1) -> None:
         self._configure(
             reduction=reduction,
-            logit_clip=None if logit_clip is None else _positive("logit_clip", logit_clip),
-            axis=_index("axis", axis),
+            logit_clip=None if logit_clip is None else positive("logit_clip", logit_clip),
+            axis=index("axis", axis),
         )
 
 

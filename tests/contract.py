@@ -3,7 +3,7 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import gmpy2
 import numpy as np
@@ -93,14 +93,7 @@ class LossContract:
             ("gradient with Hessian", got.grad_unreduced, exact.grad, exact.grad_term),
             ("Hessian", got.hess, exact.hess, exact.hess_term),
         ]:
-            oracle.assert_within(self.bound(limit, what, dtype), array, value, dtype, term, what)
-
-    # float64 has no wider type to form a product of many rounded quantities in: where that takes more
-    # than 4 ulp, the bound by result. The measured worst is in the README.
-    float64_bounds: ClassVar[dict[str, int]] = {}
-
-    def bound(self, limit, what, dtype):
-        return max(limit, self.float64_bounds.get(what, 0)) if dtype == np.float64 else limit
+            oracle.assert_within(limit, array, value, dtype, term, what)
 
     # ---- one evaluation, several ways ------------------------------------------------------------
 

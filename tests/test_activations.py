@@ -84,6 +84,13 @@ def test_axis_out_of_range(name):
             getattr(sl, name)(np.zeros((2, 3)), axis=axis)
 
 
+@pytest.mark.parametrize("name", [*ALONG_AXIS, "logsumexp"])
+@pytest.mark.parametrize("axis", [None, 1.0, (0, 1)], ids=str)
+def test_axis_that_is_no_integer(name, axis):
+    with pytest.raises(TypeError, match="axis must be an integer"):
+        getattr(sl, name)(np.zeros((2, 3)), axis=axis)
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", DTYPE_ONLY)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -140,6 +140,15 @@ def test_from_output_is_exact(function):
     oracle.assert_within(4, dz, exact - oracle.lift(y), np.float64)
 
 
+@pytest.mark.parametrize(
+    "function", [sigmoid_cost, sigmoid_cost_from_output, softmax_cost, softmax_cost_from_output]
+)
+def test_no_samples(function):
+    cost, dz = function(np.zeros((3, 0)), np.zeros((3, 0)))
+    assert cost == 0
+    assert dz.shape == (3, 0)
+
+
 def test_outputs_that_rounded_divide_nothing_by_zero():
     AL, Y = np.array([[1.0, 0.0, 1.0, 0.0]]), np.array([[0, 1, 1, 0]])
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -115,6 +115,12 @@ def test_temporal_loss_of_the_course_checks():
     assert temporal_softmax_loss(x, y, mask)[0] == pytest.approx(4.5 * np.log(10))
 
 
+def test_no_sequences():
+    loss, dx = temporal_softmax_loss(np.zeros((0, 3, 4)), np.zeros((0, 3), int), np.ones((0, 3), bool))
+    assert loss == 0
+    assert dx.shape == (0, 3, 4)
+
+
 def test_verbose(capsys):
     temporal_softmax_loss(np.zeros((2, 3, 4)), np.zeros((2, 3), int), np.ones((2, 3), bool), verbose=True)
     assert capsys.readouterr().out == "dx: (2, 3, 4)\n"

@@ -7,9 +7,8 @@ import tracemalloc
 import lightgbm as lgb
 import numpy as np
 import pytest
+from boosting import LOSSES, plain, rare_digit, rare_digit_scores, rows_of, weights
 from sklearn.datasets import load_breast_cancer, load_digits
-from sklearn.metrics import f1_score
-from sklearn.model_selection import StratifiedKFold
 
 import stableloss as sl
 from stableloss.adapters.lightgbm import metric, objective
@@ -21,10 +20,6 @@ CASES = {
     "breast_cancer": (load_breast_cancer, {"objective": "binary"}, sl.sigmoid_bce, "binary_logloss"),
 }
 ACTIVATIONS = {"digits": sl.softmax, "breast_cancer": sl.sigmoid}
-
-
-def weights(n):
-    return np.random.default_rng(0).uniform(0.1, 3, n)
 
 
 def structure(booster):
@@ -96,31 +91,18 @@ def test_metric_matches_built_in(case, weighted):
     np.testing.assert_allclose(values[type(loss).__name__], built_in[name], rtol=1e-9)
 
 
-LOSSES = [
-    sl.SoftmaxCE(label_smoothing=0.1, class_weight=np.arange(1, 11)),
-    sl.SoftmaxCE(focal_gamma=2.0, class_weight=np.arange(1, 11), reduction="sum"),
-    sl.SigmoidBCE(label_smoothing=0.1, pos_weight=5.0),
-    sl.SigmoidBCE(focal_gamma=2.0, focal_alpha=0.75),
-    sl.SoftmaxMSE(),
-]
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_derivatives(loss, weighted):
     """The exact ones are the loss's own; the convention is k / (k - 1) times the Hessian without focus."""
-    softmax = type(loss).__name__.startswith("Softmax")
-    rng = np.random.default_rng(0)
-    margins = rng.normal(scale=4, size=(50, 10) if softmax else 50)
+    margins, labels, weight = rows_of(loss)
+    weight = weight if weighted else None
+    softmax = margins.ndim == 2
     margins[:3] = -800
-    labels = rng.integers(10 if softmax else 2, size=50).astype(np.float32)
-    weight = weights(50).astype(np.float32) if weighted else None
     data = lgb.Dataset(np.zeros((50, 1)), labels, weight=weight, params=PARAMS).construct()
     expected = loss.grad_and_hess(margins, labels, sample_weight=weight)
 
-    plain = {"class_weight": None, "pos_weight": None, "label_smoothing": 0.0, "focal_alpha": None}
-    plain = type(loss)(**{name: getattr(loss, name) for name in plain if hasattr(loss, name)})
-    hess = plain.grad_and_hess(margins, labels, sample_weight=weight)[1]
+    hess = plain(loss).grad_and_hess(margins, labels, sample_weight=weight)[1]
     bound = np.maximum((10 / 9 if softmax else 1) * hess, 0)
     for call in ((labels, margins, weight), (np.asfortranarray(margins), data)):
         for got, exact in zip(objective(loss)(*call), expected, strict=True):
@@ -156,28 +138,17 @@ def test_margins_of_minus_110_keep_training():
     np.testing.assert_allclose(far.predict(x), near.predict(x), rtol=0, atol=1e-4)
 
 
-def rare_digit():
-    """Is it an 8? With 40 of them among 1623 other digits."""
-    x, y = load_digits(return_X_y=True)
-    eights = np.random.default_rng(0).choice(np.flatnonzero(y == 8), 40, replace=False)
-    keep = np.r_[np.flatnonzero(y != 8), eights]
-    return x[keep], (y[keep] == 8).astype(int)
-
-
 def test_focal_on_an_imbalanced_set():
     """It finds more of the rare class than cross-entropy, at a better F1.
 
     As weights on the rare class do: the threshold moves, the ranking stays much the same.
     """
-    x, y = rare_digit()
-    scores = {}
-    for loss in (sl.sigmoid_bce, sl.SigmoidBCE(focal_gamma=2.0, focal_alpha=0.75)):
-        scores[loss] = []
-        for train, test in StratifiedKFold(4, shuffle=True, random_state=0).split(x, y):
-            model = lgb.LGBMClassifier(**{**PARAMS, "objective": objective(loss), "n_estimators": 60})
-            model.fit(x[train], y[train])
-            scores[loss].append(f1_score(y[test], model.predict(x[test], raw_score=True) > 0))
-    cross_entropy, focal = (np.mean(score) for score in scores.values())
+
+    def predictions(loss, x, y, x_test):
+        model = lgb.LGBMClassifier(**{**PARAMS, "objective": objective(loss), "n_estimators": 60}).fit(x, y)
+        return model.predict(x_test, raw_score=True) > 0
+
+    cross_entropy, focal = rare_digit_scores(predictions)
     assert focal > cross_entropy + 0.05
 
 
@@ -208,3 +179,7 @@ def test_calls_have_the_three_parameters_that_lightgbm_counts():
     for function in (objective(sl.softmax_ce), metric(sl.softmax_ce)):
         assert list(inspect.signature(function).parameters)[-1] == "sample_weight"
         assert len(inspect.signature(function).parameters) == 3
+
+
+def test_weights_of_zero():
+    assert metric(sl.softmax_ce)(np.zeros(3), np.zeros((3, 2)), np.zeros(3))[1] == 0

@@ -1,15 +1,15 @@
 """XGBoost trained by the adapter against its own objectives, and where these give up."""
 
 import doctest
+import itertools
 import json
 import pickle
 
 import numpy as np
 import pytest
 import xgboost as xgb
+from boosting import LOSSES, plain, rare_digit, rare_digit_scores, rows_of, weights
 from sklearn.datasets import load_breast_cancer, load_digits
-from sklearn.metrics import f1_score
-from sklearn.model_selection import StratifiedKFold
 
 import stableloss as sl
 from stableloss.adapters import _boosting
@@ -22,10 +22,6 @@ CASES = {
     "digits": (load_digits, SOFTMAX, sl.softmax_ce, "mlogloss"),
     "breast_cancer": (load_breast_cancer, SIGMOID, sl.sigmoid_bce, "logloss"),
 }
-
-
-def weights(n):
-    return np.random.default_rng(0).uniform(0.1, 3, n)
 
 
 def structure(booster):
@@ -94,26 +90,16 @@ def test_metric_matches_built_in(case, weighted):
     np.testing.assert_allclose(history[type(loss).__name__], history[name], atol=1e-6)
 
 
-LOSSES = [
-    sl.SoftmaxCE(label_smoothing=0.1, class_weight=np.arange(1, 11)),
-    sl.SoftmaxCE(focal_gamma=2.0, class_weight=np.arange(1, 11), reduction="sum"),
-    sl.SigmoidBCE(label_smoothing=0.1, pos_weight=5.0),
-    sl.SigmoidBCE(focal_gamma=2.0, focal_alpha=0.75),
-    sl.SoftmaxMSE(),
-]
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_derivatives(loss, weighted):
     """The exact ones are the loss's own; the convention is twice the Hessian without the focal factor."""
-    softmax = type(loss).__name__.startswith("Softmax")
-    rng = np.random.default_rng(0)
-    margins = rng.normal(scale=4, size=(50, 10) if softmax else 50).astype(np.float32)
+    margins, labels, weight = rows_of(loss)
+    weight = weight if weighted else None
+    softmax = margins.ndim == 2
+    margins = margins.astype(np.float32)
     margins[:3] = -110
     margins[3:6] *= 40
-    labels = rng.integers(10 if softmax else 2, size=50).astype(np.float32)
-    weight = weights(50).astype(np.float32) if weighted else None
     data = xgb.DMatrix(np.zeros((50, 1)), labels, weight=weight)
 
     expected = loss.grad_and_hess(margins, labels, sample_weight=weight)
@@ -122,9 +108,7 @@ def test_derivatives(loss, weighted):
             assert got.dtype == np.float32
             np.testing.assert_array_equal(got, exact)
 
-    plain = {"class_weight": None, "pos_weight": None, "label_smoothing": 0.0, "focal_alpha": None}
-    plain = type(loss)(**{name: getattr(loss, name) for name in plain if hasattr(loss, name)})
-    hess = plain.grad_and_hess(margins, labels, sample_weight=weight)[1].astype(np.float64)
+    hess = plain(loss).grad_and_hess(margins, labels, sample_weight=weight)[1].astype(np.float64)
     row = 1.0 if weight is None else weight[:, None] if softmax else weight
     bound = np.maximum((2 if softmax else 1) * hess, 1e-16 * row)
     for call in ((labels, margins, weight), (margins, data)):
@@ -147,28 +131,17 @@ def test_margins_below_minus_104_keep_training():
     np.testing.assert_allclose(ours.predict(data), started_at_0.predict(flat), rtol=0, atol=1e-4)
 
 
-def rare_digit():
-    """Is it an 8? With 40 of them among 1623 other digits."""
-    x, y = load_digits(return_X_y=True)
-    eights = np.random.default_rng(0).choice(np.flatnonzero(y == 8), 40, replace=False)
-    keep = np.r_[np.flatnonzero(y != 8), eights]
-    return x[keep], (y[keep] == 8).astype(int)
-
-
 def test_focal_on_an_imbalanced_set():
     """It finds more of the rare class than cross-entropy, at a better F1.
 
     As weights on the rare class do: the threshold moves, the ranking stays much the same.
     """
-    x, y = rare_digit()
-    scores = {}
-    for loss in (sl.sigmoid_bce, sl.SigmoidBCE(focal_gamma=2.0, focal_alpha=0.75)):
-        scores[loss] = []
-        for train, test in StratifiedKFold(4, shuffle=True, random_state=0).split(x, y):
-            model = xgb.XGBClassifier(n_estimators=60, max_depth=4, objective=objective(loss), n_jobs=1)
-            model.fit(x[train], y[train])
-            scores[loss].append(f1_score(y[test], model.predict(x[test])))
-    cross_entropy, focal = (np.mean(score) for score in scores.values())
+
+    def predictions(loss, x, y, x_test):
+        model = xgb.XGBClassifier(n_estimators=60, max_depth=4, objective=objective(loss), n_jobs=1)
+        return model.fit(x, y).predict(x_test)
+
+    cross_entropy, focal = rare_digit_scores(predictions)
     assert focal > cross_entropy + 0.05
 
 
@@ -215,8 +188,9 @@ def test_model_is_pickled():
 
 
 def test_refused():
-    with pytest.raises(ValueError, match="num_class"):
-        objective(sl.softmax_ce)(np.zeros(3), np.zeros(3))
+    for hessian, margins in itertools.product(("exact", "lightgbm"), (np.zeros(3), np.zeros((3, 1)))):
+        with pytest.raises(ValueError, match="num_class"):
+            objective(sl.softmax_ce, hessian=hessian)(np.zeros(3), margins)
     with pytest.raises(ValueError, match="'newton', not one of exact, xgboost, lightgbm"):
         objective(sl.softmax_ce, hessian="newton")
 

@@ -615,6 +615,41 @@ def test_nan_stays_in_its_row(stem):
         assert np.isnan(a[17]).any()
 
 
+@pytest.mark.parametrize("k", [6, 200])
+@pytest.mark.parametrize(
+    "options", [{}, {"focal_gamma": 2.0}, {"logit_scale": 0.5}, {"softcap": 30.0}], ids=str
+)
+def test_a_class_weight_of_zero_takes_nan_out(k, options):
+    """Where nothing but the target's class gives a row its loss."""
+    logits, targets, _ = batch(k=k)
+    targets[17] = 1
+    weight = np.arange(k) != 1.0
+    loss = sl.SoftmaxCE(class_weight=weight, **options)
+
+    def results():
+        yield from loss.value_and_grad(logits, targets)
+        yield from loss.grad_and_hess(logits, targets)
+        yield loss.hessian_vector_product(logits, targets, np.ones_like(logits))
+        yield from loss.value_and_grad(logits, targets, with_stats=True)[:2]
+
+    clean = list(results())
+    logits[17, 3] = NAN
+    for a, b in zip(results(), clean, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("denominator", [1e-44, 1e-39])
+@pytest.mark.parametrize(
+    "options", [{"pos_weight": 2.0}, {"focal_gamma": 1.0}, {"logit_scale": 1.0, "focal_alpha": 0.5}]
+)
+def test_a_denominator_beyond_float32(denominator, options):
+    logits = np.linspace(30, 40, 50, dtype=np.float32)
+    loss = sl.SigmoidBCE(**options)
+    whole = loss.value_and_grad(logits.astype(np.float64), np.ones(50), denominator=1)[1]
+    grad = loss.value_and_grad(logits, np.ones(50), denominator=denominator)[1]
+    np.testing.assert_allclose(grad, whole / denominator, rtol=1e-6)
+
+
 # ---- what the options mean together --------------------------------------------------------------
 
 
@@ -857,7 +892,7 @@ def refused_at_construction():
         (both, "class_weight", [[1.0, -1.0], [1.0, NAN], [INF, 1.0], -1.0, [[1.0, 2.0]]], ""),
         (sigmoid, "pos_weight", [-1.0, NAN, INF, [1.0, -2.0], [[1.0, 2.0]]], ""),
         (sigmoid, "focal_alpha", [-0.1, 1.1, NAN], "[0, 1]"),
-        (softmax, "ignore_index", [1.5, NAN], "integer"),
+        (softmax, "ignore_index", [1.5, NAN, 2**64, -(2**63) - 1, 10**400], "integer"),
     ]
     for classes, option, values, bound in table:
         for cls in classes:
@@ -953,6 +988,23 @@ def test_denominator_out_of_range(loss, targets, denominator):
 
 
 @pytest.mark.parametrize(("loss", "targets"), list(every_loss()))
+def test_denominator_of_any_type(loss, targets):
+    """Like the numbers among the options, for arrays and for lists; True is 1."""
+    for arguments in ((np.zeros((3, 4)), targets), (np.zeros((3, 4)).tolist(), targets.tolist())):
+        for kind in (bool, np.bool_, int, np.uint8, np.float16, np.longdouble, np.array):
+            assert loss(*arguments, denominator=kind(1)) == loss(*arguments, denominator=1.0)
+        with pytest.raises(ValueError, match="denominator is False"):
+            loss(*arguments, denominator=False)
+
+
+def test_denominator_beyond_float64():
+    with np.errstate(over="ignore"):
+        denominator = 2 * np.longdouble(np.finfo(np.float64).max)
+    with pytest.raises(ValueError, match="denominator"):
+        sl.softmax_ce([[0.0, 1.0]], [1], denominator=denominator)
+
+
+@pytest.mark.parametrize(("loss", "targets"), list(every_loss()))
 def test_denominator_of_the_wrong_type(loss, targets):
     for denominator in ("3", [1.0, 2.0]):
         assert_refused(
@@ -1006,6 +1058,69 @@ def test_class_weight_follows_the_axis():
     assert loss(logits, targets) == pytest.approx(np.log(3))
     wrong = sl.SoftmaxCE(class_weight=np.ones(4), axis=0)
     assert_refused(ValueError, ["class_weight", "3", "4"], wrong, logits, targets)
+
+
+@pytest.mark.parametrize("cls", [sl.SoftmaxCE, sl.SoftmaxMSE])
+def test_outputs_along_an_axis(cls):
+    """They are the arrays that were given, filled; the logits themselves too."""
+    rng = generator("axis")
+    logits, targets = rng.normal(size=(2, 5, 3)), rng.integers(0, 5, (2, 3))
+    loss = cls(axis=-2)
+    _, grad = loss.value_and_grad(logits, targets)
+    exact = loss.grad_and_hess(logits, targets)
+    product = loss.hessian_vector_product(logits, targets, grad)
+    assert grad.shape == logits.shape
+    pair = np.empty_like(logits), np.empty_like(logits)
+    for got, given, expected in zip(loss.grad_and_hess(logits, targets, out=pair), pair, exact, strict=True):
+        assert got is given
+        assert_same_bits(got, expected)
+    for inplace in (False, True):
+        x, v = logits.copy(), grad.copy()
+        out = x if inplace else np.empty_like(x)
+        assert loss.value_and_grad(x, targets, out=out)[1] is out
+        assert_same_bits(out, grad)
+        x = logits.copy()
+        out = v if inplace else np.empty_like(x)
+        assert loss.hessian_vector_product(x, targets, v, out=out) is out
+        assert_same_bits(out, product)
+    probabilities = np.empty_like(logits)
+    _, stats = loss(logits, targets, with_stats=True, probabilities=probabilities)
+    assert stats.probabilities is probabilities
+    assert_same_bits(stats.predicted, logits.argmax(axis=1))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("cls", [sl.SoftmaxCE, sl.SoftmaxMSE])
+def test_messages_show_the_shape_that_was_given(cls):
+    """And places in it, not in what the kernel is handed."""
+    logits, targets, one_hot = np.zeros((2, 5, 3)), np.zeros((2, 3), int), np.full((2, 5, 3), 0.2)
+    loss, shape = cls(axis=1), "(2, 5, 3)"
+    wrong = np.moveaxis(one_hot, 1, -1)
+    assert_refused(ValueError, [shape, str(wrong.shape)], loss, logits, wrong)
+    assert_refused(ValueError, [shape, "(2, 3)", "(2, 2)"], loss, logits, targets[:, :2])
+    weight = np.ones((2, 5))
+    for option in ("sample_weight", "mask"):
+        given = {option: weight if option == "sample_weight" else weight > 0}
+        assert_refused(ValueError, [option, shape, "(2, 3)", "(2, 5)"], loss, logits, targets, **given)
+    squeezed = [shape, "(2, 1, 3)", "targets.squeeze(1)"]
+    assert_refused(ValueError, squeezed, loss, logits, targets[:, np.newaxis])
+    one_hot[1, 4, 0] = -1
+    assert_refused(ValueError, ["(1, 4, 0)"], loss, logits, one_hot)
+    one_hot[1, 4, 0] = 0
+    with pytest.raises(ValueError, match=r"v has shape \(2, 3, 5\) .*\(2, 5, 3\)"):
+        loss.hessian_vector_product(logits, one_hot, wrong)
+    with pytest.raises(ValueError, match=r"\(2, 0, 3\) have no classes along axis 1"):
+        loss(logits[:, :0], targets)
+
+
+def test_place_of_a_probability_along_an_axis():
+    y_hat, targets = np.full((2, 5, 3), 0.2), np.zeros((2, 3), int)
+    y_hat[1, 4, 0] = 2
+    loss = sl.SoftmaxCE(axis=1, from_probabilities=True)
+    assert_refused(ValueError, ["(1, 4, 0)", "2.0"], loss, y_hat, targets)
+    assert np.isfinite(loss(y_hat, targets, mask=np.array([[True] * 3, [False, True, True]])))
+    loss = sl.SoftmaxCE(axis=1, class_weight=np.ones(3))
+    assert_refused(ValueError, ["class_weight", "(2, 5, 3)"], loss, y_hat, targets)
 
 
 @pytest.mark.parametrize("axis", [2, -3, 5])

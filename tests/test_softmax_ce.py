@@ -1,6 +1,7 @@
 """The contract for softmax_ce, and the rows of its table of edge cases."""
 
 import numpy as np
+import oracle
 import pytest
 from cases import DTYPE_ONLY
 from contract import SoftmaxContract
@@ -49,3 +50,31 @@ class TestSoftmaxCE(SoftmaxContract):
             logits = np.random.default_rng(3).normal(scale=scale, size=(300, 10)).astype(dtype)
             _, hess = sl.softmax_ce.grad_and_hess(logits, np.arange(300) % 10)
             assert (hess >= 0).all()
+
+    @pytest.mark.parametrize("weight", [1e-30, 1e20, 1e30])
+    @pytest.mark.parametrize(("n", "k"), [(3, 10), (33, 10), (2, 200), (2, 2100)])
+    @pytest.mark.parametrize("kind", ["hard", "soft"])
+    def test_extreme_weights(self, weight, n, k, kind):
+        """Beyond what a product with exponentials or their sum leaves of the range of float32."""
+        rng = np.random.default_rng(k)
+        logits = rng.normal(scale=3, size=(n, k)).astype(np.float32)
+        targets = rng.integers(0, k, n) if kind == "hard" else rng.dirichlet(np.ones(k), n).astype(np.float32)
+        weights = np.full(n, weight)
+        exact = oracle.softmax_ce(logits, targets).scaled(weights)
+        loss = sl.SoftmaxCE(reduction="sum")
+        grad, hess = loss.grad_and_hess(logits, targets, sample_weight=weights)
+        oracle.assert_within(4, grad, exact.grad, np.float32, exact.grad_term, "gradient")
+        oracle.assert_within(4, hess, exact.hess, np.float32, exact.hess_term, "Hessian")
+        _, grad = loss.value_and_grad(logits, targets, sample_weight=weights)
+        oracle.assert_within(4, grad, exact.grad, np.float32, exact.grad_term, "gradient alone")
+
+    @pytest.mark.parametrize("denominator", [1e-300, 1e-45, 1e-39, 1e39])
+    @pytest.mark.parametrize(("n", "k"), [(3, 10), (33, 10), (2, 200), (2, 2100)])
+    @pytest.mark.parametrize("kind", ["hard", "soft"])
+    def test_extreme_denominators(self, denominator, n, k, kind):
+        """An entry of 0 stays 0 where the others leave the range of float32."""
+        logits = np.full((n, k), -1000, np.float32)
+        logits[:, 1] = 0
+        targets = np.ones(n, int) if kind == "hard" else np.eye(k, dtype=np.float32)[np.ones(n, int)]
+        _, grad = sl.softmax_ce.value_and_grad(logits, targets, denominator=denominator)
+        np.testing.assert_array_equal(grad, np.zeros((n, k)))

@@ -204,7 +204,7 @@ def test_docstring_of_function(name):
     documented = getattr(sl, name)
     parameters = inspect.signature(documented).parameters
     wanted = {"Examples"} | ({"Parameters"} if parameters else set())
-    if inspect.signature(documented).return_annotation != "None":
+    if inspect.signature(documented).return_annotation is not None:
         wanted.add("Returns")
     assert wanted <= set(sections(documented))
     assert_parameters_are_documented(documented)

@@ -364,6 +364,21 @@ cdef double rows_that_count(const Job* job) noexcept nogil:
     return rows
 
 
+cdef double divisor_of(const Job* job, int reduction, bint rowwise) noexcept nogil:
+    """What the sum of the losses is divided by; 0 where nothing counts."""
+    if reduction == REDUCE_MEAN:
+        if rowwise:
+            return weight_total(job, True, True) if job.weighted else job.n
+        return weight_total(job, False, False) if job.masked else job.n
+    if reduction == REDUCE_BATCHMEAN:
+        if rowwise:
+            return weight_total(job, False, False) if job.masked or job.ignoring else job.n
+        if job.n == 0:
+            return 0
+        return rows_that_count(job) if job.masked else job.n / job.outputs
+    return 1
+
+
 cdef bint counted_in_range(Job* job, double top, bint whole) noexcept nogil:
     """`in_range` for the targets of rows (elements) that count; notes whether any has the ignored index."""
     cdef double target[CHECKED]
@@ -386,46 +401,25 @@ cdef bint counted_in_range(Job* job, double top, bint whole) noexcept nogil:
     return True
 
 
-cdef bint counted_rows_in_range(const Job* job, double top) noexcept nogil:
-    """The same for target probabilities of rows that may be masked."""
-    cdef double kept[CHECKED]
-    cdef Py_ssize_t offset[CHECKED]
-    cdef double target[CHECKED]
-    cdef Py_ssize_t start, at, i, c, n, m
-    for start from 0 <= start < job.n by CHECKED:
-        n = min(<Py_ssize_t>CHECKED, job.n - start)
-        load_flat(&job.keep, start, n, kept)
-        row_offsets(&job.t, start, n, offset)
-        for i in range(n):
-            if kept[i] == 0:
-                continue
-            for at from 0 <= at < job.k by CHECKED:
-                m = min(<Py_ssize_t>CHECKED, job.k - at)
-                gather(job.t.data + offset[i] + at * job.t.inner, job.t.kind, job.t.inner, m, target)
-                for c in range(m):
-                    if not (target[c] >= 0 and target[c] <= top):
-                        return False
-    return True
-
-
-cdef bint counted_activations_in_range(const Job* job) noexcept nogil:
-    """`activations_in_range` for rows (elements) that count."""
-    cdef double weight[CHECKED]
+cdef bint counted_rows_in_range(const Job* job, const Operand* op, double top, bint targets) noexcept nogil:
+    """The same for all classes of the rows that count: of `targets`, of which NaN is none and which a
+    weight of 0 does not excuse, or of activations."""
+    cdef double counted[CHECKED]
     cdef Py_ssize_t offset[CHECKED]
     cdef double value[CHECKED]
     cdef Py_ssize_t start, at, i, c, n, m
     for start from 0 <= start < job.n by CHECKED:
         n = min(<Py_ssize_t>CHECKED, job.n - start)
-        load_weights(job, start, n, True, False, weight)
-        row_offsets(&job.x, start, n, offset)
+        load_weights(job, start, n, not targets, False, counted)
+        row_offsets(op, start, n, offset)
         for i in range(n):
-            if weight[i] == 0:
+            if counted[i] == 0:
                 continue
             for at from 0 <= at < job.k by CHECKED:
                 m = min(<Py_ssize_t>CHECKED, job.k - at)
-                gather(job.x.data + offset[i] + at * job.x.inner, job.x.kind, job.x.inner, m, value)
+                gather(op.data + offset[i] + at * op.inner, op.kind, op.inner, m, value)
                 for c in range(m):
-                    if value[c] < 0 or value[c] > 1:
+                    if value[c] < 0 or value[c] > top or (targets and value[c] != value[c]):
                         return False
     return True
 
@@ -441,23 +435,8 @@ cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) noexcept:
         if not job.hard:
             return False
     if rowwise and not job.hard:
-        return counted_rows_in_range(job, top)
+        return counted_rows_in_range(job, &job.t, top, True)
     return counted_in_range(job, top, job.hard)
-
-
-cdef double divisor_of(const Job* job, int reduction, bint rowwise) noexcept nogil:
-    """What the sum of the losses is divided by; 0 where nothing counts."""
-    if reduction == REDUCE_MEAN:
-        if rowwise:
-            return weight_total(job, True, True) if job.weighted else job.n
-        return weight_total(job, False, False) if job.masked else job.n
-    if reduction == REDUCE_BATCHMEAN:
-        if rowwise:
-            return weight_total(job, False, False) if job.masked or job.ignoring else job.n
-        if job.n == 0:
-            return 0
-        return rows_that_count(job) if job.masked else job.n / job.outputs
-    return 1
 
 
 cdef object loss_call(object logits, object targets, object weight, object mask, object denominator, object out,
@@ -522,12 +501,13 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
         bind(&job.w, weight, element_kind(weight), lead)
         if not in_range(&job.w, job.n, DOUBLE_MAX, False):
             return None
+    job.weighted = job.weights or job.masked or job.o.class_weight != NULL
     if not targets_in_range(&job, targets, rowwise):
         return None
-    job.weighted = job.weights or job.masked or job.ignoring or job.o.class_weight != NULL
+    job.weighted = job.weighted or job.ignoring
     if job.o.probabilities:
         bind(&every, logits, kind, ndim)
-        if not activations_in_range(&every, np.PyArray_SIZE(logits)) and not counted_activations_in_range(&job):
+        if not activations_in_range(&every, np.PyArray_SIZE(logits)) and not counted_rows_in_range(&job, &job.x, 1, False):
             return None
     if want & WANT_PRODUCT:
         if not plain_array(vector, logits, ndim):

@@ -12,10 +12,81 @@ cdef extern from *:
     #define SL_TAKE(counter) __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED)
     #define SL_ISFINITE(x) __builtin_isfinite(x)
 
-    /* Transpose 4 x 4 float32 or 2 x 2 float64 between rows that lie `stride` elements apart. Compilers
-       turn neither a loop nor this many scalar moves into shuffles. */
+    /* Transpose a tile of rows, 8 x 4 float32 or 4 x 2 float64, to columns, and back with a factor for each
+       row; rows and columns (`lanes`) lie so many elements apart, and rows are
+       written in order. Compilers turn neither a loop nor as many
+       scalar moves into shuffles. Where vectors are long enough, their halves are those of the tile,
+       and nothing crosses from one to the other. */
     typedef float sl_f32x4 __attribute__((vector_size(16), aligned(4), may_alias));
     typedef double sl_f64x2 __attribute__((vector_size(16), aligned(8), may_alias));
+    #if defined(__AVX__) && (defined(__clang__) || __GNUC__ >= 12)
+    typedef float sl_f32x8 __attribute__((vector_size(32), aligned(4), may_alias));
+    typedef double sl_f64x4 __attribute__((vector_size(32), aligned(8), may_alias));
+    #define SL_SHUFFLE __builtin_shufflevector
+    #define SL_UPPER4(v) SL_SHUFFLE(v, v, 0, 1, 2, 3)
+    #define SL_LOWER4(v) SL_SHUFFLE(v, v, 4, 5, 6, 7)
+    #define SL_UPPER2(v) SL_SHUFFLE(v, v, 0, 1)
+    #define SL_LOWER2(v) SL_SHUFFLE(v, v, 2, 3)
+    static SL_ALWAYS_INLINE sl_f32x8 sl_join_f32(const float *upper, const float *lower) {
+        return SL_SHUFFLE(*(const sl_f32x4 *)upper, *(const sl_f32x4 *)lower, 0, 1, 2, 3, 4, 5, 6, 7);
+    }
+    static SL_ALWAYS_INLINE sl_f64x4 sl_join_f64(const double *upper, const double *lower) {
+        return SL_SHUFFLE(*(const sl_f64x2 *)upper, *(const sl_f64x2 *)lower, 0, 1, 2, 3);
+    }
+    static SL_ALWAYS_INLINE void sl_transpose_f32(sl_f32x8 *a, sl_f32x8 *b, sl_f32x8 *c, sl_f32x8 *d) {
+        sl_f32x8 ab_low = SL_SHUFFLE(*a, *b, 0, 8, 1, 9, 4, 12, 5, 13);
+        sl_f32x8 ab_high = SL_SHUFFLE(*a, *b, 2, 10, 3, 11, 6, 14, 7, 15);
+        sl_f32x8 cd_low = SL_SHUFFLE(*c, *d, 0, 8, 1, 9, 4, 12, 5, 13);
+        sl_f32x8 cd_high = SL_SHUFFLE(*c, *d, 2, 10, 3, 11, 6, 14, 7, 15);
+        *a = SL_SHUFFLE(ab_low, cd_low, 0, 1, 8, 9, 4, 5, 12, 13);
+        *b = SL_SHUFFLE(ab_low, cd_low, 2, 3, 10, 11, 6, 7, 14, 15);
+        *c = SL_SHUFFLE(ab_high, cd_high, 0, 1, 8, 9, 4, 5, 12, 13);
+        *d = SL_SHUFFLE(ab_high, cd_high, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    static SL_ALWAYS_INLINE void sl_to_lanes_f32(const float *from, Py_ssize_t rows, float *to, Py_ssize_t lanes) {
+        const float *lower = from + 4 * rows;
+        sl_f32x8 a = sl_join_f32(from, lower), b = sl_join_f32(from + rows, lower + rows);
+        sl_f32x8 c = sl_join_f32(from + 2 * rows, lower + 2 * rows);
+        sl_f32x8 d = sl_join_f32(from + 3 * rows, lower + 3 * rows);
+        sl_transpose_f32(&a, &b, &c, &d);
+        *(sl_f32x8 *)to = a;
+        *(sl_f32x8 *)(to + lanes) = b;
+        *(sl_f32x8 *)(to + 2 * lanes) = c;
+        *(sl_f32x8 *)(to + 3 * lanes) = d;
+    }
+    static SL_ALWAYS_INLINE void sl_to_lanes_f64(const double *from, Py_ssize_t rows, double *to, Py_ssize_t lanes) {
+        const double *lower = from + 2 * rows;
+        sl_f64x4 a = sl_join_f64(from, lower), b = sl_join_f64(from + rows, lower + rows);
+        *(sl_f64x4 *)to = SL_SHUFFLE(a, b, 0, 4, 2, 6);
+        *(sl_f64x4 *)(to + lanes) = SL_SHUFFLE(a, b, 1, 5, 3, 7);
+    }
+    static SL_ALWAYS_INLINE void sl_from_lanes_f32(
+            const float *from, Py_ssize_t lanes, const float *factor, float *to, Py_ssize_t rows) {
+        float *lower = to + 4 * rows;
+        sl_f32x8 v = *(const sl_f32x8 *)factor;
+        sl_f32x8 a = v * *(const sl_f32x8 *)from, b = v * *(const sl_f32x8 *)(from + lanes);
+        sl_f32x8 c = v * *(const sl_f32x8 *)(from + 2 * lanes), d = v * *(const sl_f32x8 *)(from + 3 * lanes);
+        sl_transpose_f32(&a, &b, &c, &d);
+        *(sl_f32x4 *)to = SL_UPPER4(a);
+        *(sl_f32x4 *)(to + rows) = SL_UPPER4(b);
+        *(sl_f32x4 *)(to + 2 * rows) = SL_UPPER4(c);
+        *(sl_f32x4 *)(to + 3 * rows) = SL_UPPER4(d);
+        *(sl_f32x4 *)lower = SL_LOWER4(a);
+        *(sl_f32x4 *)(lower + rows) = SL_LOWER4(b);
+        *(sl_f32x4 *)(lower + 2 * rows) = SL_LOWER4(c);
+        *(sl_f32x4 *)(lower + 3 * rows) = SL_LOWER4(d);
+    }
+    static SL_ALWAYS_INLINE void sl_from_lanes_f64(
+            const double *from, Py_ssize_t lanes, const double *factor, double *to, Py_ssize_t rows) {
+        sl_f64x4 v = *(const sl_f64x4 *)factor;
+        sl_f64x4 c = v * *(const sl_f64x4 *)from, d = v * *(const sl_f64x4 *)(from + lanes);
+        sl_f64x4 a = SL_SHUFFLE(c, d, 0, 4, 2, 6), b = SL_SHUFFLE(c, d, 1, 5, 3, 7);
+        *(sl_f64x2 *)to = SL_UPPER2(a);
+        *(sl_f64x2 *)(to + rows) = SL_UPPER2(b);
+        *(sl_f64x2 *)(to + 2 * rows) = SL_LOWER2(a);
+        *(sl_f64x2 *)(to + 3 * rows) = SL_LOWER2(b);
+    }
+    #else
     #if defined(__clang__) || __GNUC__ >= 12
     #define SL_SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
     #define SL_SHUFFLE2(a, b, i, j) __builtin_shufflevector(a, b, i, j)
@@ -25,21 +96,69 @@ cdef extern from *:
     #define SL_SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, (sl_i32x4){i, j, k, l})
     #define SL_SHUFFLE2(a, b, i, j) __builtin_shuffle(a, b, (sl_i64x2){i, j})
     #endif
-    static inline void sl_transpose_f32(const float *from, Py_ssize_t from_stride, float *to, Py_ssize_t to_stride) {
-        sl_f32x4 a = *(const sl_f32x4 *)from, b = *(const sl_f32x4 *)(from + from_stride);
-        sl_f32x4 c = *(const sl_f32x4 *)(from + 2 * from_stride), d = *(const sl_f32x4 *)(from + 3 * from_stride);
-        sl_f32x4 ab_low = SL_SHUFFLE4(a, b, 0, 4, 1, 5), ab_high = SL_SHUFFLE4(a, b, 2, 6, 3, 7);
-        sl_f32x4 cd_low = SL_SHUFFLE4(c, d, 0, 4, 1, 5), cd_high = SL_SHUFFLE4(c, d, 2, 6, 3, 7);
-        *(sl_f32x4 *)to = SL_SHUFFLE4(ab_low, cd_low, 0, 1, 4, 5);
-        *(sl_f32x4 *)(to + to_stride) = SL_SHUFFLE4(ab_low, cd_low, 2, 3, 6, 7);
-        *(sl_f32x4 *)(to + 2 * to_stride) = SL_SHUFFLE4(ab_high, cd_high, 0, 1, 4, 5);
-        *(sl_f32x4 *)(to + 3 * to_stride) = SL_SHUFFLE4(ab_high, cd_high, 2, 3, 6, 7);
+    static inline void sl_transpose_f32(sl_f32x4 *a, sl_f32x4 *b, sl_f32x4 *c, sl_f32x4 *d) {
+        sl_f32x4 ab_low = SL_SHUFFLE4(*a, *b, 0, 4, 1, 5), ab_high = SL_SHUFFLE4(*a, *b, 2, 6, 3, 7);
+        sl_f32x4 cd_low = SL_SHUFFLE4(*c, *d, 0, 4, 1, 5), cd_high = SL_SHUFFLE4(*c, *d, 2, 6, 3, 7);
+        *a = SL_SHUFFLE4(ab_low, cd_low, 0, 1, 4, 5);
+        *b = SL_SHUFFLE4(ab_low, cd_low, 2, 3, 6, 7);
+        *c = SL_SHUFFLE4(ab_high, cd_high, 0, 1, 4, 5);
+        *d = SL_SHUFFLE4(ab_high, cd_high, 2, 3, 6, 7);
     }
-    static inline void sl_transpose_f64(const double *from, Py_ssize_t from_stride, double *to, Py_ssize_t to_stride) {
-        sl_f64x2 a = *(const sl_f64x2 *)from, b = *(const sl_f64x2 *)(from + from_stride);
-        *(sl_f64x2 *)to = SL_SHUFFLE2(a, b, 0, 2);
-        *(sl_f64x2 *)(to + to_stride) = SL_SHUFFLE2(a, b, 1, 3);
+    static inline void sl_to_lanes_f32(const float *from, Py_ssize_t rows, float *to, Py_ssize_t lanes) {
+        sl_f32x4 a, b, c, d;
+        int half;
+        for (half = 0; half < 2; half++, from += 4 * rows, to += 4) {
+            a = *(const sl_f32x4 *)from;
+            b = *(const sl_f32x4 *)(from + rows);
+            c = *(const sl_f32x4 *)(from + 2 * rows);
+            d = *(const sl_f32x4 *)(from + 3 * rows);
+            sl_transpose_f32(&a, &b, &c, &d);
+            *(sl_f32x4 *)to = a;
+            *(sl_f32x4 *)(to + lanes) = b;
+            *(sl_f32x4 *)(to + 2 * lanes) = c;
+            *(sl_f32x4 *)(to + 3 * lanes) = d;
+        }
     }
+    static inline void sl_to_lanes_f64(const double *from, Py_ssize_t rows, double *to, Py_ssize_t lanes) {
+        sl_f64x2 a, b;
+        int half;
+        for (half = 0; half < 2; half++, from += 2 * rows, to += 2) {
+            a = *(const sl_f64x2 *)from;
+            b = *(const sl_f64x2 *)(from + rows);
+            *(sl_f64x2 *)to = SL_SHUFFLE2(a, b, 0, 2);
+            *(sl_f64x2 *)(to + lanes) = SL_SHUFFLE2(a, b, 1, 3);
+        }
+    }
+    static inline void sl_from_lanes_f32(
+            const float *from, Py_ssize_t lanes, const float *factor, float *to, Py_ssize_t rows) {
+        sl_f32x4 v, a, b, c, d;
+        int half;
+        for (half = 0; half < 2; half++, from += 4, factor += 4, to += 4 * rows) {
+            v = *(const sl_f32x4 *)factor;
+            a = v * *(const sl_f32x4 *)from;
+            b = v * *(const sl_f32x4 *)(from + lanes);
+            c = v * *(const sl_f32x4 *)(from + 2 * lanes);
+            d = v * *(const sl_f32x4 *)(from + 3 * lanes);
+            sl_transpose_f32(&a, &b, &c, &d);
+            *(sl_f32x4 *)to = a;
+            *(sl_f32x4 *)(to + rows) = b;
+            *(sl_f32x4 *)(to + 2 * rows) = c;
+            *(sl_f32x4 *)(to + 3 * rows) = d;
+        }
+    }
+    static inline void sl_from_lanes_f64(
+            const double *from, Py_ssize_t lanes, const double *factor, double *to, Py_ssize_t rows) {
+        sl_f64x2 v, a, b;
+        int half;
+        for (half = 0; half < 2; half++, from += 2, factor += 2, to += 2 * rows) {
+            v = *(const sl_f64x2 *)factor;
+            a = v * *(const sl_f64x2 *)from;
+            b = v * *(const sl_f64x2 *)(from + lanes);
+            *(sl_f64x2 *)to = SL_SHUFFLE2(a, b, 0, 2);
+            *(sl_f64x2 *)(to + rows) = SL_SHUFFLE2(a, b, 1, 3);
+        }
+    }
+    #endif
 
     /* Underflow and NaN in the kernels are results, not events: the exception flags of the caller's
        thread are put back afterwards. fenv.h would switch the x87 unit too, at many times the cost. */
@@ -104,20 +223,7 @@ cdef extern from *:
         size_t n = strlen(name);
         return PyArray_TYPE(a) >= NPY_USERDEF && n >= 8 && strcmp(name + n - 8, "bfloat16") == 0;
     }
-
-    #if defined(__FMA__) || defined(__aarch64__)
-    #define SL_PRODUCT_ERROR(a, b, product) __builtin_fma(a, b, -(product))
-    #else
-    /* Dekker's splitting; it overflows, and then no correction is made, from 2**996 */
-    static inline double SL_PRODUCT_ERROR(double a, double b, double product) {
-        double t = a * 134217729.0, a_hi = t - (t - a), a_lo = a - a_hi;    /* 2**27 + 1 */
-        double u = b * 134217729.0, b_hi = u - (u - b), b_lo = b - b_hi;
-        double error = ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo;
-        return error - error == 0 ? error : 0;
-    }
-    #endif
     """
-    double SL_PRODUCT_ERROR(double, double, double) noexcept nogil
     void* sl_get_scratch() noexcept nogil
     float sl_from_half(uint16_t) noexcept nogil
     float sl_from_bfloat(uint16_t) noexcept nogil
@@ -128,8 +234,12 @@ cdef extern from *:
     void sl_set_flags(unsigned int) noexcept nogil
     Py_ssize_t SL_TAKE(Py_ssize_t*) noexcept nogil
     bint SL_ISFINITE(double) noexcept nogil
-    void sl_transpose_f32(const float*, Py_ssize_t, float*, Py_ssize_t) noexcept nogil
-    void sl_transpose_f64(const double*, Py_ssize_t, double*, Py_ssize_t) noexcept nogil
+    uint32_t sl_bits_from_float(float) noexcept nogil
+    uint64_t sl_bits_f64(double) noexcept nogil
+    void sl_to_lanes_f32(const float*, Py_ssize_t, float*, Py_ssize_t) noexcept nogil
+    void sl_to_lanes_f64(const double*, Py_ssize_t, double*, Py_ssize_t) noexcept nogil
+    void sl_from_lanes_f32(const float*, Py_ssize_t, const float*, float*, Py_ssize_t) noexcept nogil
+    void sl_from_lanes_f64(const double*, Py_ssize_t, const double*, double*, Py_ssize_t) noexcept nogil
 
 cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
@@ -407,6 +517,40 @@ cdef inline const real* view_flat(const Operand* op, Py_ssize_t start, Py_ssize_
     return buffer
 
 
+cdef bint bits_in_range(const Operand* op, Py_ssize_t count, double top) noexcept nogil:
+    """Whether 0 <= v <= top for every element v, told from its bits as an unsigned number, in whose order
+    the numbers from 0 up stand. -0 is missed, and what is not contiguous or has 16 bits."""
+    cdef const uint8_t* bytes = <const uint8_t*>op.data
+    cdef const uint32_t* words = <const uint32_t*>op.data
+    cdef const uint64_t* longs = <const uint64_t*>op.data
+    cdef uint8_t byte = 0
+    cdef uint32_t word = 0, last_word
+    cdef uint64_t signs = 0, last_long
+    cdef Py_ssize_t i
+    if op.ndim != 1 or top < 0:
+        return False
+    if (op.kind == np.NPY_UINT8 or op.kind == np.NPY_INT8) and op.stride[0] == 1:
+        for i in range(count):
+            byte = max(byte, bytes[i])
+        return byte <= min(top, <double>(127 if op.kind == np.NPY_INT8 else 255))
+    if (op.kind == np.NPY_FLOAT or op.kind == np.NPY_INT32 or op.kind == np.NPY_UINT32) and op.stride[0] == 4:
+        if op.kind == np.NPY_FLOAT:
+            # converted within its range, or the caller would find an overflow flag
+            last_word = sl_bits_from_float(<float>min(top, 3.4028234e38))
+        else:
+            last_word = <uint32_t>min(top, <double>(0x7fffffff if op.kind == np.NPY_INT32 else 0xffffffff))
+        for i in range(count):
+            word = max(word, words[i])
+        return word <= last_word
+    if (op.kind == np.NPY_DOUBLE or op.kind == np.NPY_INT64) and op.stride[0] == 8:
+        last_long = sl_bits_f64(top) if op.kind == np.NPY_DOUBLE else <uint64_t>min(top, 9e18)
+        for i in range(count):
+            # the sign bit of v, or that of top - v
+            signs |= longs[i] | (last_long - longs[i])
+        return signs >> 63 == 0
+    return False
+
+
 cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) noexcept nogil:
     """Whether 0 <= v <= top for every element v, and v is an integer where `whole`."""
     cdef float singles[512]
@@ -416,6 +560,8 @@ cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) 
     cdef float top_single
     cdef Py_ssize_t start, n, i
     cdef int ok = 1
+    if not (whole and is_floating(op.kind)) and bits_in_range(op, count, top):
+        return True
     for start from 0 <= start < count by 512:
         n = min(512, count - start)
         if op.kind == np.NPY_FLOAT and not whole:
@@ -458,11 +604,6 @@ cdef inline double two_sum(double a, double b, double* error) noexcept nogil:
     cdef double b_part = s - a
     error[0] = (a - (s - b_part)) + (b - b_part)
     return s
-
-
-cdef inline double product_error(double a, double b, double product) noexcept nogil:
-    """a * b - product, exactly, for product = a * b rounded."""
-    return SL_PRODUCT_ERROR(a, b, product)
 
 
 cdef struct Sum:

@@ -19,9 +19,19 @@ cdef extern from *:
     #if defined(__FMA__) || defined(__aarch64__)
     #define SL_FMAF(a, b, c) __builtin_fmaf(a, b, c)
     #define SL_FMA(a, b, c) __builtin_fma(a, b, c)
+    #define SL_PRODUCT_ERRORF(a, b, product) __builtin_fmaf(a, b, -(product))
+    #define SL_PRODUCT_ERROR(a, b, product) __builtin_fma(a, b, -(product))
     #else
     #define SL_FMAF(a, b, c) ((a) * (b) + (c))
     #define SL_FMA(a, b, c) ((a) * (b) + (c))
+    #define SL_PRODUCT_ERRORF(a, b, product) ((float)((double)(a) * (b) - (product)))
+    /* Dekker's splitting; it overflows, and then no correction is made, from 2**996 */
+    static inline double SL_PRODUCT_ERROR(double a, double b, double product) {
+        double t = a * 134217729.0, a_hi = t - (t - a), a_lo = a - a_hi;    /* 2**27 + 1 */
+        double u = b * 134217729.0, b_hi = u - (u - b), b_lo = b - b_hi;
+        double error = ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo;
+        return error - error == 0 ? error : 0;
+    }
     #endif
 
     /* 1.5 * 2**(mantissa bits) rounds an added number to an integer n; the exponent bias on top
@@ -157,6 +167,8 @@ cdef extern from *:
     double log1p_positive(double) noexcept nogil
     float SL_FMAF(float, float, float) noexcept nogil
     double SL_FMA(double, double, double) noexcept nogil
+    float SL_PRODUCT_ERRORF(float, float, float) noexcept nogil
+    double SL_PRODUCT_ERROR(double, double, double) noexcept nogil
     const float SL_INFINITY
     float SL_ABSF(float) noexcept nogil
     double SL_ABS(double) noexcept nogil
@@ -186,6 +198,21 @@ cdef inline real fma(real a, real b, real c) noexcept nogil:
         return SL_FMA(a, b, c)
 
 
+cdef inline real product_error(real a, real b, real product) noexcept nogil:
+    """a * b - product, exactly, for product = a * b rounded."""
+    if real is float:
+        return SL_PRODUCT_ERRORF(a, b, product)
+    else:
+        return SL_PRODUCT_ERROR(a, b, product)
+
+
+cdef inline real product(real a, real a_low, real b, real b_low, real* low) noexcept nogil:
+    """a b, of two numbers and what they lack."""
+    cdef real ab = a * b
+    low[0] = fma(a, b_low, fma(a_low, b, product_error(a, b, ab)))
+    return ab
+
+
 cdef inline real absolute(real x) noexcept nogil:
     if real is float:
         return SL_ABSF(x)
@@ -193,15 +220,15 @@ cdef inline real absolute(real x) noexcept nogil:
         return SL_ABS(x)
 
 
-cdef inline real expm1_reduced(real r) noexcept nogil:
-    """e**r - 1 for |r| <= ln(2)/2."""
+cdef inline real expm1_reduced(real r, real start) noexcept nogil:
+    """e**r - 1 for |r| <= ln(2)/2, where `start` is r; without r where it is 0."""
     cdef real q
     if real is float:
         q = fma(SL_EXP4_F32, r, SL_EXP3_F32)
         q = fma(q, r, SL_EXP2_F32)
         q = fma(q, r, SL_EXP1_F32)
         q = fma(q, r, SL_EXP0_F32)
-        return fma(r * r, q, r)
+        return fma(r * r, q, start)
     else:
         q = fma(SL_EXP9_F64, r, SL_EXP8_F64)
         q = fma(q, r, SL_EXP7_F64)
@@ -212,15 +239,25 @@ cdef inline real expm1_reduced(real r) noexcept nogil:
         q = fma(q, r, SL_EXP2_F64)
         q = fma(q, r, SL_EXP1_F64)
         q = fma(q, r, SL_EXP0_F64)
-        return fma(r * r, q, r)
+        return fma(r * r, q, start)
 
 
 cdef inline real exp_tail(real shifted, real r) noexcept nogil:
     """e**r * 2**n for |r| <= ln(2)/2, with n in the low bits of `shifted`."""
     if real is float:
-        return (<real>1 + expm1_reduced(r)) * sl_pow2_f32(shifted)
+        return (<real>1 + expm1_reduced(r, r)) * sl_pow2_f32(shifted)
     else:
-        return (1 + expm1_reduced(r)) * sl_pow2_f64(shifted)
+        return (1 + expm1_reduced(r, r)) * sl_pow2_f64(shifted)
+
+
+cdef inline real careful_tail(real shifted, real r, real r_low) noexcept nogil:
+    """The same for r + r_low, with the rounding error of 1 + r carried along."""
+    cdef real one = <real>1 + r
+    cdef real e = one + (((<real>1 - one) + r) + expm1_reduced(r, r_low))
+    if real is float:
+        return e * sl_pow2_f32(shifted)
+    else:
+        return e * sl_pow2_f64(shifted)
 
 
 cdef inline real exp_negative(real d) noexcept nogil:
@@ -260,7 +297,7 @@ cdef inline real capped(real x, real cap, real* slope) noexcept nogil:
         n = shifted - SL_MAGIC_F64
         r = fma(-n, SL_LN2_LO_F64, fma(-n, SL_LN2_HI_F64, d))
         power = sl_pow2_f64(shifted)
-    q = expm1_reduced(r)
+    q = expm1_reduced(r, r)
     e = 0 if d < low else fma(power, q, power)
     minus = -<real>1 if d < low else fma(power, q, power - <real>1)
     tanh = -minus / (minus + <real>2)
@@ -294,26 +331,38 @@ cdef inline real unit(real hint) noexcept nogil:
         return SL_UNIT_F64
 
 
-cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo) noexcept nogil:
+cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo, bint careful) noexcept nogil:
     """UNIT * e**(x - m) for x <= m = a + b_hi + b_lo as split by `split_maximum`.
 
     Rounding x - m first would cost half an ulp of the difference, 32 ulp of the result at float32
     and -64. Here only the choice of n sees the rounded difference; the reduced argument is taken as
     (x - (m + n ln 2)), a subtraction of neighbours, and is as good as if x - m were exact.
+
+    `careful` is for the losses that take products of exponentials: it carries the rounding errors of
+    the reduced argument and of 1 + r, and leaves little more than the last rounding, 0.8 ulp for 1.
     """
-    cdef real y, d, low, shifted, n, r
+    cdef real y, d, low, shifted, n, r, shift, near, part, rest
     y = x - a
     d = y - (b_hi + b_lo)
     if real is float:
         low = SL_UNIT_MIN_F32
         shifted = fma(low if d < low else d, SL_LOG2E_F32, SL_UNIT_MAGIC_F32)
         n = shifted - SL_UNIT_MAGIC_F32
-        r = (y - fma(n, SL_LN2_HI_F32, b_hi)) - fma(n, SL_LN2_LO_F32, b_lo)
+        shift = fma(n, SL_LN2_HI_F32, b_hi)
+        rest = fma(n, SL_LN2_LO_F32, b_lo)
     else:
         low = SL_UNIT_MIN_F64
         shifted = fma(low if d < low else d, SL_LOG2E_F64, SL_UNIT_MAGIC_F64)
         n = shifted - SL_UNIT_MAGIC_F64
-        r = (y - fma(n, SL_LN2_HI_F64, b_hi)) - fma(n, SL_LN2_LO_F64, b_lo)
+        shift = fma(n, SL_LN2_HI_F64, b_hi)
+        rest = fma(n, SL_LN2_LO_F64, b_lo)
+    near = y - shift
+    if careful:
+        part = near - y
+        rest -= (y - (near - part)) - (shift + part)        # near + shift may not be y: two-sum
+    r = near - rest
+    if careful:
+        return 0 if d < low else careful_tail(shifted, r, (near - r) - rest)
     return 0 if d < low else exp_tail(shifted, r)
 
 

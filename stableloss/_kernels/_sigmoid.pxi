@@ -44,10 +44,23 @@ cdef void clamp(const real* x, Py_ssize_t n, double clip, real* to) noexcept nog
         to[i] = -top if v < -top else v
 
 
+cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
+    """The targets of a chunk. Those that count are in [0, 1], where 64-bit integers need not take the slow
+    conversion of all their digits."""
+    cdef const int64_t* labels
+    cdef Py_ssize_t i
+    if job.t.kind != np.NPY_INT64 or job.t.ndim != 1 or job.t.stride[0] != 8:
+        return view_flat(&job.t, start, n, buffer)
+    labels = <const int64_t*>job.t.data + start
+    for i in range(n):
+        buffer[i] = <real><int32_t>labels[i]
+    return buffer
+
+
 cdef const real* open_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, const real** targets) noexcept nogil:
     """The logits of a chunk, clamped where asked, and its targets."""
     cdef const real* z = view_flat(&job.x, start, n, scratch)
-    targets[0] = view_flat(&job.t, start, n, scratch + CHUNK)
+    targets[0] = view_targets(job, start, n, scratch + CHUNK)
     if job.o.clip < SL_INFINITY:
         clamp(z, n, job.o.clip, scratch)
         return scratch

@@ -29,24 +29,74 @@ cdef inline real indicator_logit(real x) noexcept nogil:
 
 # ---- rows as lanes --------------------------------------------------------------------------------
 
-cdef void transpose(const real* source, Py_ssize_t source_stride, Py_ssize_t rows, Py_ssize_t columns, real* to, Py_ssize_t to_stride) noexcept nogil:
-    """to[c, r] = source[r, c]; strides in elements."""
-    cdef Py_ssize_t side = 4 if real is float else 2
-    cdef Py_ssize_t r, c, whole_rows = 0
-    if columns >= side:
-        whole_rows = rows - rows % side
-        for r from 0 <= r < whole_rows by side:
+cdef inline void tile_to_lanes(const real* source, Py_ssize_t stride, real* s) noexcept nogil:
+    if real is float:
+        sl_to_lanes_f32(source, stride, s, GROUP)
+    else:
+        sl_to_lanes_f64(source, stride, s, GROUP)
+
+
+cdef inline void tile_to_rows(const real* s, const real* scale, real* to, Py_ssize_t stride) noexcept nogil:
+    if real is float:
+        sl_from_lanes_f32(s, GROUP, scale, to, stride)
+    else:
+        sl_from_lanes_f64(s, GROUP, scale, to, stride)
+
+
+cdef void rows_to_lanes(const real* source, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t k, real* s) noexcept nogil:
+    """s[c, j] = source[j, c], whose rows lie `stride` elements apart; may write a few lines more."""
+    cdef Py_ssize_t height = 8 if real is float else 4
+    cdef Py_ssize_t width = 4 if real is float else 2
+    cdef Py_ssize_t r = 0, c
+    cdef real block[4 * GROUP]
+    if rows >= height and k >= width:
+        while r < rows:
+            r = min(r, rows - height)               # the last tile may overlap the one before
             c = 0
-            while c < columns:
-                c = min(c, columns - side)              # the last tile may overlap the one before
-                if real is float:
-                    sl_transpose_f32(source + r * source_stride + c, source_stride, to + c * to_stride + r, to_stride)
-                else:
-                    sl_transpose_f64(source + r * source_stride + c, source_stride, to + c * to_stride + r, to_stride)
-                c += side
-    for r in range(whole_rows, rows):
-        for c in range(columns):
-            to[c * to_stride + r] = source[r * source_stride + c]
+            while c < k:
+                c = min(c, k - width)
+                tile_to_lanes(source + r * stride + c, stride, s + c * GROUP + r)
+                c += width
+            r += height
+    elif rows >= height and stride == k:
+        # a tile reaches into the next row, and the last one would beyond the array
+        memcpy(block, source, rows * k * sizeof(real))
+        while r < rows:
+            r = min(r, rows - height)
+            tile_to_lanes(<const real*>(block + r * k), k, s + r)
+            r += height
+    else:
+        for r in range(rows):
+            for c in range(k):
+                s[c * GROUP + r] = source[r * stride + c]
+
+
+cdef void lanes_to_rows(const real* s, const real* scale, Py_ssize_t rows, Py_ssize_t k, real* to, Py_ssize_t stride) noexcept nogil:
+    """to[j, c] = s[c, j] * scale[j]."""
+    cdef Py_ssize_t height = 8 if real is float else 4
+    cdef Py_ssize_t width = 4 if real is float else 2
+    cdef Py_ssize_t r = 0, c
+    cdef real block[4 * GROUP]
+    if rows >= height and k >= width:
+        while r < rows:
+            r = min(r, rows - height)
+            c = 0
+            while c < k:
+                c = min(c, k - width)
+                tile_to_rows(s + c * GROUP + r, scale + r, to + r * stride + c, stride)
+                c += width
+            r += height
+    elif rows >= height and stride == k:
+        # what a row writes into the next one, that one overwrites
+        while r < rows:
+            r = min(r, rows - height)
+            tile_to_rows(s + r, scale + r, block + r * k, k)
+            r += height
+        memcpy(to, block, rows * k * sizeof(real))
+    else:
+        for r in range(rows):
+            for c in range(k):
+                to[r * stride + c] = s[c * GROUP + r] * scale[r]
 
 
 cdef inline bint transposable(const Operand* op, real hint) noexcept nogil:
@@ -63,7 +113,7 @@ cdef void load_lanes(const Operand* op, Py_ssize_t start, int count, Py_ssize_t 
     cdef real line[NARROW]
     if transposable(op, s[0]):
         stride = op.stride[0] // <Py_ssize_t>sizeof(real)
-        transpose(<const real*>op.data + start * stride, stride, count, k, s, GROUP)
+        rows_to_lanes(<const real*>op.data + start * stride, stride, count, k, s)
     else:
         row_offsets(op, start, count, offset)
         stride = offset[1] - offset[0] if count > 1 else 0
@@ -88,12 +138,12 @@ cdef void store_lanes(const real* s, const Operand* op, Py_ssize_t start, int co
     cdef Py_ssize_t c, stride
     cdef int j
     cdef real line[NARROW]
+    cdef real one[GROUP]
     if transposable(op, s[0]):
+        for j in range(GROUP):
+            one[j] = 1
         stride = op.stride[0] // <Py_ssize_t>sizeof(real)
-        if count == GROUP:
-            transpose(s, GROUP, k, GROUP, <real*>op.data + start * stride, stride)
-        else:
-            transpose(s, GROUP, k, count, <real*>op.data + start * stride, stride)
+        lanes_to_rows(s, <const real*>one, count, k, <real*>op.data + start * stride, stride)
         return
     row_offsets(op, start, count, offset)
     stride = offset[1] - offset[0] if count > 1 else 0
@@ -130,7 +180,7 @@ cdef inline void lane_maximum(real* s, Py_ssize_t k, real* m) noexcept nogil:
                     s[c * GROUP + j] = indicator_logit(s[c * GROUP + j])
 
 
-cdef inline void lane_exponentials(real* s, Py_ssize_t k, const real* m) noexcept nogil:
+cdef inline void lane_exponentials(real* s, Py_ssize_t k, const real* m, bint careful) noexcept nogil:
     cdef Py_ssize_t c
     cdef int j
     cdef real a[GROUP]
@@ -140,7 +190,7 @@ cdef inline void lane_exponentials(real* s, Py_ssize_t k, const real* m) noexcep
         split_maximum(m[j], &a[j], &b_hi[j], &b_lo[j])
     for c in range(k):
         for j in range(GROUP):
-            s[c * GROUP + j] = exp_shifted(s[c * GROUP + j], a[j], b_hi[j], b_lo[j])
+            s[c * GROUP + j] = exp_shifted(s[c * GROUP + j], a[j], b_hi[j], b_lo[j], careful)
 
 
 cdef inline void lane_totals(const real* s, Py_ssize_t k, double* total, double* lost) noexcept nogil:
@@ -259,15 +309,20 @@ cdef real row_maximum(const Job* job, const char* row, bint keep, bint* infinite
     return m
 
 
-cdef void exponentials(real* s, Py_ssize_t n, real m) noexcept nogil:
+cdef void exponentials(real* s, Py_ssize_t n, real m, bint careful) noexcept nogil:
     """s = e**(s - m) in place, n a multiple of LANES."""
     cdef real a, b_hi, b_lo
     cdef Py_ssize_t i
     cdef int j
     split_maximum(m, &a, &b_hi, &b_lo)
+    if careful:
+        for i in range(n // LANES):
+            for j in range(LANES):
+                s[i * LANES + j] = exp_shifted(s[i * LANES + j], a, b_hi, b_lo, True)
+        return
     for i in range(n // LANES):
         for j in range(LANES):
-            s[i * LANES + j] = exp_shifted(s[i * LANES + j], a, b_hi, b_lo)
+            s[i * LANES + j] = exp_shifted(s[i * LANES + j], a, b_hi, b_lo, False)
 
 
 cdef inline void scatter_scaled(real* s, real scale, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
@@ -293,19 +348,28 @@ cdef void scale_in_place(char* row, Py_ssize_t stride, Py_ssize_t n, real scale)
             (<real*>(row + i * stride))[0] *= scale
 
 
+cdef void scale_in_float64(real hint, char* row, Py_ssize_t stride, Py_ssize_t n, double factor) noexcept nogil:
+    """The same for a factor that is `extreme`."""
+    cdef Py_ssize_t i
+    cdef real* value
+    for i in range(n):
+        value = <real*>(row + i * stride)
+        value[0] = <real>(value[0] * factor)
+
+
 cdef void exponentials_of(const real* source, real* s, Py_ssize_t n, real m) noexcept nogil:
     """s = e**(source - m) for the n logits of a piece from `piece_source`."""
     cdef real a, b_hi, b_lo
     cdef Py_ssize_t i, whole = n & ~(LANES - 1)
     cdef int j
     if source == s:
-        exponentials(s, padded(n), m)
+        exponentials(s, padded(n), m, False)
         return
     split_maximum(m, &a, &b_hi, &b_lo)
     for i in range(whole // LANES):
         for j in range(LANES):
-            s[i * LANES + j] = exp_shifted(source[i * LANES + j], a, b_hi, b_lo)
-    exponentials(s + whole, padded(n) - whole, m)
+            s[i * LANES + j] = exp_shifted(source[i * LANES + j], a, b_hi, b_lo, False)
+    exponentials(s + whole, padded(n) - whole, m, False)
 
 
 # ---- per-row arithmetic, in float64 ---------------------------------------------------------------
@@ -321,12 +385,32 @@ cdef inline double row_scale(double weight, double divisor, double total, double
     return corrected if corrected - corrected == 0 else q
 
 
+cdef bint extreme(const Job* job, const double* factor, int n, real hint) noexcept nogil:
+    """Whether any factor from exponentials to a gradient is one of which float32 does not hold all digits."""
+    cdef int j, out = 0
+    if real is float:
+        if not job.weighted and 1e-20 <= job.divisor <= 1e20:
+            return False
+        for j in range(n):
+            out |= (factor[j] > 3e38) | ((factor[j] < 1.2e-38) & (factor[j] > 0))
+    return out != 0
+
+
 cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* y) noexcept nogil:
     """Class indices of a group; those of rows that do not count, which may be anything, as 0."""
     cdef double index[GROUP]
     cdef int j
-    for j in range(GROUP):
+    for j in range(count, GROUP):
         y[j] = 0
+    if not job.ignoring and not job.masked and job.t.ndim == 1:
+        # all of them are classes
+        if job.t.kind == np.NPY_INT64 and job.t.stride[0] == 8:
+            memcpy(y, job.t.data + start * 8, count * 8)
+            return
+        if job.t.kind == np.NPY_INT32 and job.t.stride[0] == 4:
+            for j in range(count):
+                y[j] = (<const int32_t*>job.t.data)[start + j]
+            return
     load_flat(&job.t, start, count, index)
     for j in range(count):
         y[j] = <Py_ssize_t>index[j] if index[j] >= 0 and index[j] < job.k else 0
@@ -334,19 +418,22 @@ cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* 
 
 cdef void close_rows(const Job* job, Py_ssize_t start, int count, double* loss, const double* weight, Sum* total) noexcept nogil:
     """Weigh the losses of a group, and store them or add them up."""
+    cdef double value[GROUP]
     cdef double lost[GROUP]
     cdef int j
+    if not job.want & WANT_LOSS:
+        return
     for j in range(GROUP):
-        loss[j] = loss[j] * weight[j] if weight[j] != 0 and j < count else 0
-        lost[j] = 0
+        value[j] = loss[j] * weight[j] if (weight[j] != 0) & (j < count) else 0
     if job.loss != NULL:
         for j in range(count):
-            store_value(job.loss, job.value_kind, start + j, loss[j])
-    elif job.want & WANT_LOSS:
-        fold_exactly(loss, lost, 16)
-        fold_exactly(loss, lost, 8)
-        fold_exactly(loss, lost, 4)
-        fold_exactly(loss, lost, 2)
-        fold_exactly(loss, lost, 1)
-        add(total, loss[0])
+            store_value(job.loss, job.value_kind, start + j, value[j])
+    else:
+        for j in range(GROUP // 2):
+            value[j] = two_sum(value[j], value[j + GROUP // 2], &lost[j])
+        fold_exactly(value, lost, 8)
+        fold_exactly(value, lost, 4)
+        fold_exactly(value, lost, 2)
+        fold_exactly(value, lost, 1)
+        add(total, value[0])
         total.lo += lost[0]

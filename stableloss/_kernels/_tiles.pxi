@@ -37,6 +37,7 @@ cdef struct Columns:
     double whole[GROUP]     # their sum
     double log_sum[GROUP]   # log(sum e**(x - m))
     Py_ssize_t y[GROUP]     # target class
+    bint careful            # exponentials for products of them, see `exp_shifted`
 
 
 cdef inline Py_ssize_t tiles_of(const Job* job, bint wide) noexcept nogil:
@@ -113,12 +114,15 @@ cdef void settle(Total* total, bint wide) noexcept nogil:
 
 
 cdef void settle_whole(Total* total, bint wide) noexcept nogil:
-    """The same, with the lost parts added in."""
+    """The same, with the lost parts added in; `lost` keeps what that rounds away."""
+    cdef double whole
     cdef int j
     settle(total, wide)
     for j in range(GROUP):
         # the lost part of an infinite sum is inf - inf
-        total.sum[j] = total.sum[j] + total.lost[j] if SL_ISFINITE(total.sum[j]) else total.sum[j]
+        whole = total.sum[j] + total.lost[j] if SL_ISFINITE(total.sum[j]) else total.sum[j]
+        total.lost[j] -= whole - total.sum[j]
+        total.sum[j] = whole
 
 
 # ---- logits ---------------------------------------------------------------------------------------
@@ -213,9 +217,14 @@ cdef void tile_exponentials(const Tile* tile, const Columns* columns, const real
     cdef int j
     for j in range(GROUP):
         split_maximum(<real>columns.m[j], &a[j], &b_hi[j], &b_lo[j])
+    if columns.careful:
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                e[c * GROUP + j] = exp_shifted(x[c * GROUP + j], a[j], b_hi[j], b_lo[j], True)
+        return
     for c in range(tile.lines):
         for j in range(GROUP):
-            e[c * GROUP + j] = exp_shifted(x[c * GROUP + j], a[j], b_hi[j], b_lo[j])
+            e[c * GROUP + j] = exp_shifted(x[c * GROUP + j], a[j], b_hi[j], b_lo[j], False)
 
 
 cdef inline real smallest_normal(const Job* job, real hint) noexcept nogil:
@@ -364,6 +373,7 @@ cdef void open_columns(const Job* job, Py_ssize_t start, int count, bint wide, c
                 columns.y[j] = columns.y[0]
     start_total(&columns.below)
     start_total(&columns.ones)
+    columns.careful = False
 
 
 cdef void tile_targets(const Job* job, const Tile* tile, const Columns* columns, bint plain, const real* x, real* q) noexcept nogil:

@@ -26,7 +26,9 @@ cdef inline real bce_numerator(real z, real y, real e) noexcept nogil:
 
 
 cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef real divisor = <real>job.divisor
+    cdef real divisor
+    # whether the divisor's type holds its product with 1 + e
+    cdef bint ordinary = True
     cdef real* value = scratch + VALUE
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
@@ -34,6 +36,9 @@ cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* t
     cdef const real* y
     cdef real* e = scratch + EXPONENTIAL
     cdef Py_ssize_t at, n, i
+    if real is float:
+        ordinary = 1e-37 <= job.divisor <= 1e37
+    divisor = <real>job.divisor if ordinary else 1
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
@@ -47,6 +52,9 @@ cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* t
             # the divisor goes into 1 + e, where it costs no rounding of its own
             for i in range(n):
                 grad[i] = bce_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
+            if not ordinary:
+                for i in range(n):
+                    grad[i] = <real>(grad[i] / job.divisor)
         if job.want & WANT_HESS:
             for i in range(n):
                 hess[i] = e[i] / square_of_one_plus(e[i])
@@ -156,6 +164,7 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
     cdef real gamma = <real>job.o.focal
+    cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
     cdef real a, b, a_power, b_power, a_log, b_log
     cdef Py_ssize_t i
     for i in range(n):
@@ -168,8 +177,9 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
         b_log = gamma * bounded_product(b, log_off[i])
         value[i] = bounded_product(on[i] * b_power, log_on[i]) + bounded_product(off[i] * a_power, log_off[i])
         grad[i] = off[i] * a_power * (a + b_log) - on[i] * b_power * (b + a_log)
-        hess[i] = (on[i] * b_power * (a * b * (<real>1 + <real>2 * gamma) + a_log * (gamma * a - b))
-                   + off[i] * a_power * (a * b * (<real>1 + <real>2 * gamma) + b_log * (gamma * b - a)))
+        if curved:
+            hess[i] = (on[i] * b_power * (a * b * (<real>1 + <real>2 * gamma) + a_log * (gamma * a - b))
+                       + off[i] * a_power * (a * b * (<real>1 + <real>2 * gamma) + b_log * (gamma * b - a)))
 
 
 cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
@@ -202,20 +212,24 @@ cdef void option_steering(const Job* job, Py_ssize_t n, real* scratch) noexcept 
     cdef real* hess = scratch + HESS
     cdef real scale = <real>job.o.scale
     cdef real cap = <real>job.o.cap
-    cdef real factor = <real>(1 / job.divisor)
+    cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
+    # in float64: the divisor may be one that float32 does not hold
+    cdef double factor = 1 / job.divisor
     cdef real bend
     cdef Py_ssize_t i
     if cap != 0:
-        for i in range(n):
+        for i in range(n if curved else 0):
             bend = -<real>2 * (x[i] / cap) * slope[i] / cap
             hess[i] = scale * (scale * (slope[i] * slope[i] * hess[i] + bend * grad[i]))
+        for i in range(n):
             grad[i] *= scale * slope[i]
     elif scale != 1:
-        for i in range(n):
+        for i in range(n if curved else 0):
             hess[i] = scale * (scale * hess[i])
+        for i in range(n):
             grad[i] *= scale
     for i in range(n):
-        grad[i] *= factor
+        grad[i] = <real>(grad[i] * factor)
 
 
 cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:

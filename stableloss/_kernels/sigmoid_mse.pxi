@@ -1,98 +1,113 @@
 # Sigmoid + quadratic cost, from logits z and targets y in [0, 1], a = 1 / (1 + e**-z), e = e**-|z|.
 #
-#   loss  (a - y)**2 / 2
-#   grad  (a - y) a (1 - a)
-#   hess  c (c + (a - y)(1 - 2a)),  c = a (1 - a) = e / (1 + e)**2,  1 - 2a = sign(z) (e - 1)/(1 + e)
+#   loss  d**2 / 2,  d = a - y
+#   grad  d c,  c = a (1 - a) = e / (1 + e)**2
+#   hess  c (c + d (1 - 2a)),  1 - 2a = sign(z) (e - 1) / (1 + e)
 #
-# a - y has the numerator of the cross-entropy's gradient: for y of 0 or 1 it is 1 or e over 1 + e,
-# never 1 - a, so that a confident prediction keeps its gradient however small it is.
+# d has the numerator of the cross-entropy's gradient: for y of 0 or 1 it is 1 or e over 1 + e, never
+# 1 - a, so that a confident prediction keeps its gradient however small it is.
+#
+# These products have the relative error of e two or three times, up to 2.9 ulp. For 4 ulp, everything
+# else is carried along with what its rounding lost, so that only the last rounding is added.
 
 
-cdef inline double scaled_curvature(double z, double numerator, double e) noexcept nogil:
-    """(1 + e)**2 (c + (a - y)(1 - 2a)), which for y of 0 or 1 has a zero at e = 1/2."""
-    return fma(numerator, e - 1 if z > 0 else 1 - e, e)
+cdef inline real mse_residual(real z, real y, real e, real* low) noexcept nogil:
+    """(1 + e) (a - y) and what the rounding of 1 - y lost."""
+    cdef real lost = (<real>1 - (<real>1 - y)) - y
+    low[0] = lost if z >= 0 else lost * e
+    return bce_numerator(z, y, e)
 
 
-cdef inline double corrected_quotient(double a, double a_low, double b, double b_low) noexcept nogil:
-    """(a + a_low) / (b + b_low), rounded nearly once."""
-    cdef double inverse = 1 / b
-    cdef double q = a * inverse
-    cdef double qb = q * b
-    return q + (((a - qb) - product_error(q, b, qb) + a_low) - q * b_low) * inverse
+# Each finds its buffers by their places in scratch, so that the compiler sees that they are apart.
+
+cdef enum:
+    QUOTIENT = LOGIT
+    QUOTIENT_LOW = SLOPE
+    RESIDUAL = POSITIVE
+    RESIDUAL_LOW = NEGATIVE
 
 
-cdef inline void times(double* a, double* a_low, double b, double b_low) noexcept nogil:
-    """a times b, each a number and what it lacks."""
-    cdef double product = a[0] * b
-    a_low[0] = product_error(a[0], b, product) + (a[0] * b_low + a_low[0] * b)
-    a[0] = product
+cdef void mse_values(const real* z, const real* y, Py_ssize_t n, real* scratch) noexcept nogil:
+    """Losses, and 1 / (1 + e) and a - y for the derivatives."""
+    cdef const real* e = scratch + EXPONENTIAL
+    cdef real* value = scratch + VALUE
+    cdef real* q = scratch + QUOTIENT
+    cdef real* q_low = scratch + QUOTIENT_LOW
+    cdef real* d = scratch + RESIDUAL
+    cdef real* d_low = scratch + RESIDUAL_LOW
+    cdef real one, inverse, inverse_low, numerator, low, difference, difference_low
+    cdef Py_ssize_t i
+    for i in range(n):
+        one = <real>1 + e[i]
+        inverse = <real>1 / one
+        inverse_low = inverse * fma(-inverse, e[i] - (one - <real>1), -product_error(inverse, one, <real>1))
+        numerator = mse_residual(z[i], y[i], e[i], &low)
+        difference = product(numerator, low, inverse, inverse_low, &difference_low)
+        value[i] = fma(<real>0.5 * difference, difference, difference * difference_low)
+        q[i] = inverse
+        q_low[i] = inverse_low
+        d[i] = difference
+        d_low[i] = difference_low
 
 
-cdef inline double mse_gradient_64(double numerator, double e, double divisor) noexcept nogil:
-    """Takes along the errors of the last three roundings, enough for 4 ulp."""
-    cdef double square = square_of_one_plus(e)
-    cdef double a = numerator
-    cdef double a_low = 0
-    cdef double b = fma(square, e, square)
-    cdef double b_low = 0
-    times(&a, &a_low, e, 0)
-    times(&b, &b_low, divisor, 0)
-    return corrected_quotient(a, a_low, b, b_low)
+cdef void mse_gradients(Py_ssize_t n, double divisor, real* scratch) noexcept nogil:
+    cdef const real* e = scratch + EXPONENTIAL
+    cdef const real* q = scratch + QUOTIENT
+    cdef const real* q_low = scratch + QUOTIENT_LOW
+    cdef const real* d = scratch + RESIDUAL
+    cdef const real* d_low = scratch + RESIDUAL_LOW
+    cdef real* grad = scratch + GRAD
+    cdef real scale = <real>(1 / divisor)
+    cdef real scale_low = <real>(-product_error(<double>scale, divisor, <double>1) / divisor)
+    cdef real a, c, low
+    cdef Py_ssize_t i
+    for i in range(n):
+        a = e[i] * q[i]
+        low = fma(e[i], q_low[i], product_error(e[i], q[i], a))
+        c = product(a, low, q[i], q_low[i], &low)
+        # the divisor before d: both may be far below 1
+        c = product(c, low, scale, scale_low, &low)
+        grad[i] = fma(c, d[i], fma(c, d_low[i], low * d[i]))
 
 
-cdef inline double mse_curvature_64(double z, double numerator, double e) noexcept nogil:
-    """Takes along the errors of all roundings after those of e and the bracket."""
-    cdef double one = 1 + e
-    cdef double one_low = e - (one - 1)
-    cdef double a = scaled_curvature(z, numerator, e)
-    cdef double a_low = 0
-    cdef double b = one
-    cdef double b_low = one_low
-    times(&a, &a_low, e, 0)
-    times(&b, &b_low, one, one_low)
-    times(&b, &b_low, b, b_low)
-    return corrected_quotient(a, a_low, b, b_low)
+cdef void mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noexcept nogil:
+    cdef const real* e = scratch + EXPONENTIAL
+    cdef const real* q = scratch + QUOTIENT
+    cdef const real* q_low = scratch + QUOTIENT_LOW
+    cdef const real* d = scratch + RESIDUAL
+    cdef const real* d_low = scratch + RESIDUAL_LOW
+    cdef real* hess = scratch + HESS
+    cdef real a, c, slope, slope_low, bracket, low, c_low
+    cdef Py_ssize_t i
+    for i in range(n):
+        a = e[i] * q[i]
+        low = fma(e[i], q_low[i], product_error(e[i], q[i], a))
+        c = product(a, low, q[i], q_low[i], &c_low)
+        slope = <real>1 - e[i]
+        slope_low = (<real>1 - slope) - e[i]
+        slope = product(slope, slope_low, -q[i] if z[i] > 0 else q[i], -q_low[i] if z[i] > 0 else q_low[i], &slope_low)
+        low = fma(d[i], slope_low, fma(d_low[i], slope, c_low))
+        bracket = fma(d[i], slope, c + low)
+        hess[i] = fma(c, bracket, c_low * bracket)
 
 
 cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef real* value = scratch + VALUE
-    cdef real* grad = scratch + GRAD
-    cdef real* hess = scratch + HESS
     cdef real* e = scratch + EXPONENTIAL
     cdef real* log_on = scratch + LOG_ON
     cdef real* log_off = scratch + LOG_OFF
     cdef const real* z
     cdef const real* y
-    cdef double ed, numerator, q, d, square
-    cdef double scale = 1 / job.divisor
     cdef Py_ssize_t at, n, i
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
         for i in range(n):
             e[i] = exp_negative(-absolute(z[i]))
-        # powers of e and 1 + e multiply their relative errors: float32 takes them in float64, and
-        # float64 takes errors along
-        for i in range(n):
-            ed = e[i]
-            numerator = bce_numerator(<double>z[i], <double>y[i], ed)
-            if real is float:
-                q = 1 / (1 + ed)
-                d = numerator * q
-                value[i] = <real>(0.5 * d * d)
-                grad[i] = <real>(d * (ed * q * q) * scale)
-            else:
-                value[i] = 0.5 * (numerator * numerator) / square_of_one_plus(ed)
-                grad[i] = mse_gradient_64(numerator, ed, job.divisor)
+        mse_values(z, y, n, scratch)
+        if job.want & WANT_GRAD:
+            mse_gradients(n, job.divisor, scratch)
         if job.want & (WANT_HESS | WANT_PRODUCT):
-            for i in range(n):
-                ed = exp_negative(-absolute(<double>z[i])) if real is float else e[i]
-                numerator = bce_numerator(<double>z[i], <double>y[i], ed)
-                if real is float:
-                    square = square_of_one_plus(ed)
-                    hess[i] = <real>(ed * scaled_curvature(z[i], numerator, ed) / (square * square))
-                else:
-                    hess[i] = mse_curvature_64(z[i], numerator, ed)
+            mse_curvatures(z, n, scratch)
         if job.want & WANT_STATS:
             for i in range(n):
                 log_on[i] = (-z[i] if z[i] < 0 else 0) + log1p_unit(e[i])

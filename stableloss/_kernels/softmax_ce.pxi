@@ -26,6 +26,14 @@ cdef enum:
     FEW = 8                 # rows that take less time one by one than as lanes with the others empty
 
 
+cdef inline double whole_rest(real hint, double rest, double lost) noexcept nogil:
+    """The sum without the target, to all of its digits; float32 loses none of them."""
+    if real is float:
+        return rest
+    else:
+        return rest + lost
+
+
 cdef void hard_losses(real hint, int count, const double* rest, const double* lost, const double* e_target, const double* gap, double* loss) noexcept nogil:
     """Losses of a group: gap = m - x_y; sum = rest + e_target."""
     cdef double top = unit(hint)
@@ -34,7 +42,8 @@ cdef void hard_losses(real hint, int count, const double* rest, const double* lo
     cdef int j
     for j in range(count):
         # where the target is not the maximum, rest holds the maximum's UNIT
-        above = rest[j] + lost[j] if gap[j] == 0 else (rest[j] - top) + (e_target[j] + lost[j])
+        above = (whole_rest(hint, rest[j], lost[j]) if gap[j] == 0
+                 else (rest[j] - top) + whole_rest(hint, e_target[j], lost[j]))
         loss[j] = gap[j] + log1p_positive(above * inverse)
 
 
@@ -49,8 +58,35 @@ cdef inline double hard_scale(real hint, double weight, double divisor, double r
         return row_scale(weight, divisor, total, error + lost)
 
 
+cdef inline void hard_store(const Job* job, Py_ssize_t start, int count, const Py_ssize_t* y, const real* target, const real* scale, real* s) noexcept nogil:
+    """Scale the exponentials of a group to its gradient; `target` has that of the targets."""
+    cdef Py_ssize_t place[GROUP]
+    cdef Py_ssize_t c, stride
+    cdef real* row
+    cdef int i, j, whole = count - count % 8
+    if transposable(&job.g, s[0]):
+        stride = job.g.stride[0] // <Py_ssize_t>sizeof(real)
+        row = <real*>job.g.data + start * stride
+        lanes_to_rows(<const real*>s, scale, count, job.k, row, stride)
+        for j in range(GROUP):
+            place[j] = j * stride + y[j]
+        for i from 0 <= i < whole by 8:
+            for j in range(i, i + 8):
+                row[place[j]] = target[j]
+        for j in range(whole, count):
+            row[place[j]] = target[j]
+        return
+    for c in range(job.k):
+        for j in range(GROUP):
+            s[c * GROUP + j] *= scale[j]
+    for j in range(GROUP):
+        s[y[j] * GROUP + j] = target[j]
+    store_lanes(<const real*>s, &job.g, start, count, job.k)
+
+
 cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
     cdef Py_ssize_t y[GROUP]
+    cdef Py_ssize_t place[GROUP]
     cdef real m[GROUP]
     cdef real scale[GROUP]
     cdef double gap[GROUP]
@@ -59,7 +95,8 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
     cdef double lost[GROUP]
     cdef double factor[GROUP]
     cdef Py_ssize_t c, k = job.k
-    cdef int j
+    cdef real* x = s + k * GROUP        # the logits of the targets, as one more class
+    cdef int i, j
     load_classes(job, start, count, y)
     load_lanes(&job.x, start, count, k, s)
     if job.o.clip < SL_INFINITY:
@@ -68,23 +105,31 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
         clear_lanes(s, k, weight)
     lane_maximum(s, k, m)
     for j in range(GROUP):
-        gap[j] = <double>m[j] - <double>s[y[j] * GROUP + j]
-    lane_exponentials(s, k, m)
+        place[j] = y[j] * GROUP + j
+    # the target leaves its lane for the sum of the others
+    for i from 0 <= i < GROUP by 8:
+        for j in range(i, i + 8):
+            x[j] = s[place[j]]
+            s[place[j]] = -SL_INFINITY
     for j in range(GROUP):
-        e_target[j] = s[y[j] * GROUP + j]
-        s[y[j] * GROUP + j] = 0
+        gap[j] = <double>m[j] - <double>x[j]
+    lane_exponentials(s, k + 1, m, False)
     lane_totals(s, k, rest, lost)
+    for j in range(GROUP):
+        e_target[j] = x[j]
     if job.want & WANT_GRAD:
         for j in range(GROUP):
             factor[j] = hard_scale(m[j], weight[j], job.divisor, rest[j], lost[j], e_target[j])
         for j in range(GROUP):
             scale[j] = <real>factor[j]
-        for c in range(k):
+            x[j] = <real>(0 if weight[j] == 0 else -whole_rest(m[j], rest[j], lost[j]) * factor[j])
+        if extreme(job, factor, GROUP, m[0]):
+            for c in range(k):
+                for j in range(GROUP):
+                    s[c * GROUP + j] = <real>(s[c * GROUP + j] * factor[j])
             for j in range(GROUP):
-                s[c * GROUP + j] *= scale[j]
-        for j in range(GROUP):
-            s[y[j] * GROUP + j] = <real>(0 if weight[j] == 0 else -(rest[j] + lost[j]) * factor[j])
-        store_lanes(<const real*>s, &job.g, start, count, k)
+                scale[j] = 1
+        hard_store(job, start, count, y, <const real*>x, <const real*>scale, s)
     hard_losses(m[0], GROUP, rest, lost, e_target, gap, loss)
 
 
@@ -116,7 +161,7 @@ cdef void hard_few(const Job* job, Py_ssize_t start, int count, const double* we
             continue
         m = row_maximum(job, job.x.data + row[j], True, &infinite, s)
         gap[j] = <double>m - <double>s[y[j]]
-        exponentials(s, padded(k), m)
+        exponentials(s, padded(k), m, False)
         e_target[j] = s[y[j]]
         s[y[j]] = 0
         total = s[0]
@@ -133,6 +178,9 @@ cdef void hard_few(const Job* job, Py_ssize_t start, int count, const double* we
         if job.want & WANT_GRAD:
             factor = hard_scale(m, weight[j], job.divisor, total, error, e_target[j])
             scale = <real>factor
+            if extreme(job, &factor, 1, m):
+                scale_in_float64(m, <char*>s, sizeof(real), k, factor)
+                scale = 1
             for c in range(k):
                 s[c] *= scale
             s[y[j]] = <real>(-(total + error) * factor)
@@ -143,7 +191,7 @@ cdef void hard_few(const Job* job, Py_ssize_t start, int count, const double* we
 cdef void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight, char* grad, double* rest, double* lost, double* e_target, double* gap, real* s) noexcept nogil:
     """One row: its gradient, and what its loss is made from."""
     cdef Py_ssize_t start, n, k = job.k
-    cdef bint infinite, whole = k <= PIECE
+    cdef bint infinite, far, whole = k <= PIECE
     cdef bint wanted = job.want & WANT_GRAD != 0
     # the exponentials of a row of several pieces wait in the gradient's place, if it can hold them
     cdef bint keep = wanted and not whole and job.g.kind == kind_of(s[0])
@@ -156,7 +204,7 @@ cdef void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight
         n = min(<Py_ssize_t>PIECE, k - start)
         if whole:
             gap[0] = <double>m - <double>s[y]
-            exponentials(s, padded(n), m)
+            exponentials(s, padded(n), m, False)
         else:
             source = piece_source(job, row, start, n, infinite, s)
             if start <= y < start + n:
@@ -173,13 +221,20 @@ cdef void hard_wide(const Job* job, const char* row, Py_ssize_t y, double weight
         return
     factor = hard_scale(m, weight, job.divisor, rest[0], lost[0], e_target[0])
     scale = <real>factor
-    if keep:
+    far = extreme(job, &factor, 1, m)
+    if far:
+        scale = 1
+    if keep and far:
+        scale_in_float64(m, grad, job.g.inner, k, factor)
+    elif keep:
         scale_in_place(grad, job.g.inner, k, scale)
     for start from 0 <= start < (0 if keep else k) by PIECE:
         n = min(<Py_ssize_t>PIECE, k - start)
         if not whole:
             source = piece_source(job, row, start, n, infinite, s)
             exponentials_of(source, s, n, m)
+        if far:
+            scale_in_float64(m, <char*>s, sizeof(real), n, factor)
         scatter_scaled(s, scale, grad + start * job.g.inner, job.g.kind, job.g.inner, n)
     scale = <real>(-(rest[0] + lost[0]) * factor)
     scatter(<const real*>&scale, grad + y * job.g.inner, job.g.kind, job.g.inner, 1)
@@ -367,25 +422,30 @@ cdef void tile_directions(const Tile* tile, const Outcome* out, const real* e, c
             d[i] = 0 if e[i] == 0 else (v[i] * others - rest) * <real>out.inverse[j]
 
 
-cdef void plain_gradient(const Tile* tile, const Outcome* out, const real* e, const real* q, real* to) noexcept nogil:
+cdef void plain_gradient(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* q, real* to) noexcept nogil:
     """p mass - q, as e (mass - q) - q others over the sum: for a one-hot row either term is 0, and the
     other keeps its digits."""
     cdef real ones[GROUP]
     cdef real below[GROUP]
     cdef real mass[GROUP]
     cdef real factor[GROUP]
+    cdef bint far = extreme(job, out.factor, GROUP, e[0])
     cdef Py_ssize_t c
     cdef int j
     for j in range(GROUP):
         ones[j] = <real>out.ones[j]
         below[j] = <real>out.below[j]
         mass[j] = -<real>out.slope_total[j]
-        factor[j] = <real>out.factor[j]
+        factor[j] = <real>(1 if far else out.factor[j])
     for c in range(tile.lines):
         for j in range(GROUP):
             to[c * GROUP + j] = fma(
                 e[c * GROUP + j], mass[j] - q[c * GROUP + j],
                 -(q[c * GROUP + j] * remainder_of(e[c * GROUP + j], ones[j], below[j]))) * factor[j]
+    if far:
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                to[c * GROUP + j] = <real>(to[c * GROUP + j] * out.factor[j])
 
 
 cdef void tile_gradient(const Tile* tile, const Outcome* out, const real* e, const real* first, real* to) noexcept nogil:
@@ -419,38 +479,39 @@ cdef void tile_gradient(const Tile* tile, const Outcome* out, const real* e, con
 cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope, const real* second, const real* grad, real* to) noexcept nogil:
     cdef real ones[GROUP]
     cdef real below[GROUP]
-    cdef real curvature[GROUP]
-    cdef real total[GROUP]
-    cdef real square = <real>(2 * job.o.z_loss)
+    # in float64, which their product with extreme weights does not leave
+    cdef double curvature[GROUP]
+    cdef double total[GROUP]
+    cdef double square = 2 * job.o.z_loss
     cdef real top = unit(e[0])
     cdef real scale = <real>job.o.scale
     cdef real cap = <real>job.o.cap
     cdef real others, rest, bend
+    cdef double straight
     cdef Py_ssize_t c, i
     cdef int j
     for j in range(GROUP):
         ones[j] = <real>out.ones[j]
         below[j] = <real>out.below[j]
-        curvature[j] = <real>out.curvature[j]
-        total[j] = <real>out.slope_total[j]
+        curvature[j] = out.curvature[j]
+        total[j] = out.slope_total[j]
     if job.o.z_loss == 0 and job.o.focal == 0:
         for c in range(tile.lines):
             for j in range(GROUP):
                 i = c * GROUP + j
-                to[i] = -(e[i] * remainder_of(e[i], ones[j], below[j]) * total[j]) * curvature[j]
+                to[i] = <real>(-(<double>(e[i] * remainder_of(e[i], ones[j], below[j])) * total[j]) * curvature[j])
     else:
         for c in range(tile.lines):
             for j in range(GROUP):
                 i = c * GROUP + j
                 others = remainder_of(e[i], ones[j], below[j])
                 rest = 0
+                straight = 0
                 if job.o.focal != 0:
                     rest = e[i] * without(second[i], e[i] == top, <real>out.second.below[j], <real>out.second.ones[j],
                                           <real>out.second.below[j], <real>out.second.ones[j])
-                    to[i] = second[i] * others * others * curvature[j]
-                else:
-                    to[i] = 0
-                to[i] += e[i] * (rest + square * e[i] - others * total[j]) * curvature[j]
+                    straight = second[i] * others * others * curvature[j]
+                to[i] = <real>(straight + e[i] * (rest + square * e[i] - others * total[j]) * curvature[j])
     if job.o.cap != 0:
         for i in range(tile.lines * GROUP):
             bend = -<real>2 * (x[i] / cap) * slope[i] / cap
@@ -669,7 +730,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             if focal:
                 tile_gradient(&tile, &out, <const real*>e, <const real*>first, grad)
             else:
-                plain_gradient(&tile, &out, <const real*>e, <const real*>q, grad)
+                plain_gradient(job, &tile, &out, <const real*>e, <const real*>q, grad)
         if product:
             read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, q)
             tile_directions(&tile, &out, <const real*>e, <const real*>v, <const real*>q, q)
@@ -685,6 +746,22 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             write_tile(<const real*>grad, &job.g, &tile)
 
 
+cdef void drop_absent_rows(const Job* job, Py_ssize_t start, int count, int want, double* weight, real* s) noexcept nogil:
+    """Take out of the results, NaN and all, what a class weight of 0 leaves nothing of."""
+    cdef double present[GROUP]
+    cdef int j
+    if not job.hard or job.o.class_weight == NULL or job.o.smoothing != 0 or job.o.z_loss != 0:
+        return
+    load_weights(job, start, count, False, True, present)
+    for j in range(count):
+        if present[j] == 0:
+            weight[j] = 0
+            if want & (WANT_GRAD | WANT_PRODUCT | WANT_TARGET_GRAD):
+                clear_row(job, &job.g, start + j, s)
+            if want & WANT_HESS:
+                clear_row(job, &job.h, start + j, s)
+
+
 cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
     # class indices have their own way to loss and gradient, which a Hessian beside it does not change
     cdef bint fast = job.hard and not job.general
@@ -694,13 +771,13 @@ cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, S
     cdef int count, j
     cdef double weight[GROUP]
     cdef double loss[GROUP]
+    for j in range(GROUP):
+        weight[j] = 1
     for at from start <= at < stop by GROUP:
         count = <int>min(<Py_ssize_t>GROUP, stop - at)
-        for j in range(GROUP):
-            weight[j] = 1
-            loss[j] = 0
-        # in tiles the weights of classes are part of the targets
-        load_weights(job, at, count, True, fast, weight)
+        if job.weighted:
+            # in tiles the weights of classes are part of the targets
+            load_weights(job, at, count, True, fast, weight)
         if tiled and not wide:
             ce_tiles(job, at, count, False, tiled, weight, loss, scratch)
         elif tiled:
@@ -709,6 +786,8 @@ cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, S
                     ce_tiles(job, at + j, 1, True, tiled, &weight[j], &loss[j], scratch)
                 else:
                     clear_outputs(job, at + j, tiled, scratch)
+        if tiled and not fast:
+            drop_absent_rows(job, at, count, tiled, weight, scratch)
         if fast and job.k <= NARROW and count <= FEW:
             hard_few(job, at, count, weight, loss, scratch)
         elif fast and job.k <= NARROW:

@@ -84,7 +84,7 @@ def _derivatives(
 def value(loss: Any, first: Any, second: Any, sample_weight: Any) -> float:
     """The loss. Weights are scaled to a mean of 1: a sigmoid loss divides by the number of elements."""
     margins, targets, weight = _arguments(loss, first, second, sample_weight)
-    return loss(margins, targets, sample_weight=None if weight is None else weight / weight.mean())
+    return loss(margins, targets, sample_weight=None if weight is None else weight / (weight.mean() or 1))
 
 
 def is_native(second: Any) -> bool:
@@ -104,9 +104,9 @@ def _arguments(
     else:
         labels, margins = np.asarray(first), second
     if margins.ndim == 1:
-        if _is_softmax(loss):
-            raise ValueError(f"{loss!r} needs a margin for each class: set num_class, also to 2")
         margins = margins[:, np.newaxis]
+    if margins.shape[1] == 1 and _is_softmax(loss):
+        raise ValueError(f"{loss!r} needs a margin for each class: set num_class, also to 2")
     targets = labels.reshape(margins.shape) if labels.size == margins.size else labels
     if sample_weight is None or len(sample_weight) == 0:
         return margins, targets, None

@@ -33,7 +33,7 @@ _SOFTMAX_OF_OUTPUT = SoftmaxCE(reduction="sum", ignore_index=None, axis=0, from_
 
 def _cost(loss: Any, x: Any, y: Any) -> tuple[float, np.ndarray]:
     total, dz = loss.value_and_grad(x, y)
-    return total / x.shape[1], dz
+    return total / max(x.shape[1], 1), dz
 
 
 def sigmoid_cost(z: Any, y: Any) -> tuple[float, np.ndarray]:

@@ -89,7 +89,7 @@ def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> t
     >>> bool(dx[0, 2].any())
     False
     """
-    loss, dx = _LOSS.value_and_grad(x, y, mask=mask, denominator=len(x))
+    loss, dx = _LOSS.value_and_grad(x, y, mask=mask, denominator=max(len(x), 1))
     if verbose:
         print("dx:", dx.shape)
     return loss, dx
