@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run the v4 level on a machine without AVX-512, and compare the bits of its results with bits.json: in
-# Bochs, which emulates a Skylake-X. (QEMU emulates no AVX-512.) Half an hour.
+# Bochs, which emulates a Skylake-X. (QEMU emulates no AVX-512.) A quarter of an hour.
 #
 #   apt-get install xorriso cpio mmdebstrap
 #   tests/v4.sh [SUITE] [MIRROR]
