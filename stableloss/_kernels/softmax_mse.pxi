@@ -107,9 +107,18 @@ cdef inline double cubic_scale(double weight, double divisor, double divisor_low
     return scale
 
 
+cdef inline real mse_scaled(double e, double bracket, double bracket_low, double scale, double scale_low, real hint) noexcept nogil:
+    cdef double at, low
+    if real is float:
+        return <real>(e * bracket * scale)
+    else:
+        at = product(e, <double>0, bracket, bracket_low, &low)
+        return SL_FMA(at, scale, SL_FMA(at, scale_low, low * scale))
+
+
 cdef inline double settle_row(real hint, const Rest* row, double weight, double divisor, Gradient* out) noexcept nogil:
     """Loss of a row, and what its gradient is made from."""
-    cdef double others, others_low, near, near_low, low, q, q_low, loss
+    cdef double others, others_low, near, near_low, low, q, q_low, loss, loss_low
     cdef double e = row.target
     cdef double top = row.top
     if real is float:
@@ -134,29 +143,19 @@ cdef inline double settle_row(real hint, const Rest* row, double weight, double 
         out.level = two_sum(q, -near, &out.level_low)
         out.level_low += q_low - near_low
         near = product(others, others_low, others, others_low, &near_low)
-        loss = two_sum(near, q, &low)
-        loss += low + near_low + q_low
+        loss = two_sum(near, q, &loss_low)
+        loss_low += near_low + q_low
         out.scale = cubic_scale(weight, divisor, 0, out.whole, out.whole_low, &out.scale_low)
-        near = e * loss
-        out.target = -SL_FMA(near, out.scale, near * out.scale_low)
+        out.target = -mse_scaled(e, loss, loss_low, out.scale, out.scale_low, <double>0)
         near = two_sum(2 * e, row.sum, &near_low)
         near_low += row.sum_low
         others = product(e, <double>0, row.sum, row.sum_low, &others_low)
         others = two_sum(others, -row.squares, &low)
         others_low += low - row.squares_low
         near = two_sum(top * near, others, &low)
-        near = top * (near + (low + others_low + top * near_low))
-        out.top = SL_FMA(near, out.scale, near * out.scale_low)
-        return row_scale(0.5 * loss, out.whole, out.whole, 2 * out.whole_low)
-
-
-cdef inline real mse_scaled(double e, double bracket, double bracket_low, double scale, double scale_low, real hint) noexcept nogil:
-    cdef double at, low
-    if real is float:
-        return <real>(e * bracket * scale)
-    else:
-        at = product(e, <double>0, bracket, bracket_low, &low)
-        return SL_FMA(at, scale, SL_FMA(at, scale_low, low * scale))
+        out.top = mse_scaled(top, near, low + others_low + top * near_low, out.scale, out.scale_low, <double>0)
+        q = product(out.whole, out.whole_low, out.whole, out.whole_low, &q_low)
+        return row_scale(0.5 * loss, 1, q, q_low) + 0.5 * loss_low / q
 
 
 cdef inline real mse_entry(real e, double whole, double whole_low, double level, double level_low, double scale, double scale_low) noexcept nogil:
