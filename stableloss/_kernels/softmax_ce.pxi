@@ -482,6 +482,8 @@ cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, con
     # in float64, which their product with extreme weights does not leave
     cdef double curvature[GROUP]
     cdef double total[GROUP]
+    cdef double factor[GROUP]
+    cdef double factor_low[GROUP]
     cdef double square = 2 * job.o.z_loss
     cdef real top = unit(e[0])
     cdef real scale = <real>job.o.scale
@@ -495,11 +497,18 @@ cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, con
         below[j] = <real>out.below[j]
         curvature[j] = out.curvature[j]
         total[j] = out.slope_total[j]
+        factor[j] = -total[j] * curvature[j]
+        factor_low[j] = product_error(-total[j], curvature[j], factor[j])
     if job.o.z_loss == 0 and job.o.focal == 0:
         for c in range(tile.lines):
             for j in range(GROUP):
                 i = c * GROUP + j
-                to[i] = <real>(-(<double>(e[i] * remainder_of(e[i], ones[j], below[j])) * total[j]) * curvature[j])
+                others = remainder_of(e[i], ones[j], below[j])
+                rest = e[i] * others
+                if real is float:
+                    to[i] = <real>(rest * factor[j])
+                else:
+                    to[i] = SL_FMA(rest, factor[j], SL_FMA(rest, factor_low[j], product_error(e[i], others, rest) * factor[j]))
     else:
         for c in range(tile.lines):
             for j in range(GROUP):
