@@ -22,6 +22,7 @@ FILE = Path(__file__).with_name("worst_cases.json")
 ACTIVATIONS = ("sigmoid", "log_sigmoid", "softmax", "log_softmax", "logsumexp")
 QUANTITIES = ("loss", "grad", "hess")
 
+
 def limit(function):
     """In ulps. Without fused multiply-add it is one more."""
     return 3 if function in ACTIVATIONS else 4

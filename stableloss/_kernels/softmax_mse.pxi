@@ -11,8 +11,8 @@
 # and its own terms kept out of the sums: b_m = d_m (1 - p_m) - sum_{j != m} p_j d_j, and
 # 1 - 2 p_m + sum p**2 = (1 - p_m)**2 + sum_{j != m} p_j**2.
 #
-# Each result is a product of several quantities, so float32 goes through float64 from the
-# exponentials on.
+# Each result is a product of several quantities, so float32 goes through float64 from the exponentials
+# on, and float64 carries along, in a second number x_low beside x, what the roundings lost.
 
 
 cdef inline double mse_others(real hint, double e, double ones, double below) noexcept nogil:
@@ -31,14 +31,14 @@ cdef inline double mse_bracket(real hint, double d, double others, double total,
     """b sum**2; `apart` for the one class whose exponential is UNIT."""
     cdef double factor = others if apart else total
     cdef double ones = 0 if apart else ed_ones
-    cdef double product, difference, ones_low, below_low
+    cdef double at, difference, ones_low, below_low
     if real is float:
         low[0] = 0
         return SL_FMA(d, factor, -ones) - ed_below
     else:
-        product = d * factor
-        difference = two_sum(two_sum(product, -ones, &ones_low), -ed_below, &below_low)
-        low[0] = product_error(d, factor, product) + (ones_low + below_low - ed_low) + (0 if apart else d * total_low)
+        at = d * factor
+        difference = two_sum(two_sum(at, -ones, &ones_low), -ed_below, &below_low)
+        low[0] = product_error(d, factor, at) + (ones_low + below_low - ed_low) + (0 if apart else d * total_low)
         return difference
 
 
