@@ -583,9 +583,9 @@ class SigmoidBCE(_CrossEntropy):
     dtype    targets  loss      gradient  Hessian
     =======  =======  ========  ========  ========
     float32  hard     1.84 (4)  2.41 (4)  2.38 (4)
-    float32  soft     1.87 (4)  2.25 (4)  2.34 (4)
+    float32  soft     1.96 (4)  2.95 (4)  2.34 (4)
     float64  hard     1.56 (4)  2.41 (4)  2.40 (4)
-    float64  soft     1.90 (4)  2.41 (4)  2.09 (4)
+    float64  soft     1.97 (4)  3.21 (4)  2.42 (4)
     =======  =======  ========  ========  ========
 
     References
@@ -760,10 +760,10 @@ class SoftmaxCE(_CrossEntropy):
     =======  =======  ========  ========  ========
     dtype    targets  loss      gradient  Hessian
     =======  =======  ========  ========  ========
-    float32  hard     1.35 (4)  2.10 (4)  2.89 (4)
-    float32  soft     1.21 (4)  2.73 (4)  3.11 (4)
-    float64  hard     2.08 (4)  2.61 (4)  3.56 (4)
-    float64  soft     1.94 (5)  3.17 (5)  3.63 (5)
+    float32  hard     1.57 (4)  2.27 (4)  3.15 (4)
+    float32  soft     1.21 (4)  3.38 (4)  3.44 (4)
+    float64  hard     2.29 (4)  2.61 (4)  3.15 (4)
+    float64  soft     3.45 (4)  3.88 (4)  3.90 (4)
     =======  =======  ========  ========  ========
 
     References
@@ -902,10 +902,10 @@ class SigmoidMSE(_Loss):
     =======  =======  ========  ========  ========
     dtype    targets  loss      gradient  Hessian
     =======  =======  ========  ========  ========
-    float32  hard     3.17 (4)  3.17 (4)  0.51 (4)
-    float32  soft     1.51 (4)  3.05 (4)  0.50 (4)
-    float64  hard     4.82 (5)  4.62 (5)  3.79 (4)
-    float64  soft     3.51 (4)  5.46 (6)  4.10 (5)
+    float32  hard     3.17 (4)  3.17 (4)  3.07 (4)
+    float32  soft     2.20 (4)  3.76 (4)  3.40 (4)
+    float64  hard     3.32 (4)  3.26 (4)  3.23 (4)
+    float64  soft     2.21 (4)  3.45 (4)  3.76 (4)
     =======  =======  ========  ========  ========
 
     References
@@ -966,10 +966,10 @@ class SoftmaxMSE(_Loss):
     =======  =======  ========  ========  ========
     dtype    targets  loss      gradient  Hessian
     =======  =======  ========  ========  ========
-    float32  hard     2.58 (4)  2.53 (4)  2.53 (4)
-    float32  soft     0.57 (4)  2.44 (4)  3.09 (4)
-    float64  hard     4.71 (5)  4.13 (7)  6.24 (8)
-    float64  soft     1.69 (5)  4.49 (7)  5.41 (8)
+    float32  hard     3.03 (4)  3.03 (4)  3.03 (4)
+    float32  soft     0.75 (4)  2.38 (4)  3.39 (4)
+    float64  hard     3.06 (4)  2.69 (4)  3.77 (4)
+    float64  soft     2.27 (4)  3.09 (4)  3.69 (4)
     =======  =======  ========  ========  ========
 
     References

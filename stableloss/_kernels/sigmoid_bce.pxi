@@ -262,15 +262,15 @@ cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
 #   float32 grad 2.402 at 0x1.0a111ap+2, target 1
 #   float32 hess 2.380 at 0x1.6275dcp+2, target 0
 #   float32 loss 1.837 at 0x1.074dfp-5, target 0
-#   float32 soft grad 2.250 at 0x1.5b233p+2, target 0x1.1ee17p-5
+#   float32 soft grad 2.950 at -0x1.09985ep+2, target 0x1.5b2af2p-22
 #   float32 soft hess 2.332 at -0x1.367326p+2, target 0x1.819336p-2
-#   float32 soft loss 1.862 at 0x1.6117d2p-1, target 0x1.41db6cp-3
+#   float32 soft loss 1.951 at 0x1.e81cap+3, target 0x1.f4db1ep-2
 #   float64 grad 2.403 at 0x1.366b4246fe46fp+2, target 1
 #   float64 hess 2.400 at 0x1.3653f675d65ffp+2, target 0
 #   float64 loss 1.557 at 0x1.88a3393bc7705p-2, target 0
-#   float64 soft grad 2.409 at 0x1.3ee42c4f3f198p+4, target 0x1.06a6f94239da2p-20
-#   float64 soft hess 2.082 at 0x1.22c1f262652c2p+5, target 0x1.af9001e2f600dp-1
-#   float64 soft loss 1.891 at 0x1.ca14dccc6a1dep+1, target 0x1.e211ac04c0a25p-2
+#   float64 soft grad 3.201 at -0x1.00d0d44d9d174p+1, target 0x1.f9b644c34dcap-22
+#   float64 soft hess 2.415 at 0x1.35d2899120da7p+2, target 0x1.ec34d9a9ce478p-21
+#   float64 soft loss 1.970 at 0x1.f0be4febed90ap+4, target 0x1.fdc0c34503283p-2
 def sigmoid_bce(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
     cdef Kernel kernel = Kernel(sigmoid_bce_kernel[float], sigmoid_bce_kernel[double])
     return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, False, &kernel)

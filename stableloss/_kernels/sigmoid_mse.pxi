@@ -77,8 +77,8 @@ cdef void mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noexcept no
     cdef const real* d = scratch + RESIDUAL
     cdef const real* d_low = scratch + RESIDUAL_LOW
     cdef real* hess = scratch + HESS
-    cdef real a, c, slope, slope_low, bracket, low, c_low
-    cdef double turn, bracket_low
+    cdef real a, c, slope, slope_low, low, c_low
+    cdef double turn, bracket, bracket_low
     cdef Py_ssize_t i
     for i in range(n):
         a = e[i] * q[i]
@@ -87,12 +87,12 @@ cdef void mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noexcept no
         slope = <real>1 - e[i]
         slope_low = (<real>1 - slope) - e[i]
         slope = product(slope, slope_low, -q[i] if z[i] > 0 else q[i], -q_low[i] if z[i] > 0 else q_low[i], &slope_low)
-        low = fma(d[i], slope_low, fma(d_low[i], slope, c_low))
+        # the sum without its low parts took up to 4.4 ulp
         if real is float:
-            bracket = fma(d[i], slope, c + low)
-            hess[i] = fma(c, bracket, c_low * bracket)
+            turn = <double>c + c_low
+            hess[i] = <real>(turn * ((<double>d[i] + d_low[i]) * (<double>slope + slope_low) + turn))
         else:
-            # without this pair, 3.99 ulp were found
+            low = fma(d[i], slope_low, fma(d_low[i], slope, c_low))
             turn = d[i] * slope
             bracket = two_sum(turn, c, &bracket_low)
             low += bracket_low + product_error(d[i], slope, turn)
@@ -126,17 +126,17 @@ cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 grad 3.170 at 0x1.4caa68p+2, target 1
-#   float32 hess 0.501 at 0x1.c68678p+2, target 1
+#   float32 hess 3.065 at 0x1.4ca80ep+2, target 1
 #   float32 loss 3.162 at 0x1.4c64eap+2, target 1
-#   float32 soft grad 3.043 at -0x1.4c9ab6p+2, target 0x1.be5e52p-22
-#   float32 soft hess 0.500 at -0x1.227d72p+1, target 0x1.9ceae4p-21
-#   float32 soft loss 1.508 at -0x1.4c9b0ap+2, target 0x1.be5e52p-22
-#   float64 grad 4.618 at 0x1.1fe4dfb5987adp+2, target 1
-#   float64 hess 3.790 at 0x1.200d0c8387588p+2, target 1
-#   float64 loss 4.812 at 0x1.1fe4decc52e7ep+2, target 1
-#   float64 soft grad 5.451 at -0x1.1fcd835f8fb23p+2, target 0x1.87eb9cd174de1p-21
-#   float64 soft hess 4.098 at -0x1.1f6336cf0199cp+2, target 0x1.87eb9cd174de1p-21
-#   float64 soft loss 3.510 at -0x1.1fcd81cabb92bp+2, target 0x1.87eb9cd174de1p-21
+#   float32 soft grad 3.755 at -0x1.4c4424p+2, target 0x1.8d7c9cp-21
+#   float32 soft hess 3.396 at -0x1.4c6f06p+2, target 0x1.8d7c9cp-21
+#   float32 soft loss 2.191 at -0x1.4c6bc8p+2, target 0x1.8d7c9cp-21
+#   float64 grad 3.254 at 0x1.1fd8ca71f8d9ep+2, target 1
+#   float64 hess 3.222 at 0x1.1fd8caf50a43dp+2, target 1
+#   float64 loss 3.316 at 0x1.1fe4de83cdc52p+2, target 1
+#   float64 soft grad 3.444 at -0x1.8f32e53c99747p+2, target 0x1.4d5a26743ac3ep-21
+#   float64 soft hess 3.758 at -0x1.e8a7b002436f3p+1, target 0x1.4b039325dc81p-6
+#   float64 soft loss 2.203 at -0x1.8f32e53c9ac19p+2, target 0x1.4d5a26743ac3ep-21
 def sigmoid_mse(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
     cdef Kernel kernel = Kernel(sigmoid_mse_kernel[float], sigmoid_mse_kernel[double])
     return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, False, &kernel)

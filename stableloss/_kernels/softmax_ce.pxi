@@ -807,18 +807,18 @@ cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, S
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
-#   float32 grad 2.092 in a row of 1000
-#   float32 hess 2.884 in a row of 100
-#   float32 loss 1.350 at 0x1.8ea81p+6, 0x1.93e426p+6, target 1
-#   float32 soft grad 2.730 in a row of 100
-#   float32 soft hess 3.101 in a row of 3
+#   float32 grad 2.270 in a row of 100
+#   float32 hess 3.145 in a row of 100
+#   float32 loss 1.570 at 0x1.46016ep+2, -0x1.a5bdf4p-4, target 0
+#   float32 soft grad 3.375 in a row of 10
+#   float32 soft hess 3.432 in a row of 100
 #   float32 soft loss 1.208 in a row of 2
 #   float64 grad 2.609 in a row of 1000
-#   float64 hess 3.554 in a row of 1000
-#   float64 loss 2.072 in a row of 10
-#   float64 soft grad 3.170 in a row of 100
-#   float64 soft hess 3.625 in a row of 10
-#   float64 soft loss 1.938 in a row of 3
+#   float64 hess 3.149 in a row of 100
+#   float64 loss 2.290 in a row of 10
+#   float64 soft grad 3.877 in a row of 1000
+#   float64 soft hess 3.892 in a row of 1000
+#   float64 soft loss 3.445 in a row of 3
 def softmax_ce(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
     cdef Kernel kernel = Kernel(softmax_ce_kernel[float], softmax_ce_kernel[double])
     return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, True, &kernel)

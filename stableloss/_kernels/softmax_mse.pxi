@@ -722,18 +722,18 @@ cdef void softmax_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
-#   float32 grad 2.524 in a row of 3
-#   float32 hess 2.524 in a row of 3
-#   float32 loss 2.576 in a row of 3
-#   float32 soft grad 2.433 in a row of 100
-#   float32 soft hess 3.085 in a row of 100
-#   float32 soft loss 0.561 in a row of 2
-#   float64 grad 4.129 in a row of 100
-#   float64 hess 6.236 in a row of 10
-#   float64 loss 4.706 in a row of 10
-#   float64 soft grad 4.484 in a row of 10
-#   float64 soft hess 5.403 in a row of 10
-#   float64 soft loss 1.683 in a row of 10
+#   float32 grad 3.030 at 0x1.456ceep+5, 0x1.07b68ap-3, target 0
+#   float32 hess 3.030 at 0x1.456ceep+5, 0x1.07b68ap-3, target 0
+#   float32 loss 3.030 at 0x1.456ceep+5, 0x1.07b68ap-3, target 0
+#   float32 soft grad 2.380 in a row of 1000
+#   float32 soft hess 3.389 in a row of 100
+#   float32 soft loss 0.747 in a row of 3
+#   float64 grad 2.681 in a row of 3
+#   float64 hess 3.762 in a row of 1000
+#   float64 loss 3.056 in a row of 3
+#   float64 soft grad 3.083 in a row of 1000
+#   float64 soft hess 3.687 in a row of 1000
+#   float64 soft loss 2.265 in a row of 10
 def softmax_mse(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
     cdef Kernel kernel = Kernel(softmax_mse_kernel[float], softmax_mse_kernel[double])
     return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, True, &kernel)
