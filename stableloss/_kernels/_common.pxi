@@ -13,10 +13,9 @@ cdef extern from *:
     #define SL_ISFINITE(x) __builtin_isfinite(x)
 
     /* Transpose a tile of rows, 8 x 4 float32 or 4 x 2 float64, to columns, and back with a factor for each
-       row; rows and columns (`lanes`) lie so many elements apart, and rows are
-       written in order. Compilers turn neither a loop nor as many
-       scalar moves into shuffles. Where vectors are long enough, their halves are those of the tile,
-       and nothing crosses from one to the other. */
+       row; rows and columns (`lanes`) lie so many elements apart, and rows are written in order.
+       Compilers turn neither a loop nor as many scalar moves into shuffles. Where vectors are long
+       enough, their halves are those of the tile, and nothing crosses from one to the other. */
     typedef float sl_f32x4 __attribute__((vector_size(16), aligned(4), may_alias));
     typedef double sl_f64x2 __attribute__((vector_size(16), aligned(8), may_alias));
     #if defined(__AVX__) && (defined(__clang__) || __GNUC__ >= 12)

@@ -339,7 +339,7 @@ cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo, bint careful)
     (x - (m + n ln 2)), a subtraction of neighbours, and is as good as if x - m were exact.
 
     `careful` is for the losses that take products of exponentials: it carries the rounding errors of
-    the reduced argument and of 1 + r, and leaves little more than the last rounding, 0.8 ulp for 1.
+    the reduced argument and of 1 + r, and leaves little more than the last rounding.
     """
     cdef real y, d, low, shifted, n, r, shift, near, part, rest
     y = x - a

@@ -87,7 +87,7 @@ cdef void mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noexcept no
         slope = <real>1 - e[i]
         slope_low = (<real>1 - slope) - e[i]
         slope = product(slope, slope_low, -q[i] if z[i] > 0 else q[i], -q_low[i] if z[i] > 0 else q_low[i], &slope_low)
-        # the sum without its low parts took up to 4.4 ulp
+        # the sum without its low parts took up to 4.33 ulp
         if real is float:
             turn = <double>c + c_low
             hess[i] = <real>(turn * ((<double>d[i] + d_low[i]) * (<double>slope + slope_low) + turn))

@@ -108,6 +108,7 @@ cdef inline double cubic_scale(double weight, double divisor, double divisor_low
 
 
 cdef inline real mse_scaled(double e, double bracket, double bracket_low, double scale, double scale_low, real hint) noexcept nogil:
+    """Exponential times bracket times scale, rounded once."""
     cdef double at, low
     if real is float:
         return <real>(e * bracket * scale)
@@ -160,15 +161,14 @@ cdef inline double settle_row(real hint, const Rest* row, double weight, double 
 
 cdef inline real mse_entry(real e, double whole, double whole_low, double level, double level_low, double scale, double scale_low) noexcept nogil:
     cdef double v = e
-    cdef double at, bracket, low
+    cdef double at, bracket, low = 0
     if real is float:
-        return <real>(v * SL_FMA(v, whole, -level) * scale)
+        bracket = SL_FMA(v, whole, -level)
     else:
         at = v * whole
         bracket = two_sum(at, -level, &low)
         low += product_error(v, whole, at) + SL_FMA(v, whole_low, -level_low)
-        bracket = product(bracket, low, v, <double>0, &low)
-        return SL_FMA(bracket, scale, SL_FMA(bracket, scale_low, low * scale))
+    return mse_scaled(v, bracket, low, scale, scale_low, e)
 
 
 cdef double lane_squares(const real* v, Py_ssize_t n, double* error) noexcept nogil:
@@ -319,7 +319,7 @@ cdef void mse_wide_group(const Job* job, Py_ssize_t start, int count, const doub
 
 
 cdef void lane_square_totals(const real* s, Py_ssize_t k, double* total, double* lost) noexcept nogil:
-    """The same as `lane_totals` of the squares."""
+    """`lane_totals` of the squares."""
     cdef Py_ssize_t c
     cdef int j
     cdef double at, square, t
@@ -631,7 +631,8 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int 
         mse.whole[j] = whole = two_sum(mse.ones[j], columns.below.sum[j], &low)
         mse.whole_low[j] = low = low + columns.below.lost[j]
         mse.cube[j] = cubic_scale(columns.weight[j], job.divisor, 0, whole, low, &mse.cube_low[j])
-        mse.fourth[j] = cubic_scale(columns.weight[j], whole, low, whole, low, &mse.fourth_low[j])
+        if want & WANT_HESS:
+            mse.fourth[j] = cubic_scale(columns.weight[j], whole, low, whole, low, &mse.fourth_low[j])
         square[j] = inverse_square(&columns, j, 1, scratch[0])
     spread(mse.ones, wide)
     spread(mse.below, wide)
