@@ -93,9 +93,8 @@ cdef bint shareable(const Job* job) noexcept:
     return job.n * job.k >= SHARE_WORK and job.n > job.block
 
 
-cdef double run(const Job* job, const Kernel* kernel, tuple arrays) except? -1:
-    """All rows of a job; returns the sum of their weighted losses. If the job is shareable, its memory
-    belongs to `arrays`."""
+cdef double run(const Job* job, const Kernel* kernel, object arrays) except? -1:
+    """All rows of a job; returns the sum of their weighted losses. Its memory belongs to `arrays`."""
     cdef unsigned int flags = sl_get_flags()
     cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
     cdef int threads = 1

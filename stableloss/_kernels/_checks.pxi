@@ -16,6 +16,8 @@ cdef bint bits_in_range(const Operand* op, Py_ssize_t count, double top) noexcep
     cdef uint32_t word = 0, last_word
     cdef uint64_t signs = 0, last_long
     cdef Py_ssize_t i
+    if op.kind == np.NPY_BOOL and top >= 1:
+        return True
     if op.ndim != 1 or top < 0:
         return False
     if (op.kind == np.NPY_UINT8 or op.kind == np.NPY_INT8) and op.stride[0] == 1:
@@ -201,7 +203,7 @@ cdef bint counted_rows_in_range(const Job* job, const Operand* op, double top, b
 
 cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) noexcept:
     cdef Operand every
-    cdef double top = job.k - 1 if job.hard else DOUBLE_MAX if rowwise else 1
+    cdef double top = job.k - 1 if job.hard else min(job.target_max, DOUBLE_MAX)
     cdef bint may_ignore = job.hard and job.o.has_ignore_index and 0 <= job.o.ignore_index <= top
     if not job.masked and not may_ignore:
         bind(&every, targets, job.t.kind, np.PyArray_NDIM(targets))

@@ -32,8 +32,9 @@ cdef struct Job:
     int want
     Py_ssize_t n
     Py_ssize_t k
-    Py_ssize_t outputs      # length of the last axis
+    Py_ssize_t outputs      # length of the axis of the outputs, rows of a softmax loss
     Py_ssize_t block        # rows (elements) per block
+    double target_max       # targets that are no class indices lie between 0 and this
     double divisor
 
 
@@ -45,3 +46,36 @@ ctypedef void (*Kernel64)(const Job*, Py_ssize_t, Py_ssize_t, Sum*, double*) noe
 cdef struct Kernel:
     Kernel32 single
     Kernel64 double
+
+
+@cython.final
+cdef class LossKernel:
+    """The kernel of a loss, as an object that its class finds by the stem; `loss_kernel` alone makes usable ones."""
+
+    cdef Kernel functions
+
+
+cdef LossKernel loss_kernel(Kernel32 single, Kernel64 double_):
+    cdef LossKernel kernel = LossKernel.__new__(LossKernel)
+    kernel.functions.single = single
+    kernel.functions.double = double_
+    return kernel
+
+
+cdef void open_job(Job* job, np.ndarray x, int axis) noexcept:
+    """Bind the logits as rows along an axis that is not empty, or one by one (NO_AXIS)."""
+    cdef int kind = element_kind(x)
+    job.o = &PLAIN
+    job.k = np.PyArray_DIMS(x)[axis] if axis < np.PyArray_NDIM(x) else 1
+    job.n = np.PyArray_SIZE(x) // job.k
+    job.outputs = job.k
+    job.block = max(1, BLOCK_ITEMS // job.k)
+    if job.block > GROUP:
+        job.block -= job.block % GROUP
+    job.want = 0
+    job.divisor = 1
+    job.loss = job.lse = job.entropy = job.predicted = NULL
+    job.value_kind = np.NPY_DOUBLE if kind == np.NPY_DOUBLE else np.NPY_FLOAT
+    job.has_weight = job.masked = job.ignoring = job.any_weight = job.hard = False
+    job.has_options = job.in_float64 = job.wants_probabilities = False
+    bind(&job.x, x, kind, axis)

@@ -735,6 +735,4 @@ cdef void softmax_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
 #   float64 soft grad 3.083 in a row of 1000
 #   float64 soft hess 3.687 in a row of 1000
 #   float64 soft loss 2.265 in a row of 10
-def softmax_mse(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
-    cdef Kernel kernel = Kernel(softmax_mse_kernel[float], softmax_mse_kernel[double])
-    return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, True, &kernel)
+softmax_mse = loss_kernel(softmax_mse_kernel[float], softmax_mse_kernel[double])
