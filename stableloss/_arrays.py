@@ -60,6 +60,8 @@ def require_no_mask(value: Any, name: str) -> None:
 
 def any_array(value: Any, name: str) -> np.ndarray:
     """The plain array that numpy makes of a value."""
+    if type(value) is np.ndarray:
+        return value
     require_no_mask(value, name)
     array = np.asanyarray(value)
     require_no_mask(array, name)  # what `__array__` gave
@@ -82,6 +84,8 @@ def readable_dtype(dtype: np.dtype) -> np.dtype | None:
 def real_array(value: Any, name: str) -> np.ndarray:
     """A plain array of real numbers that the kernels can read."""
     array = any_array(value, name)
+    if array.dtype.char in "fd" and array.dtype.isnative and array.flags.aligned:
+        return array
     dtype = readable_dtype(array.dtype)
     if dtype is None:
         refuse_dtype(array, name)
@@ -168,7 +172,7 @@ def without_label(targets: np.ndarray, label: int, mask: np.ndarray | None) -> n
 
 def as_numbers(array: np.ndarray) -> np.ndarray:
     """As float64; any byte but 0 is True."""
-    return (array.view(np.uint8) != 0 if array.dtype == np.bool_ else array).astype(np.float64)
+    return (array.view(np.uint8) != 0 if array.dtype.char == "?" else array).astype(np.float64, copy=False)
 
 
 def count_correct(

@@ -5,38 +5,94 @@
 # has returned no line of Python runs in this thread, so that what was checked is what is read and written.
 
 from stableloss._arrays import (
-    Stats, count_correct, divisor, index, mask_array, real_array, refuse, refuse_axis, require_out, without_label,
+    Stats, count_correct, divisor, index, mask_array, real_array, refuse, refuse_axis, require_out, require_range,
+    without_label,
 )
+
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object, int*) except? -1
+
+from libc.math cimport NAN
 
 
 # ---- arguments ------------------------------------------------------------------------------------
 
-cdef bint only_scalars(object value) noexcept:
-    """A number, or a list or tuple of numbers: where no masked array can hide."""
-    if type(value) is not list and type(value) is not tuple:
-        return np.PyArray_IsAnyScalar(value)
+cdef double python_number(object value) noexcept:
+    """A Python float, or an integer of at most 64 bits; NaN for anything else."""
+    cdef int overflow = 0
+    cdef double number
+    if type(value) is float:
+        return value
+    if type(value) is not int:
+        return NAN
+    number = <double>PyLong_AsLongLongAndOverflow(value, &overflow)
+    return NAN if overflow else number
+
+
+cdef np.ndarray listed_numbers(object value):
+    """A list or tuple of Python integers and floats as an array, in a fifth of the time that numpy takes for a short
+    one; None where anything else is in it."""
+    cdef np.npy_intp length = len(value), i = 0
+    cdef bint integers = length > 0
+    cdef int overflow = 0
+    cdef char* to
+    cdef np.ndarray array
     for item in value:
-        if not np.PyArray_IsAnyScalar(item):
-            return False
-    return True
+        if type(item) is float:
+            integers = False
+        elif type(item) is not int:
+            return None
+    array = np.PyArray_EMPTY(1, &length, np.NPY_INT64 if integers else np.NPY_DOUBLE, 0)
+    to = np.PyArray_BYTES(array)
+    for item in value:
+        if i == length:
+            return None
+        if integers:
+            (<int64_t*>to)[i] = PyLong_AsLongLongAndOverflow(item, &overflow)
+        else:
+            (<double*>to)[i] = python_number(item)
+            overflow = type(item) is int and (<double*>to)[i] != (<double*>to)[i]
+        if overflow:
+            return None
+        i += 1
+    return array if i == length else None
 
 
 cdef np.ndarray readable(object value, str name):
     """A plain array of real numbers that the kernels can read."""
-    cdef np.ndarray array
+    cdef np.ndarray array = None
     if np.PyArray_CheckExact(value):
         if element_kind(value) >= 0:
             return value
-    elif only_scalars(value):
+    elif type(value) is list or type(value) is tuple:
+        array = listed_numbers(value)
+    elif np.PyArray_IsAnyScalar(value):
         array = np.PyArray_FROM_O(value)
-        if element_kind(array) >= 0:
-            return array
+    if array is not None and element_kind(array) >= 0:
+        return array
     return real_array(value, name)
 
 
 cdef np.ndarray floating(np.ndarray array):
     """The same as floating point: integers and bool as float64."""
     return array if is_floating(element_kind(array)) else np.PyArray_Cast(array, np.NPY_DOUBLE)
+
+
+def weights(str name, value):
+    """Weights of classes or outputs as a tuple of floats."""
+    cdef Operand op
+    cdef np.ndarray numbers
+    cdef np.ndarray array = readable(value, name)
+    cdef np.npy_intp length = np.PyArray_SIZE(array)
+    if np.PyArray_NDIM(array) != 1 or length == 0:
+        raise ValueError(f"{name} has shape {(<object>array).shape}, not one number per class")
+    numbers = np.PyArray_EMPTY(1, &length, np.NPY_DOUBLE, 0)
+    bind(&op, array, element_kind(array), NO_AXIS)
+    load_flat(&op, 0, length, <double*>np.PyArray_DATA(numbers))
+    bind(&op, numbers, np.NPY_DOUBLE, NO_AXIS)
+    if not in_range(&op, length, DOUBLE_MAX, False):
+        require_range(array, name, SL_INFINITY)
+    return tuple(numbers.tolist())
 
 
 cdef np.ndarray readable_mask(object value):
@@ -46,10 +102,7 @@ cdef np.ndarray readable_mask(object value):
 
 
 cdef int axis_of(object axis) except? -1:
-    if type(axis) is not int:
-        axis = index("axis", axis)
-    # one that no array has is refused with the array's shape
-    return max(<object>-NO_AXIS - 1, min(<object>NO_AXIS, axis))
+    return bounded_axis(axis if type(axis) is int else index("axis", axis))
 
 
 cdef inline int counted_axis(np.ndarray array, int axis) noexcept:
@@ -120,9 +173,8 @@ cdef class Call:
         self.divisor = -1
         if denominator is None:
             return 0
-        if type(denominator) is float and self.loss.reduction >= REDUCE_MEAN and 0 < <double>denominator <= DOUBLE_MAX:
-            self.divisor = denominator
-        else:
+        self.divisor = python_number(denominator)
+        if not (self.loss.reduction >= REDUCE_MEAN and 0 < self.divisor <= DOUBLE_MAX):
             self.divisor = divisor(denominator, self.loss.options["reduction"])
         return 0
 

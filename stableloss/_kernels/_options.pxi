@@ -47,6 +47,14 @@ cdef double number_of(dict options, str name, double neutral) except? -1:
     return neutral if value is None else value
 
 
+cdef np.ndarray doubles(tuple numbers):
+    cdef np.npy_intp length = len(numbers), i
+    cdef np.ndarray array = np.PyArray_EMPTY(1, &length, np.NPY_DOUBLE, 0)
+    for i in range(length):
+        (<double*>np.PyArray_DATA(array))[i] = numbers[i]
+    return array
+
+
 cdef void set_neutral(Settings* o) noexcept:
     """The settings of a loss without options."""
     memset(o, 0, sizeof(Settings))
@@ -56,6 +64,11 @@ cdef void set_neutral(Settings* o) noexcept:
 
 cdef Settings PLAIN
 set_neutral(&PLAIN)
+
+
+cdef int bounded_axis(object axis) except? -1:
+    """An axis as a C integer; one that no array has stays such."""
+    return max(<object>-NO_AXIS - 1, min(<object>NO_AXIS, axis))
 
 
 cdef class LossKernel
@@ -91,8 +104,9 @@ cdef class Loss:
         self.reduction = REDUCTIONS[options["reduction"]]
         self.rowwise = rowwise
         self.target_max = target_max
-        # an axis that no array has is refused with the array's shape
-        self.axis = max(-MAX_DIMS - 1, min(<object>MAX_DIMS, options.get("axis", -1)))
+        self.axis = -1
+        if "axis" in options:
+            self.axis = bounded_axis(options["axis"])
         self.set_numbers(options)
         self.set_weights(options)
         self.set_ignore_index(options.get("ignore_index"))
@@ -130,15 +144,15 @@ cdef class Loss:
         cdef Settings* o = &self.settings
         weight = options.get("class_weight")
         if weight is not None:
-            self.class_weight = np.PyArray_FROMANY(weight, np.NPY_DOUBLE, 1, 1, np.NPY_ARRAY_DEFAULT | np.NPY_ARRAY_ENSURECOPY)
+            self.class_weight = doubles(weight)
             o.class_weight = <const double*>np.PyArray_DATA(self.class_weight)
             o.n_class_weight = np.PyArray_SIZE(self.class_weight)
         weight = options.get("pos_weight")
         if weight is not None:
-            self.pos_weight = np.PyArray_FROMANY(weight, np.NPY_DOUBLE, 0, 1, np.NPY_ARRAY_DEFAULT | np.NPY_ARRAY_ENSURECOPY)
+            o.pos_weight_shared = not isinstance(weight, tuple)
+            self.pos_weight = doubles((weight,) if o.pos_weight_shared else weight)
             o.pos_weight = <const double*>np.PyArray_DATA(self.pos_weight)
             o.n_pos_weight = np.PyArray_SIZE(self.pos_weight)
-            o.pos_weight_shared = np.PyArray_NDIM(self.pos_weight) == 0
         return 0
 
     cdef int set_ignore_index(self, object index) except -1:
