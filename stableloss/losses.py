@@ -120,8 +120,8 @@ def _rebuild(cls: "type[_Loss]", options: dict[str, Any], extra: Mapping[str, An
 class _Loss(kernels.Loss):
     """What the losses share: calls and identity.
 
-    A class of losses names its kernel (`_stem`), says whether its unit is the row or the element, and in
-    which range its targets lie that are no class indices; the arguments of its `__init__` are its options.
+    A class of losses names its kernel (`_stem`), whose unit is the row or the element, and the range of
+    targets that are no class indices; the arguments of its `__init__` are its options.
     """
 
     __slots__ = ()
@@ -137,6 +137,7 @@ class _Loss(kernels.Loss):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if "_stem" in vars(cls):
+            cls._rowwise = getattr(kernels, cls._stem).rowwise
             cls._defaults = dict(cls.__init__.__kwdefaults__ or {})
             for name in cls._defaults:
                 setattr(cls, name, _Option(name))
@@ -156,7 +157,7 @@ class _Loss(kernels.Loss):
             for name in _OF_LOGITS:
                 if options.get(name) != defaults.get(name):
                     raise ValueError(f"from_probabilities=True leaves no logits for {name} to work on")
-        self._set(getattr(kernels, self._stem), options, self._rowwise, self._target_range[1])
+        self._set(getattr(kernels, self._stem), options, self._target_range[1])
 
     @overload
     def __call__(
@@ -568,7 +569,6 @@ class SigmoidBCE(_CrossEntropy):
 
     __slots__ = ()
     _stem = "sigmoid_bce"
-    _rowwise = False
     _target_range = (0.0, 1.0)
 
     class_weight: tuple[float, ...] | None
@@ -705,7 +705,6 @@ class SoftmaxCE(_CrossEntropy):
 
     __slots__ = ()
     _stem = "softmax_ce"
-    _rowwise = True
     _target_range = (0.0, math.inf)
 
     class_weight: tuple[float, ...] | None
@@ -799,7 +798,6 @@ class SigmoidMSE(_Loss):
 
     __slots__ = ()
     _stem = "sigmoid_mse"
-    _rowwise = False
     _target_range = (0.0, 1.0)
 
 
@@ -864,7 +862,6 @@ class SoftmaxMSE(_Loss):
 
     __slots__ = ()
     _stem = "softmax_mse"
-    _rowwise = True
     _target_range = (0.0, math.inf)
 
     axis: int

@@ -5,7 +5,7 @@
 # has returned no line of Python runs in this thread, so that what was checked is what is read and written.
 
 from stableloss._arrays import (
-    Stats, count_correct, divisor, index, mask_array, real_array, refuse, refuse_axis, require_out, require_range,
+    Stats, divisor, index, mask_array, place_of, real_array, refuse_axis, refuse_shapes, refuse_value, require_out,
     without_label,
 )
 
@@ -74,8 +74,8 @@ cdef np.ndarray readable(object value, str name):
 
 
 cdef np.ndarray floating(np.ndarray array):
-    """The same as floating point: integers and bool as float64."""
-    return array if is_floating(element_kind(array)) else np.PyArray_Cast(array, np.NPY_DOUBLE)
+    """The same as floating point: integers and bool as float64, in the memory order that they have."""
+    return array if is_floating(element_kind(array)) else array.astype("d")
 
 
 def weights(str name, value):
@@ -84,6 +84,7 @@ def weights(str name, value):
     cdef np.ndarray numbers
     cdef np.ndarray array = readable(value, name)
     cdef np.npy_intp length = np.PyArray_SIZE(array)
+    cdef Py_ssize_t place
     if np.PyArray_NDIM(array) != 1 or length == 0:
         raise ValueError(f"{name} has shape {(<object>array).shape}, not one number per class")
     numbers = np.PyArray_EMPTY(1, &length, np.NPY_DOUBLE, 0)
@@ -91,7 +92,10 @@ def weights(str name, value):
     load_flat(&op, 0, length, <double*>np.PyArray_DATA(numbers))
     bind(&op, numbers, np.NPY_DOUBLE, NO_AXIS)
     if not in_range(&op, length, DOUBLE_MAX, False):
-        require_range(array, name, SL_INFINITY)
+        place = 0
+        while in_range(&op, place + 1, DOUBLE_MAX, False):
+            place += 1
+        refuse_value(array, (place,), name, "not a non-negative finite number")
     return tuple(numbers.tolist())
 
 
@@ -101,7 +105,7 @@ cdef np.ndarray readable_mask(object value):
     return mask_array(value)
 
 
-cdef int axis_of(object axis) except? -1:
+cdef int axis_of(object axis) except -9999:
     return bounded_axis(axis if type(axis) is int else index("axis", axis))
 
 
@@ -143,6 +147,112 @@ cdef object delivered(object out, np.ndarray result):
     return out
 
 
+# ---- statistics -----------------------------------------------------------------------------------
+
+cdef Py_ssize_t first_largest(const char* row, const Operand* op, Py_ssize_t k) noexcept nogil:
+    """The class of the largest target, the first of several."""
+    cdef double value[CHECKED]
+    cdef double best = -1
+    cdef Py_ssize_t start, n, c, place = 0
+    for start from 0 <= start < k by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, k - start)
+        gather(row + start * op.inner, op.kind, op.inner, n, value)
+        for c in range(n):
+            if value[c] > best:
+                best = value[c]
+                place = start + c
+    return place
+
+
+cdef bint is_number(const Job* job, Py_ssize_t row) noexcept nogil:
+    """Whether a row has a normaliser: a prediction from NaN is none."""
+    if job.value_kind == np.NPY_DOUBLE:
+        return (<double*>job.lse)[row] == (<double*>job.lse)[row]
+    return (<float*>job.lse)[row] == (<float*>job.lse)[row]
+
+
+cdef Py_ssize_t correct_rows(const Job* job) noexcept nogil:
+    """Rows that count and whose prediction is the target; -1 is predicted where a row does not count."""
+    cdef const int64_t* predicted = <const int64_t*>job.predicted
+    cdef double target[CHECKED]
+    cdef Py_ssize_t offset[CHECKED]
+    cdef Py_ssize_t start, n, i, correct = 0
+    for start from 0 <= start < job.n by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, job.n - start)
+        if job.hard:
+            load_flat(&job.t, start, n, target)
+        else:
+            row_offsets(&job.t, start, n, offset)
+            for i in range(n):
+                target[i] = first_largest(job.t.data + offset[i], &job.t, job.k)
+        for i in range(n):
+            correct += predicted[start + i] >= 0 and predicted[start + i] == target[i] and is_number(job, start + i)
+    return correct
+
+
+cdef Py_ssize_t correct_elements(const Job* job) noexcept nogil:
+    """Elements that count and of which prediction and target are on the same side of 1/2."""
+    cdef double target[CHECKED]
+    cdef double weight[CHECKED]
+    cdef Py_ssize_t start, n, i, correct = 0
+    for start from 0 <= start < job.n by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, job.n - start)
+        load_flat(&job.t, start, n, target)
+        load_weights(job, start, n, True, False, weight)
+        for i in range(n):
+            correct += weight[i] != 0 and job.predicted[start + i] == (target[i] > 0.5) and is_number(job, start + i)
+    return correct
+
+
+# ---- values out of range --------------------------------------------------------------------------
+# A call finds out that some value is out of range; only then, where the first one is.
+
+cdef enum:
+    FIT = 0
+    UNFIT_WEIGHT = 1
+    UNFIT_TARGET = 2
+    UNFIT_ACTIVATION = 3
+
+
+cdef bint values_fit(Job* job, int what) noexcept nogil:
+    """Whether values of the rows that count are in range."""
+    if what == UNFIT_WEIGHT:
+        return in_range(&job.w, job.n, DOUBLE_MAX, False)
+    if what == UNFIT_ACTIVATION:
+        return counted_rows_in_range(job, &job.x, 1, False)
+    if job.hard:
+        return counted_in_range(job, job.k - 1, True)
+    return counted_rows_in_range(job, &job.t, min(job.target_max, DOUBLE_MAX), True)
+
+
+cdef Py_ssize_t first_unfit_row(const Job* job, int what) noexcept:
+    cdef Job part = job[0]
+    cdef Py_ssize_t fit = 0, unfit = job.n
+    while unfit - fit > 1:
+        part.n = fit + (unfit - fit) // 2
+        if values_fit(&part, what):
+            fit = part.n
+        else:
+            unfit = part.n
+    return fit
+
+
+cdef Py_ssize_t first_unfit_class(const Job* job, int what, Py_ssize_t row) noexcept:
+    """Of a row before which all fit; 0 where it has a single value."""
+    cdef Job part = job[0]
+    cdef Py_ssize_t fit = 0, unfit = 1
+    if what == UNFIT_ACTIVATION or (what == UNFIT_TARGET and not job.hard):
+        unfit = job.k
+    part.n = row + 1
+    while unfit - fit > 1:
+        part.k = fit + (unfit - fit) // 2
+        if values_fit(&part, what):
+            fit = part.k
+        else:
+            unfit = part.k
+    return fit
+
+
 # ---- losses ---------------------------------------------------------------------------------------
 
 @cython.final
@@ -156,6 +266,7 @@ cdef class Call:
     cdef int axis
     cdef bint integer_logits
     cdef double divisor             # -1: the reduction's
+    cdef double value               # the loss, where it is reduced
     cdef np.ndarray logits
     cdef np.ndarray targets
     cdef np.ndarray weight
@@ -168,6 +279,7 @@ cdef class Call:
     cdef np.ndarray predicted
     cdef np.ndarray lse
     cdef np.ndarray entropy
+    cdef Py_ssize_t correct
 
     cdef int set_divisor(self, object denominator) except -1:
         self.divisor = -1
@@ -181,8 +293,7 @@ cdef class Call:
     cdef int convert(self, object logits, object targets, object weight, object mask) except -1:
         self.logits = readable(logits, "logits")
         self.integer_logits = not is_floating(element_kind(self.logits))
-        if self.integer_logits:
-            self.logits = np.PyArray_Cast(self.logits, np.NPY_DOUBLE)
+        self.logits = floating(self.logits)
         self.targets = readable(targets, "targets")
         if weight is not None:
             self.weight = readable(weight, "sample_weight")
@@ -295,20 +406,21 @@ cdef class Call:
         self.bind_results(job, axis)
         return True
 
-    cdef bint values_fit(self, Job* job) noexcept:
-        """Whether what counts is in range; notes whether rows may be ignored."""
+    cdef int unfit_values(self, Job* job) noexcept:
+        """Which values of rows that count are out of range, if any; notes whether rows may be ignored."""
         cdef Operand every
         if job.has_weight and not in_range(&job.w, job.n, DOUBLE_MAX, False):
-            return False
+            return UNFIT_WEIGHT
         job.any_weight = job.has_weight or job.masked or job.o.class_weight != NULL
         if not targets_in_range(job, self.targets, self.loss.rowwise):
-            return False
+            return UNFIT_TARGET
         job.any_weight = job.any_weight or job.ignoring
         if not job.o.from_probabilities:
-            return True
+            return FIT
         bind(&every, self.logits, job.x.kind, NO_AXIS)
-        return (activations_in_range(&every, np.PyArray_SIZE(self.logits))
-                or counted_rows_in_range(job, &job.x, 1, False))
+        if activations_in_range(&every, np.PyArray_SIZE(self.logits)) or values_fit(job, UNFIT_ACTIVATION):
+            return FIT
+        return UNFIT_ACTIVATION
 
     cdef double reduction_divisor(self, const Job* job) noexcept:
         cdef double total
@@ -319,23 +431,53 @@ cdef class Call:
         total = divisor_of(job, self.loss.reduction, self.loss.rowwise)
         return total if total != 0 else 1       # nothing counts: the loss is 0, the gradient 0 (or empty)
 
-    cdef double compute(self) except? -1:
-        """Allocate, check and run; returns the loss, where it is reduced."""
+    cdef int refuse(self, const Job* job, int unfit) except -1:
+        """Raise the error that says which value is out of range."""
+        cdef Py_ssize_t row = first_unfit_row(job, unfit)
+        cdef Py_ssize_t c = first_unfit_class(job, unfit, row)
+        cdef np.ndarray array = self.logits
+        shape = (<object>array).shape
+        demand = "not a non-negative finite number" if job.target_max > 1 else "not in [0, 1]"
+        if self.loss.rowwise:
+            place = place_of(row, shape[:self.axis] + shape[self.axis + 1:])
+            place = place[:self.axis] + (c,) + place[self.axis:]
+        else:
+            place = place_of(row, shape)
+        if unfit == UNFIT_ACTIVATION:
+            refuse_value(array, place, "probability", "not in [0, 1] (from_probabilities=True)")
+        array = self.weight if unfit == UNFIT_WEIGHT else self.targets
+        if np.PyArray_NDIM(array) < len(shape):
+            place = place[:self.axis] + place[self.axis + 1:]
+        if unfit == UNFIT_WEIGHT:
+            refuse_value(array, place, "sample_weight", "not a non-negative finite number")
+        if job.hard:
+            refuse_value(array, place, "class index", f"not a whole number from 0 to {job.k - 1} ({job.k} classes)")
+        refuse_value(array, place, "target probability" if self.loss.rowwise else "target", demand)
+        return 0
+
+    # an error that finds no memory for itself can get lost: no function below returns a number beside it
+    cdef int compute(self) except -1:
+        """Allocate, check and run."""
         cdef Job job
-        cdef bint fits
-        cdef double total
+        cdef int unfit
         cdef unsigned int flags = sl_get_flags()
         self.axis = counted_axis(self.logits, self.loss.axis)
         self.allocate()
-        fits = self.describe(&job) and self.values_fit(&job)
-        if fits:
-            job.divisor = self.reduction_divisor(&job)
+        if not self.describe(&job):
+            refuse_shapes(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
+                          self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
+        unfit = self.unfit_values(&job)
+        job.divisor = 1 if unfit else self.reduction_divisor(&job)
         sl_set_flags(flags)
-        if not fits:
-            refuse(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
-                   self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
-        total = run(&job, &self.loss.kernel.functions, self)
-        return total / job.divisor
+        if unfit:
+            self.refuse(&job, unfit)
+        self.value = run(&job, &self.loss.kernel.functions, self) / job.divisor
+        if self.want & WANT_STATS:
+            # before a result is copied to where the targets are
+            with nogil:
+                self.correct = correct_rows(&job) if self.loss.rowwise else correct_elements(&job)
+            sl_set_flags(flags)
+        return 0
 
     cdef object run(self, object out, object hess, object probabilities):
         """The results; `out`, `hess` and `probabilities` are the caller's arrays for them, or None."""
@@ -347,15 +489,12 @@ cdef class Call:
             raise ValueError("out shares memory with another array to write to")
         if self.grad is not None and self.probabilities is not None and not disjoint(self.grad, self.probabilities):
             raise ValueError("probabilities shares memory with another array to write to")
-        value = self.compute()
-        if self.losses is not None:
-            value = returned(self.losses)
+        self.compute()
+        value = self.value if self.losses is None else returned(self.losses)
         if self.want & WANT_STATS:
-            # before an output is written over the targets
-            correct = count_correct(self.loss, self.targets, self.weight, self.mask, self.predicted, self.lse)
             if probabilities is not None:
                 delivered(probabilities, self.probabilities)
-            stats = Stats(self.predicted, correct, self.lse, self.entropy, probabilities)
+            stats = Stats(self.predicted, self.correct, self.lse, self.entropy, probabilities)
         if self.want & WANT_HESS:
             return delivered(out, self.grad), delivered(hess, self.hess)
         if not self.want & WANT_LOSS:

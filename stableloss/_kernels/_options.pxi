@@ -41,10 +41,12 @@ cdef struct Settings:
     bint from_probabilities         # the logits are given as activations
 
 
-cdef double number_of(dict options, str name, double neutral) except? -1:
-    """An option as a number; `neutral` where it is None or another loss's."""
+cdef int read_number(dict options, str name, double* number) except -1:
+    """An option as a number; left as it is where the option is None or another loss's."""
     value = options.get(name)
-    return neutral if value is None else value
+    if value is not None:
+        number[0] = value
+    return 0
 
 
 cdef np.ndarray doubles(tuple numbers):
@@ -66,7 +68,7 @@ cdef Settings PLAIN
 set_neutral(&PLAIN)
 
 
-cdef int bounded_axis(object axis) except? -1:
+cdef int bounded_axis(object axis) except -9999:
     """An axis as a C integer; one that no array has stays such."""
     return max(<object>-NO_AXIS - 1, min(<object>NO_AXIS, axis))
 
@@ -95,14 +97,14 @@ cdef class Loss:
         self.require_configured()
         return self.options
 
-    def _set(self, LossKernel kernel not None, dict options not None, bint rowwise, double target_max):
+    def _set(self, LossKernel kernel not None, dict options not None, double target_max):
         """Take over options that the class has checked."""
         if self.kernel is not None:
             raise AttributeError(f"{type(self).__name__} is immutable: its options cannot be set again")
         if kernel.functions.single == NULL:
             raise TypeError("a kernel that was not made by the kernels")
         self.reduction = REDUCTIONS[options["reduction"]]
-        self.rowwise = rowwise
+        self.rowwise = kernel.rowwise
         self.target_max = target_max
         self.axis = -1
         if "axis" in options:
@@ -128,13 +130,13 @@ cdef class Loss:
     cdef int set_numbers(self, dict options) except -1:
         cdef Settings* o = &self.settings
         set_neutral(o)
-        o.logit_clip = number_of(options, "logit_clip", o.logit_clip)
-        o.logit_scale = number_of(options, "logit_scale", o.logit_scale)
-        o.softcap = number_of(options, "softcap", 0)
-        o.label_smoothing = number_of(options, "label_smoothing", 0)
-        o.focal_gamma = number_of(options, "focal_gamma", 0)
-        o.z_loss = number_of(options, "z_loss", 0)
-        o.from_probabilities = number_of(options, "from_probabilities", 0) != 0
+        read_number(options, "logit_clip", &o.logit_clip)
+        read_number(options, "logit_scale", &o.logit_scale)
+        read_number(options, "softcap", &o.softcap)
+        read_number(options, "label_smoothing", &o.label_smoothing)
+        read_number(options, "focal_gamma", &o.focal_gamma)
+        read_number(options, "z_loss", &o.z_loss)
+        o.from_probabilities = bool(options.get("from_probabilities"))
         if options.get("focal_alpha") is not None:
             o.positive = options["focal_alpha"]
             o.negative = 1 - o.positive
