@@ -26,6 +26,8 @@ FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-
 ALWAYS_INLINE = (
     [] if sys.platform == "win32" else [("CYTHON_INLINE", "__inline__ __attribute__((always_inline))")]
 )
+# Cython 3.3 releases what it has not set yet where a constructor's keywords find no memory.
+NO_VECTORCALL_NEW = ("CYTHON_VECTORCALL_TPNEW", "0")
 KERNELS = Path("stableloss", "_kernels")
 
 
@@ -82,7 +84,7 @@ def extension(level, flags):
         f"stableloss._{level}",
         [str(stub)],
         include_dirs=[numpy.get_include(), str(KERNELS)],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *ALWAYS_INLINE],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), NO_VECTORCALL_NEW, *ALWAYS_INLINE],
         extra_compile_args=[*FLAGS, *flags],
         depends=[*(str(KERNELS / name) for name in bodies), *map(str, sorted(KERNELS.glob("*.h")))],
     )

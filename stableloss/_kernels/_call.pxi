@@ -258,6 +258,7 @@ cdef Py_ssize_t first_unfit_class(const Job* job, int what, Py_ssize_t row) noex
 @cython.final
 @cython.no_gc
 @cython.freelist(8)
+@cython.auto_pickle(False)
 cdef class Call:
     """A call of a loss: its arguments as arrays, and its results. It keeps their memory alive."""
 

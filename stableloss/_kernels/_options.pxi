@@ -76,6 +76,7 @@ cdef int bounded_axis(object axis) except -9999:
 cdef class LossKernel
 
 
+@cython.auto_pickle(False)
 cdef class Loss:
     """What the kernels know of a loss; the classes of losses.py derive from it. It is configured once."""
 
