@@ -14,8 +14,8 @@ def sigmoid(x: Any, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
-        rounded once, all else as float64.
+        Real numbers of any shape, which must not change during the call. float32 is computed as float32,
+        float16 and bfloat16 likewise and rounded once, all else as float64.
     out : ndarray, optional
         Array of the result's shape and dtype to write to; ``out=x`` works in place.
 
@@ -27,7 +27,8 @@ def sigmoid(x: Any, out: Any = None) -> Any:
     Raises
     ------
     TypeError
-        If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
+        If `x` does not hold real numbers or is a masked array, or `out` is not an array of the result's
+        dtype.
     ValueError
         If `out` has another shape or is read-only.
 
@@ -63,8 +64,8 @@ def log_sigmoid(x: Any, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
-        rounded once, all else as float64.
+        Real numbers of any shape, which must not change during the call. float32 is computed as float32,
+        float16 and bfloat16 likewise and rounded once, all else as float64.
     out : ndarray, optional
         Array of the result's shape and dtype to write to; ``out=x`` works in place.
 
@@ -76,7 +77,8 @@ def log_sigmoid(x: Any, out: Any = None) -> Any:
     Raises
     ------
     TypeError
-        If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
+        If `x` does not hold real numbers or is a masked array, or `out` is not an array of the result's
+        dtype.
     ValueError
         If `out` has another shape or is read-only.
 
@@ -110,8 +112,8 @@ def softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
-        rounded once, all else as float64.
+        Real numbers of any shape, which must not change during the call. float32 is computed as float32,
+        float16 and bfloat16 likewise and rounded once, all else as float64.
     axis : int, default: -1
         The axis of the classes.
     out : ndarray, optional
@@ -126,7 +128,8 @@ def softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     Raises
     ------
     TypeError
-        If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
+        If `x` does not hold real numbers or is a masked array, or `out` is not an array of the result's
+        dtype.
     ValueError
         If `x` is empty along the axis, or `out` has another shape or is read-only.
 
@@ -162,8 +165,8 @@ def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
-        rounded once, all else as float64.
+        Real numbers of any shape, which must not change during the call. float32 is computed as float32,
+        float16 and bfloat16 likewise and rounded once, all else as float64.
     axis : int, default: -1
         The axis of the classes.
     out : ndarray, optional
@@ -177,7 +180,8 @@ def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     Raises
     ------
     TypeError
-        If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
+        If `x` does not hold real numbers or is a masked array, or `out` is not an array of the result's
+        dtype.
     ValueError
         If `x` is empty along the axis, or `out` has another shape or is read-only.
 
@@ -211,8 +215,8 @@ def logsumexp(x: Any, axis: int = -1, out: Any = None) -> Any:
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
-        rounded once, all else as float64.
+        Real numbers of any shape, which must not change during the call. float32 is computed as float32,
+        float16 and bfloat16 likewise and rounded once, all else as float64.
     axis : int, default: -1
         The axis to sum over; the result does not have it.
     out : ndarray, optional
@@ -226,7 +230,8 @@ def logsumexp(x: Any, axis: int = -1, out: Any = None) -> Any:
     Raises
     ------
     TypeError
-        If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
+        If `x` does not hold real numbers or is a masked array, or `out` is not an array of the result's
+        dtype.
     ValueError
         If `x` is empty along the axis, or `out` has another shape or is read-only.
 

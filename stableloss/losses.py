@@ -185,6 +185,18 @@ class _Loss(kernels.Loss):
         with_stats: Literal[True],
         probabilities: np.ndarray | None = ...,
     ) -> tuple[Value, Stats]: ...
+    @overload
+    def __call__(
+        self,
+        logits: Any,
+        targets: Any,
+        *,
+        sample_weight: Any = ...,
+        mask: Any = ...,
+        denominator: float | None = ...,
+        with_stats: bool,
+        probabilities: np.ndarray | None = ...,
+    ) -> Value | tuple[Value, Stats]: ...
     @implemented_by(kernels.value)
     def __call__(
         self,
@@ -231,9 +243,14 @@ class _Loss(kernels.Loss):
         Raises
         ------
         TypeError
-            If an argument does not hold real numbers, or `mask` is not bool.
+            If an argument does not hold real numbers or is a masked array, or `mask` is not bool.
         ValueError
             If shapes do not agree, or a target, weight or denominator is out of range.
+
+        Notes
+        -----
+        Inputs must not change during a call; if they do, results are undefined but nothing is read or
+        written outside the arrays. An array must not be resized meanwhile.
         """
 
     @overload
@@ -262,6 +279,19 @@ class _Loss(kernels.Loss):
         with_stats: Literal[True],
         probabilities: np.ndarray | None = ...,
     ) -> tuple[Value, np.ndarray, Stats]: ...
+    @overload
+    def value_and_grad(
+        self,
+        logits: Any,
+        targets: Any,
+        *,
+        sample_weight: Any = ...,
+        mask: Any = ...,
+        denominator: float | None = ...,
+        out: np.ndarray | None = ...,
+        with_stats: bool,
+        probabilities: np.ndarray | None = ...,
+    ) -> tuple[Value, np.ndarray] | tuple[Value, np.ndarray, Stats]: ...
     @implemented_by(kernels.value_and_grad)
     def value_and_grad(
         self,
@@ -301,11 +331,15 @@ class _Loss(kernels.Loss):
         Raises
         ------
         TypeError
-            If an argument does not hold real numbers, `mask` is not bool, or `out` is not an array of
-            the result's dtype.
+            If an argument does not hold real numbers or is a masked array, `mask` is not bool, or `out`
+            is not an array of the result's dtype.
         ValueError
             If shapes do not agree, a target, weight or denominator is out of range, or `out` is
             read-only. Nothing has been written to `out` then.
+
+        Notes
+        -----
+        Neither inputs nor `out` may change during a call, as for calling the loss.
         """
 
     @implemented_by(kernels.grad_and_hess)

@@ -581,6 +581,33 @@ def test_reduction_is_kept_as_a_plain_string():
             sl.SoftmaxCE(reduction=value)
 
 
+def test_the_range_of_targets_is_that_of_the_class():
+    """Nothing else knows it: a loss by element may take any non-negative target, one by row none above 1."""
+
+    class Counts(sl.losses._Loss):
+        __slots__ = ()
+        _stem = "sigmoid_mse"
+        _target_range = (0.0, np.inf)
+
+    class Shares(sl.losses._Loss):
+        __slots__ = ()
+        _stem = "softmax_mse"
+        _target_range = (0.0, 1.0)
+
+    logits, targets = np.zeros((2, 3)), np.array([[0, 1, 0.5], [0, 7, 0]])
+    assert Counts(reduction="sum")(logits, targets) == ((0.5 - targets) ** 2).sum() / 2
+    for bad in (-1.0, np.inf, np.nan):
+        targets[1, 1] = bad
+        with pytest.raises(
+            ValueError, match=rf"target at \(1, 1\) is {bad}, not a non-negative finite number"
+        ):
+            Counts()(logits, targets)
+    targets[1, 1] = 7
+    with pytest.raises(ValueError, match=r"target probability at \(1, 1\) is 7.0, not in \[0, 1\]"):
+        Shares()(logits, targets)
+    assert (Counts._rowwise, Shares._rowwise) == (False, True)
+
+
 @pytest.mark.parametrize("value", [np.array([1, 0]), [], None, "yes", 2, 0.5])
 def test_a_flag_is_true_or_false(value):
     with pytest.raises(TypeError, match="from_probabilities must be True or False"):
