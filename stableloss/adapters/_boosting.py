@@ -92,12 +92,17 @@ def metric(function: Callable[..., Any], loss: Any) -> Callable[..., Any]:
     return functools.partial(function, loss)
 
 
+def unwrapped(given: Any) -> Any:
+    """The loss, of what `objective` returns."""
+    ours = isinstance(given, functools.partial) and given.func is _derivatives
+    return given.args[0] if ours else given
+
+
 def loss_of(given: Any) -> Any:
     """The loss of a classifier's `objective`: None, a loss, or what `objective` returns."""
-    if isinstance(given, functools.partial) and given.func is _derivatives:
-        return given.args[0]
-    if given is None or isinstance(given, LOSSES):
-        return given
+    loss = unwrapped(given)
+    if loss is None or isinstance(loss, LOSSES):
+        return loss
     raise TypeError(
         f"objective is {given!r}, neither a loss of stableloss, such as sl.SoftmaxCE(), nor objective(loss); "
         "the library's own objectives are for its own classifier"
@@ -260,6 +265,6 @@ def _require_margins_for(loss: Any, margins: np.ndarray, labels: np.ndarray) -> 
         )
     if not is_softmax(loss) and outputs > 1 and labels.size == len(margins):
         raise ValueError(
-            f"{loss!r} needs labels of shape {margins.shape}, one for each margin, and got {labels.shape}: for "
+            f"{loss!r} needs a label for each margin, of shape {margins.shape}, not {labels.shape}; for "
             "classes that exclude each other take a softmax loss"
         )

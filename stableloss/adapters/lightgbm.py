@@ -37,8 +37,14 @@ LOG_LOSSES = ("logloss", "binary_logloss", "multi_logloss")
 # that are the same for margins as for probabilities
 OF_MARGINS = ("auc", "auc_mu", "average_precision", "multi_error")
 NO_METRIC = ("", "None", "none", "null", "custom", "na")
-# which a custom objective makes LightGBM ignore
-WITHOUT_EFFECT = ("scale_pos_weight", "is_unbalance", "unbalance", "unbalanced_sets", "sigmoid")
+# which LightGBM ignores with a custom objective, and the values at which that does not matter
+WITHOUT_EFFECT = {
+    "scale_pos_weight": 1,
+    "sigmoid": 1,
+    "is_unbalance": False,
+    "unbalance": False,
+    "unbalanced_sets": False,
+}
 FIT = inspect.signature(LGBMClassifier.fit)
 
 
@@ -123,16 +129,17 @@ class StableLGBMClassifier(LGBMClassifier):
     """
 
     # Of LGBMClassifier's private parts this class overrides _process_params, by which it settles the
-    # parameters of the booster, and sets _objective there, by which it knows a custom objective.
+    # parameters of the booster, and sets _objective there, by which it knows a custom objective. Names of
+    # its own must not be an underscore and a parameter of LightGBM: set_params sets those as well.
 
     @functools.wraps(LGBMClassifier.fit)
     def fit(self, *args: Any, **options: Any) -> StableLGBMClassifier:
         call = FIT.bind(self, *args, **options)
-        call.arguments["eval_metric"] = self._metrics(call.arguments.get("eval_metric"))
+        call.arguments["eval_metric"] = self._evaluated(call.arguments.get("eval_metric"))
         super().fit(*call.args[1:], **call.kwargs)
         return self
 
-    def _metrics(self, asked: Any) -> list[Any]:
+    def _evaluated(self, asked: Any) -> list[Any]:
         """What to evaluate: functions, and names that LightGBM evaluates as they should be."""
         loss = _boosting.loss_of(self.objective)
         options = self.get_params()
@@ -161,15 +168,15 @@ class StableLGBMClassifier(LGBMClassifier):
         if stage != "fit":
             return super()._process_params(stage)
         options = self.get_params()
-        for name in WITHOUT_EFFECT:
-            if options.get(name) not in (None, False, 1):
+        for name, neutral in WITHOUT_EFFECT.items():
+            if options.get(name) not in (None, neutral):
                 raise ValueError(
                     f"{name} does nothing with a custom objective: pass class_weight, or "
                     "objective=sl.SigmoidBCE(...) with pos_weight or logit_scale"
                 )
         loss = _boosting.loss_of(self.objective)
-        self._loss = loss or _boosting.default_loss(self._n_classes > 2)
-        ours = objective(self._loss) if self.objective is loss else self.objective
+        self._fitted_loss = loss or _boosting.default_loss(self._n_classes > 2)
+        ours = objective(self._fitted_loss) if self.objective is loss else self.objective
         self._objective = ours
         params: dict[str, Any] = super()._process_params(stage)
         if self._objective is not ours:
@@ -178,7 +185,7 @@ class StableLGBMClassifier(LGBMClassifier):
         # Resetting the objective, which it does to take custom gradients, LightGBM wants at least one
         # feature, and this filter drops all that the least size of a leaf leaves no split.
         params.setdefault("feature_pre_filter", False)
-        if _boosting.is_softmax(self._loss):
+        if _boosting.is_softmax(self._fitted_loss):
             params["num_class"] = max(self._n_classes, 2)
         return params
 
@@ -229,9 +236,9 @@ class StableLGBMClassifier(LGBMClassifier):
             validate_features,
             **options,
         )
-        return result if asked else _boosting.probabilities(self._loss, result)
+        return result if asked else _boosting.probabilities(self._fitted_loss, result)
 
     def decision_function(self, X: Any, **options: Any) -> np.ndarray:
         """Margins, one for two classes; `options` are those of LGBMClassifier.predict."""
         margins = self.predict_proba(X, raw_score=True, **options)
-        return _boosting.decisions(self._loss, margins)
+        return _boosting.decisions(self._fitted_loss, margins)

@@ -151,21 +151,21 @@ class StableXGBClassifier(XGBClassifier):
                     (valid_x, codes if valid_y is y else encoder.transform(valid_y))
                     for valid_x, valid_y in options["eval_set"]
                 ]
-        self._loss = loss or _boosting.default_loss(encoder is not None and len(encoder.classes_) > 2)
-        self._labels = None
+        self._fitted_loss = loss or _boosting.default_loss(encoder is not None and len(encoder.classes_) > 2)
+        self._fitted_labels = None
         try:
             if not callable(self.objective) or self.objective is loss:
-                self.objective = objective(self._loss)
+                self.objective = objective(self._fitted_loss)
             if self.eval_metric is None and loss is not None:
                 self.eval_metric = metric(loss)
             super().fit(X, codes, **options)
         finally:
             self.objective, self.eval_metric = given
-        self._labels = None if encoder is None else encoder.classes_
+        self._fitted_labels = None if encoder is None else encoder.classes_
         return self
 
     def _configure_fit(self, booster: Any, params: dict[str, Any], *others: Any) -> Any:
-        if self.n_classes_ <= 2 and _boosting.is_softmax(self._loss):
+        if self.n_classes_ <= 2 and _boosting.is_softmax(self._fitted_loss):
             params = {**params, "objective": "multi:softprob", "num_class": 2}
         if self.eval_metric is not None:
             params = {**params, "disable_default_eval_metric": True}
@@ -173,7 +173,7 @@ class StableXGBClassifier(XGBClassifier):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = not _boosting.is_softmax(_boosting.loss_of(self.objective))
+        tags.classifier_tags.multi_label = not _boosting.is_softmax(_boosting.unwrapped(self.objective))
         return tags
 
     def _refuse_what_has_no_effect(self) -> None:
@@ -190,7 +190,7 @@ class StableXGBClassifier(XGBClassifier):
     @property
     def classes_(self) -> np.ndarray:
         """The labels of `y`, in order; of a model loaded from a file, their numbers."""
-        labels = getattr(self, "_labels", None)
+        labels = getattr(self, "_fitted_labels", None)
         return super().classes_ if labels is None else labels
 
     def predict(self, X: Any, *, output_margin: bool = False, **options: Any) -> np.ndarray:
@@ -198,8 +198,8 @@ class StableXGBClassifier(XGBClassifier):
         margins = super().predict(X, output_margin=True, **options)
         if output_margin:
             return margins
-        probabilities = _boosting.probabilities(self._loss, margins)
-        if margins.ndim == 2 and not _boosting.is_softmax(self._loss):
+        probabilities = _boosting.probabilities(self._fitted_loss, margins)
+        if margins.ndim == 2 and not _boosting.is_softmax(self._fitted_loss):
             return (probabilities > 0.5).astype(int)
         return self.classes_[probabilities.argmax(axis=1)]
 
@@ -214,12 +214,12 @@ class StableXGBClassifier(XGBClassifier):
             base_margin=base_margin,
             iteration_range=iteration_range,
         )
-        return _boosting.probabilities(self._loss, margins)
+        return _boosting.probabilities(self._fitted_loss, margins)
 
     def decision_function(self, X: Any, **options: Any) -> np.ndarray:
         """Margins, one for two classes; `options` are those of XGBClassifier.predict."""
         margins = super().predict(X, output_margin=True, **options)
-        return _boosting.decisions(self._loss, margins)
+        return _boosting.decisions(self._fitted_loss, margins)
 
     def load_model(self, fname: Any) -> None:
         """Load a model, as XGBClassifier.load_model; `objective` stays, and says how to predict."""
@@ -229,5 +229,5 @@ class StableXGBClassifier(XGBClassifier):
             exclusive = self.objective.startswith("multi:")
         finally:
             self.objective = given
-        self._loss = _boosting.loss_of(given) or _boosting.default_loss(exclusive)
-        self._labels = None
+        self._fitted_loss = _boosting.loss_of(given) or _boosting.default_loss(exclusive)
+        self._fitted_labels = None
