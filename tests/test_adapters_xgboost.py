@@ -333,6 +333,21 @@ def test_weighted_metrics(reduction, scale):
     np.testing.assert_allclose(metric(loss)(codes, margins, weight[:, 0]), total / divisor, rtol=1e-12)
 
 
+def test_no_rows():
+    """As XGBoost calls them on a worker that has none, whatever the number of classes."""
+    none = np.zeros(0, np.float32)
+    for hessian in HESSIANS:
+        for array in objective(sl.sigmoid_bce, hessian)(none, none):
+            assert array.shape == (0,)
+        for array in objective(sl.softmax_ce, hessian)(none, none.reshape(0, 3)):
+            assert array.shape == (0, 3)
+        with pytest.raises(ValueError, match="leave no worker without rows to train on"):
+            objective(sl.softmax_ce, hessian)(none, none)
+    for loss in (sl.sigmoid_bce, sl.SoftmaxCE(class_weight=[1, 2, 3]), sl.SoftmaxCE(reduction="sum")):
+        for weight in (None, none):
+            assert metric(loss)(none, none, weight) == 0
+
+
 def test_data_set_refuses_missing_labels():
     """Which the docstring of `objective` says."""
     with pytest.raises(xgb.core.XGBoostError, match="Label contains NaN"):

@@ -130,6 +130,8 @@ def value(loss: Any, first: Any, second: Any, sample_weight: Any) -> float:
 def value_and_divisor(loss: Any, first: Any, second: Any, sample_weight: Any) -> tuple[float, float]:
     """The loss and what it has been divided by; 0 where nothing counts."""
     margins, targets, weight, counts = _arguments(loss, first, second, sample_weight)
+    if not len(margins):
+        return 0.0, 0.0
     if loss.reduction == "sum":
         return loss(margins, targets, sample_weight=weight, mask=counts), 1.0
     divisor = _divisor(loss, margins, targets, weight, counts)
@@ -169,6 +171,11 @@ def _derivatives(
     loss: Any, hessian: str, first: Any, second: Any, sample_weight: Any = None
 ) -> tuple[np.ndarray, np.ndarray]:
     margins, targets, weight, counts = _arguments(loss, first, second, sample_weight)
+    if not len(margins) and is_softmax(loss) and margins.shape[1] == 1:
+        raise ValueError(
+            "there are no rows, and XGBoost, which wants a gradient of as many columns as there are "
+            "classes, does not tell their number: leave no worker without rows to train on"
+        )
     grad, hess = loss.grad_and_hess(margins, targets, sample_weight=weight, mask=counts)
     if hessian != "exact":
         if getattr(loss, "focal_gamma", 0):
@@ -253,6 +260,8 @@ def _arguments(
 def _require_margins_for(loss: Any, margins: np.ndarray, labels: np.ndarray) -> None:
     """As many as the loss needs; the errors say what to set in which library."""
     outputs = margins.shape[1]
+    if not len(margins):
+        return
     if is_softmax(loss) and outputs == 1:
         classes = 2
         if labels.dtype.kind in "iuf" and np.isfinite(labels).any():
