@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 from sklearn.metrics import f1_score, get_scorer
@@ -320,8 +321,27 @@ class ClassifierContract:
         x, y = two_classes()
         model = self.model(sl.SigmoidBCE(logit_scale=3.0)).fit(x, y)
         expected = model.predict_proba(x)
-        model.set_params(objective=sl.softmax_ce)
-        np.testing.assert_array_equal(model.predict_proba(x), expected)
+        for later in (sl.softmax_ce, None):
+            model.set_params(objective=later)
+            np.testing.assert_array_equal(model.predict_proba(x), expected)
+
+    def test_the_reduction_plays_no_part(self):
+        x, y = two_classes()
+        model = self.model(sl.SigmoidBCE(reduction="none"))
+        expected = self.model(sl.sigmoid_bce).fit(x, y).predict_proba(x)
+        np.testing.assert_array_equal(model.fit(x, y).predict_proba(x), expected)
+        with pytest.raises(ValueError, match="a metric is one number"):
+            model.fit(x, y, eval_set=[(x, y)], **self.quiet)
+
+    def test_weights_in_metadata_routing(self):
+        """By the signature of `fit`."""
+        x, y = two_classes()
+        weight = weights(len(y))
+        with sklearn.config_context(enable_metadata_routing=True):
+            model = self.model().set_fit_request(sample_weight=True).set_score_request(sample_weight=False)
+            search = GridSearchCV(model, {"n_estimators": [5]}, cv=3).fit(x, y, sample_weight=weight)
+        expected = self.model(n_estimators=5).fit(x, y, sample_weight=weight).predict_proba(x)
+        np.testing.assert_array_equal(search.predict_proba(x), expected)
 
     @pytest.mark.parametrize("given", ["binary", "binary:logistic", lambda labels, margins: None, 3])
     def test_other_objectives_are_refused(self, given):

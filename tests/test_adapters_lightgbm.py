@@ -314,9 +314,10 @@ class TestClassifier(ClassifierContract):
         x, y = two_classes()
         loss = sl.SigmoidBCE(logit_scale=2.0)
         weight = weights(len(y))
-        names = ["logloss", "auc", "average_precision"]
+        names = ["logloss", "auc", "binary_logloss", "average_precision"]
         model = self.model(loss, metric="auc")
         model.fit(x, y, sample_weight=weight, eval_set=[(x, y)], eval_metric=[*names, metric(loss)])
+        assert all(len(values) == 10 for values in self.history(model).values())
         values = {name: last for name, (*_, last) in self.history(model).items()}
         assert values.keys() == {"binary_logloss", "auc", "average_precision", "SigmoidBCE"}
         positive = y == "malignant"

@@ -50,7 +50,7 @@ def objective(loss: Any, hessian: str = "exact") -> Callable[..., tuple[np.ndarr
     -----
     A label of NaN is missing: gradient and Hessian are 0 there, as at a weight of 0. For a softmax loss a
     row of label probabilities is missing if one of them is. Neither library keeps NaN among the labels of
-    a data set: XGBoost refuses it, and **LightGBM turns it into 0 without a word**; nor does either keep a
+    a data set: XGBoost refuses it, and **LightGBM turns it into 0 without a word**. Nor does either keep a
     weight per row and label, nor LightGBM several labels per row. All of these go into a call with labels
     and weights of one's own, of the shape of the margins::
 
@@ -60,6 +60,9 @@ def objective(loss: Any, hessian: str = "exact") -> Callable[..., tuple[np.ndarr
 
         own = lambda margins, data: of_labels(labels, margins, weights)
         lgb.train({"objective": own, "num_class": labels.shape[1]}, lgb.Dataset(X, np.zeros(len(X))))
+
+    What a data set does keep is the `ignore_index` of a loss, which XGBoost's own metrics refuse
+    (``disable_default_eval_metric``).
 
     The exact Hessian of a focal loss is negative where the true class is very improbable: for two
     classes and a gamma of 2, below a probability of 0.06. Trees do not split rows whose Hessians add

@@ -132,36 +132,45 @@ class StableLGBMClassifier(LGBMClassifier):
     # parameters of the booster, and sets _objective there, by which it knows a custom objective. Names of
     # its own must not be an underscore and a parameter of LightGBM: set_params sets those as well.
 
-    @functools.wraps(LGBMClassifier.fit)
+    @functools.wraps(LGBMClassifier.fit, assigned=())
     def fit(self, *args: Any, **options: Any) -> StableLGBMClassifier:
+        """Fit to X and y; all parameters of LGBMClassifier.fit."""
         call = FIT.bind(self, *args, **options)
-        call.arguments["eval_metric"] = self._evaluated(call.arguments.get("eval_metric"))
+        call.arguments["eval_metric"] = self._evaluated(call.arguments)
         super().fit(*call.args[1:], **call.kwargs)
         return self
 
-    def _evaluated(self, asked: Any) -> list[Any]:
+    def _evaluated(self, arguments: Any) -> list[Any]:
         """What to evaluate: functions, and names that LightGBM evaluates as they should be."""
         loss = _boosting.loss_of(self.objective)
+        log_loss = functools.partial(_log_loss, loss)
         options = self.get_params()
-        found: list[Any] = []
-        for metrics in (asked, *(options.get(name) for name in ("metric", "metrics", "metric_types"))):
+        asked: list[Any] = []
+        for metrics in (
+            arguments.get("eval_metric"),
+            *(options.get(name) for name in ("metric", "metrics", "metric_types")),
+        ):
             if isinstance(metrics, str):
                 metrics = metrics.split(",")
-            found += [metrics] if callable(metrics) else metrics or []
-        if not found:
-            return [functools.partial(_log_loss, None) if loss is None else metric(loss)]
-        result = []
-        for name in found:
-            if callable(name) or name in OF_MARGINS:
-                result.append(name)
-            elif name in LOG_LOSSES:
-                result.append(functools.partial(_log_loss, loss))
-            elif name not in NO_METRIC:
+            asked += [metrics] if callable(metrics) else metrics or []
+        if not asked:
+            if arguments.get("eval_set") is None and arguments.get("eval_X") is None:
+                return []
+            return [log_loss if loss is None else metric(loss)]
+        result: list[Any] = []
+        for name in asked:
+            if name in LOG_LOSSES:
+                name = log_loss
+            elif name in NO_METRIC:
+                continue
+            elif not callable(name) and name not in OF_MARGINS:
                 raise ValueError(
                     f"eval_metric is {name!r}, for which LightGBM would take margins for probabilities: "
                     "leave it out for the loss itself, or pass metric(loss), a function, or one of "
                     f"{', '.join(LOG_LOSSES + OF_MARGINS)}"
                 )
+            if name not in result:
+                result.append(name)
         return result
 
     def _process_params(self, stage: str) -> dict[str, Any]:

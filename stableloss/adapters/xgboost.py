@@ -124,8 +124,9 @@ class StableXGBClassifier(XGBClassifier):
     def __init__(self, *, objective: Any = None, **options: Any) -> None:
         super().__init__(objective=objective, **options)
 
-    @functools.wraps(XGBClassifier.fit)
+    @functools.wraps(XGBClassifier.fit, assigned=())
     def fit(self, X: Any, y: Any, **options: Any) -> StableXGBClassifier:
+        """Fit to X and y, labels of any kind; all parameters of XGBClassifier.fit."""
         # the native interface works without scikit-learn
         from sklearn.preprocessing import LabelEncoder
         from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -156,7 +157,7 @@ class StableXGBClassifier(XGBClassifier):
         try:
             if not callable(self.objective) or self.objective is loss:
                 self.objective = objective(self._fitted_loss)
-            if self.eval_metric is None and loss is not None:
+            if self.eval_metric is None and loss is not None and options.get("eval_set") is not None:
                 self.eval_metric = metric(loss)
             super().fit(X, codes, **options)
         finally:
