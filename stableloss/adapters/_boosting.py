@@ -271,9 +271,9 @@ def _require_margins_for(loss: Any, margins: np.ndarray, labels: np.ndarray) -> 
             classes = max(2, int(np.nanmax(labels)) + 1)
         raise ValueError(
             f"{loss!r} needs a margin for each class, but a row has one. StableLGBMClassifier and "
-            f"StableXGBClassifier see to it; elsewhere pass num_class={classes}: to LGBMClassifier with "
-            'metric="None", to XGBClassifier with disable_default_eval_metric=True, to lightgbm.train and '
-            "xgboost.train among the parameters"
+            "StableXGBClassifier see to it, and return probabilities; elsewhere pass "
+            f'num_class={classes}: to LGBMClassifier with metric="None", to XGBClassifier with '
+            "disable_default_eval_metric=True, to lightgbm.train and xgboost.train among the parameters"
         )
     if not is_softmax(loss) and outputs > 1 and labels.size == len(margins):
         raise ValueError(

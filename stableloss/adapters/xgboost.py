@@ -12,8 +12,9 @@ The change in a program that trains with a built-in objective, through either in
 
 Leave the built-in objective in `params` ("binary:logistic" for a sigmoid loss): by it `predict` returns
 probabilities and `base_score` is one, 0.5 where not given. Without it both are margins, or classes.
-XGBClassifier sets it, always to "binary:logistic" for two classes. A softmax loss needs a margin per class:
-``num_class``, which XGBClassifier sets from 3 classes on, and StableXGBClassifier always.
+XGBClassifier sets it, for two classes to "binary:logistic", whatever the loss: a softmax loss on two classes
+is for StableXGBClassifier. A softmax loss needs a margin per class: ``num_class``, which XGBClassifier sets
+from 3 classes on, and StableXGBClassifier always.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class StableXGBClassifier(XGBClassifier):
         self._fitted_loss = loss or _boosting.default_loss(encoder is not None and len(encoder.classes_) > 2)
         self._fitted_labels = None
         try:
-            if not callable(self.objective) or self.objective is loss:
+            if self.objective is loss:
                 self.objective = objective(self._fitted_loss)
             if self.eval_metric is None and loss is not None and options.get("eval_set") is not None:
                 self.eval_metric = metric(loss)
@@ -184,7 +185,7 @@ class StableXGBClassifier(XGBClassifier):
                 "scale_pos_weight does nothing with a custom objective: pass "
                 f"objective=sl.SigmoidBCE(pos_weight={self.scale_pos_weight!r})"
             )
-        for name, option in getattr(self, "kwargs", {}).items():
+        for name, option in (getattr(self, "kwargs", None) or {}).items():
             if callable(option):
                 raise TypeError(f"XGBClassifier has no parameter {name}: pass objective={option!r}")
 
