@@ -60,7 +60,20 @@ def extension(level, flags):
     stub = Path("build", "stubs", f"_{level}.pyx")
     stub.parent.mkdir(parents=True, exist_ok=True)
     # shared parts (leading underscore) come first, in the order in which they build on each other
-    shared = ["_math.pxi", "_common.pxi", "_call.pxi", "_sigmoid.pxi", "_softmax.pxi", "_tiles.pxi"]
+    shared = [
+        "_math.pxi",
+        "_operand.pxi",
+        "_sums.pxi",
+        "_options.pxi",
+        "_job.pxi",
+        "_blocks.pxi",
+        "_checks.pxi",
+        "_call.pxi",
+        "_logits.pxi",
+        "_elements.pxi",
+        "_rows.pxi",
+        "_stats.pxi",
+    ]
     losses = [name for name in bodies if name not in shared]
     text = "".join(f'include "{name}"\n' for name in [*shared, *losses])
     if not stub.exists() or stub.read_text() != text:
@@ -68,10 +81,10 @@ def extension(level, flags):
     return Extension(
         f"stableloss._{level}",
         [str(stub)],
-        include_dirs=[numpy.get_include()],
+        include_dirs=[numpy.get_include(), str(KERNELS)],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *ALWAYS_INLINE],
         extra_compile_args=[*FLAGS, *flags],
-        depends=[str(KERNELS / name) for name in bodies],
+        depends=[*(str(KERNELS / name) for name in bodies), *map(str, sorted(KERNELS.glob("*.h")))],
     )
 
 

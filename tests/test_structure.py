@@ -96,7 +96,8 @@ def test_no_fast_math_flag():
 
 
 @pytest.mark.parametrize(
-    "pattern", ["stableloss/_kernels/*.pxi", "stableloss/*.pyx", "pyproject.toml", ".ci/run"]
+    "pattern",
+    ["stableloss/_kernels/*.pxi", "stableloss/_kernels/*.h", "stableloss/*.pyx", "pyproject.toml", ".ci/run"],
 )
 def test_no_fast_math_elsewhere(pattern):
     for path in REPOSITORY.glob(pattern):

@@ -1,177 +1,34 @@
-# exp and log1p as plain arithmetic that the compiler turns into SIMD, for float32 and float64.
-#
-# The same source gives the same bits on every level with fused multiply-add: each fma is written out
-# and the build passes -ffp-contract=off. The base level of x86-64 has no such instruction; there fma
-# is a product and a sum, and results may differ in the last bits.
-#
-# Polynomial coefficients are minimax fits (Remez, 60 digits) rounded to the type; the fitted error
-# stands with each set. The measured worst cases stand above each function.
+# The arithmetic of one element, for float32 and float64: exp, log1p, and sums and products with what their
+# rounding lost. Constants and their accuracy are in sl_math.h.
 
+cimport cython
+cimport numpy as np
 from libc.stdint cimport (
     int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <string.h>
+np.import_array()
 
-    #if defined(__FMA__) || defined(__aarch64__)
-    #define SL_FMAF(a, b, c) __builtin_fmaf(a, b, c)
-    #define SL_FMA(a, b, c) __builtin_fma(a, b, c)
-    #define SL_PRODUCT_ERRORF(a, b, product) __builtin_fmaf(a, b, -(product))
-    #define SL_PRODUCT_ERROR(a, b, product) __builtin_fma(a, b, -(product))
-    #else
-    #define SL_FMAF(a, b, c) ((a) * (b) + (c))
-    #define SL_FMA(a, b, c) ((a) * (b) + (c))
-    #define SL_PRODUCT_ERRORF(a, b, product) ((float)((double)(a) * (b) - (product)))
-    /* Dekker's splitting; it overflows, and then no correction is made, from 2**996 */
-    static inline double SL_PRODUCT_ERROR(double a, double b, double product) {
-        double t = a * 134217729.0, a_hi = t - (t - a), a_lo = a - a_hi;    /* 2**27 + 1 */
-        double u = b * 134217729.0, b_hi = u - (u - b), b_lo = b - b_hi;
-        double error = ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo;
-        return error - error == 0 ? error : 0;
-    }
-    #endif
+cdef extern from "sl_platform.h":
+    const float SL_INFINITY
+    float SL_ABSF(float) noexcept nogil
+    double SL_ABS(double) noexcept nogil
+    void* sl_get_scratch() noexcept nogil
+    unsigned int sl_get_flags() noexcept nogil
+    void sl_set_flags(unsigned int) noexcept nogil
+    Py_ssize_t SL_TAKE(Py_ssize_t*) noexcept nogil
+    bint SL_ISFINITE(double) noexcept nogil
+    uint32_t sl_bits_from_float(float) noexcept nogil
+    uint64_t sl_bits_f64(double) noexcept nogil
 
-    /* 1.5 * 2**(mantissa bits) rounds an added number to an integer n; the exponent bias on top
-       leaves n + bias in the low bits, ready to be shifted into the exponent field. */
-    #define SL_MAGIC_F32 0x1.8000fep+23f                /* 12583039 */
-    #define SL_MAGIC_F64 0x1.80000000003ffp+52          /* 6755399441056767 */
-
-    #define SL_INFINITY __builtin_inff()
-    #define SL_ABSF(x) __builtin_fabsf(x)
-    #define SL_ABS(x) __builtin_fabs(x)
-
-    /* exp_shifted returns its result times UNIT: a sum over 10**9 classes, each far below the smallest
-       normal number, may itself lie above it. The limit is that of exp_shifted's own underflow. */
-    #define SL_UNIT_F32 0x1p32f
-    #define SL_UNIT_F64 0x1p64
-    #define SL_UNIT_MAGIC_F32 0x1.80013ep+23f           /* 12583071 */
-    #define SL_UNIT_MAGIC_F64 0x1.800000000043fp+52     /* 6755399441056831 */
-    #define SL_UNIT_MIN_F32 -0x1.b611aap+6f             /* -109.517250 */
-    #define SL_UNIT_MIN_F64 -0x1.786100d6a6071p+9       /* -752.7578380881006 */
-
-    static inline float sl_pow2_f32(float shifted) {
-        uint32_t bits;
-        memcpy(&bits, &shifted, sizeof bits);
-        bits <<= 23;
-        memcpy(&shifted, &bits, sizeof bits);
-        return shifted;
-    }
-    static inline double sl_pow2_f64(double shifted) {
-        uint64_t bits;
-        memcpy(&bits, &shifted, sizeof bits);
-        bits <<= 52;
-        memcpy(&shifted, &bits, sizeof bits);
-        return shifted;
-    }
-    static inline uint64_t sl_bits_f64(double x) {
-        uint64_t bits;
-        memcpy(&bits, &x, sizeof bits);
-        return bits;
-    }
-    static inline double sl_from_bits_f64(uint64_t bits) {
-        double x;
-        memcpy(&x, &bits, sizeof x);
-        return x;
-    }
-
-    #define SL_LOG2E_F32 0x1.715476p+0f                 /* 1.44269502 */
-    #define SL_LOG2E_F64 0x1.71547652b82fep+0           /* 1.4426950408889634 */
-    /* ln 2 in two parts. The first is a multiple of 2**-15 (2**-41), so that n * LN2_HI and the sums
-       with numbers on that grid are exact. */
-    #define SL_LN2_HI_F32 0x1.62e4p-1f                  /* 0.693145752 */
-    #define SL_LN2_LO_F32 0x1.7f7d1cp-20f               /* 1.42860677e-06 */
-    #define SL_LN2_HI_F64 0x1.62e42fefa4p-1             /* 0.69314718056011770 */
-    #define SL_LN2_LO_F64 -0x1.8432a1b0e2634p-43        /* -1.7239444525614835e-13 */
-    /* the smallest normal number is e**EXP_MIN, rounded towards 0: results below it are 0 */
-    #define SL_EXP_MIN_F32 -0x1.5d589ep+6f              /* -87.3365402 */
-    #define SL_EXP_MIN_F64 -0x1.6232bdd7abcd2p+9        /* -708.3964185322641 */
-
-    /* e**r = 1 + r + r**2 q(r), |r| <= ln(2)/2: relative error 2**-28.3 and 2**-57.9 */
-    #define SL_EXP0_F32 0x1.fffffcp-2f                  /* 0.49999994 */
-    #define SL_EXP1_F32 0x1.555492p-3f                  /* 0.166665211 */
-    #define SL_EXP2_F32 0x1.5558f2p-5f                  /* 0.0416683890 */
-    #define SL_EXP3_F32 0x1.1239e2p-7f                  /* 0.00836871658 */
-    #define SL_EXP4_F32 0x1.6a247ap-10f                 /* 0.00138146395 */
-    #define SL_EXP0_F64 0x1.000000000000ap-1            /* 0.50000000000000111 */
-    #define SL_EXP1_F64 0x1.55555555554fap-3            /* 0.16666666666666413 */
-    #define SL_EXP2_F64 0x1.555555555087cp-5            /* 0.041666666666530155 */
-    #define SL_EXP3_F64 0x1.1111111127beap-7            /* 0.0083333333334944699 */
-    #define SL_EXP4_F64 0x1.6c16c1842a18fp-10           /* 0.0013888888943630361 */
-    #define SL_EXP5_F64 0x1.a01a012a559b1p-13           /* 0.00019841269506555356 */
-    #define SL_EXP6_F64 0x1.a0199a0c5affdp-16           /* 2.4801493098733352e-05 */
-    #define SL_EXP7_F64 0x1.71df255761396p-19           /* 2.7557586396741581e-06 */
-    #define SL_EXP8_F64 0x1.28ad72d3fa16fp-22           /* 2.7630248422432849e-07 */
-    #define SL_EXP9_F64 0x1.ad7f6655530e7p-26           /* 2.5000053878886233e-08 */
-
-    /* log1p(t) = t + t**2 q(t), 0 <= t <= 1: relative error 2**-30.2 */
-    #define SL_LOG0_F32 -0x1.fffff8p-2f                 /* -0.499999881 */
-    #define SL_LOG1_F32 0x1.5553a6p-2f                  /* 0.333326906 */
-    #define SL_LOG2_F32 -0x1.ffc42p-3f                  /* -0.249885798 */
-    #define SL_LOG3_F32 0x1.97827ap-3f                  /* 0.198979333 */
-    #define SL_LOG4_F32 -0x1.4a542ep-3f                 /* -0.161293373 */
-    #define SL_LOG5_F32 0x1.fea74cp-4f                  /* 0.124671265 */
-    #define SL_LOG6_F32 -0x1.544588p-4f                 /* -0.0830741227 */
-    #define SL_LOG7_F32 0x1.57e962p-5f                  /* 0.0419814028 */
-    #define SL_LOG8_F32 -0x1.bead4ep-7f                 /* -0.0136314994 */
-    #define SL_LOG9_F32 0x1.0fb4b4p-9f                  /* 0.00207295129 */
-    /* atanh(s) = s + s**3 p(s**2) / 2, |s| <= 1/5: error of the logarithm 2**-62.7 */
-    #define SL_LOG0_F64 0x1.555555555554fp-1            /* 0.66666666666666596 */
-    #define SL_LOG1_F64 0x1.999999999c1adp-2            /* 0.40000000000056951 */
-    #define SL_LOG2_F64 0x1.24924921e1858p-2            /* 0.28571428555767886 */
-    #define SL_LOG3_F64 0x1.c71c7492029cdp-3            /* 0.22222224302852425 */
-    #define SL_LOG4_F64 0x1.745c4a5ce8126p-3            /* 0.18181665512111883 */
-    #define SL_LOG5_F64 0x1.3b35d01b14e25p-3            /* 0.15391123373648088 */
-    #define SL_LOG6_F64 0x1.0dca9f78bef3ap-3            /* 0.13173412883031138 */
-    #define SL_LOG7_F64 0x1.1b87db074a261p-3            /* 0.13844271770473696 */
-
-    /* log(1 + t) for finite t >= 0; NaN for NaN.
-
-       1 + t = 2**n (1 + f) with f in [-1/4, 1/2]; below 1/2, f is t itself, so that no digit of a
-       small t is lost, and above, f takes up the rounding error of 1 + t. log(1 + f) as in fdlibm,
-       through s = f / (2 + f).
-
-       In C for its attribute alone: a loop that calls a function does not vectorise, and GCC was seen
-       to inline this one or not by how much else the file holds. */
-    #if defined(__GNUC__)
-    #define SL_ALWAYS_INLINE __inline__ __attribute__((always_inline))
-    #else
-    #define SL_ALWAYS_INLINE inline
-    #endif
-    static SL_ALWAYS_INLINE double log1p_positive(double t) {
-        double u = 1 + t, error = t - (u - 1);
-        uint64_t bits = sl_bits_f64(u);
-        uint64_t n = (bits - 0x3fe8000000000000u) >> 52;                    /* 0.75 */
-        double nn = sl_from_bits_f64(n | 0x4330000000000000u) - 0x1p52;
-        double unit = sl_from_bits_f64((1023 - n) << 52);
-        double f = (sl_from_bits_f64(bits - (n << 52)) - 1) + error * unit;
-        double s, z, p, half_square;
-        f = t < 0.5 ? t : f;
-        nn = t < 0.5 ? 0 : nn;
-        s = f / (2 + f);
-        z = s * s;
-        p = SL_FMA(SL_LOG7_F64, z, SL_LOG6_F64);
-        p = SL_FMA(p, z, SL_LOG5_F64);
-        p = SL_FMA(p, z, SL_LOG4_F64);
-        p = SL_FMA(p, z, SL_LOG3_F64);
-        p = SL_FMA(p, z, SL_LOG2_F64);
-        p = SL_FMA(p, z, SL_LOG1_F64);
-        p = SL_FMA(p, z, SL_LOG0_F64);
-        half_square = 0.5 * f * f;
-        return nn * SL_LN2_HI_F64
-             + (f - (half_square - SL_FMA(s, SL_FMA(p, z, half_square), nn * SL_LN2_LO_F64)));
-    }
-    """
+cdef extern from "sl_math.h":
     double log1p_positive(double) noexcept nogil
     float SL_FMAF(float, float, float) noexcept nogil
     double SL_FMA(double, double, double) noexcept nogil
     float SL_PRODUCT_ERRORF(float, float, float) noexcept nogil
     double SL_PRODUCT_ERROR(double, double, double) noexcept nogil
-    const float SL_INFINITY
-    float SL_ABSF(float) noexcept nogil
-    double SL_ABS(double) noexcept nogil
     float sl_pow2_f32(float) noexcept nogil
     double sl_pow2_f64(double) noexcept nogil
     const float SL_MAGIC_F32, SL_LOG2E_F32, SL_LN2_HI_F32, SL_LN2_LO_F32, SL_EXP_MIN_F32
@@ -218,6 +75,46 @@ cdef inline real absolute(real x) noexcept nogil:
         return SL_ABSF(x)
     else:
         return SL_ABS(x)
+
+
+# ---- sums -----------------------------------------------------------------------------------------
+
+cdef inline double two_sum(double a, double b, double* error) noexcept nogil:
+    """a + b rounded, and the exact error of the rounding (Knuth)."""
+    cdef double s = a + b
+    cdef double b_part = s - a
+    error[0] = (a - (s - b_part)) + (b - b_part)
+    return s
+
+
+cdef inline real remainder_of(real e, real ones, real below) noexcept nogil:
+    """Sum of the other exponentials, (ones - e) + below, without the rounding of the difference."""
+    cdef real d = ones - e
+    return d + (below + ((ones - d) - e))
+
+
+# ---- per-row arithmetic, in float64 ---------------------------------------------------------------
+
+cdef inline double row_scale(double weight, double divisor, double total, double total_error) noexcept nogil:
+    """weight / (divisor * (total + total_error)), rounded once."""
+    cdef double product = divisor * total
+    cdef double error = product_error(divisor, total, product) + divisor * total_error
+    cdef double q = weight / product
+    cdef double qp = q * product
+    cdef double residual = ((weight - qp) - product_error(q, product, qp)) - q * error
+    cdef double corrected = q + residual / product
+    return corrected if corrected - corrected == 0 else q
+
+
+cdef inline real square_of_one_plus(real e) noexcept nogil:
+    """(1 + e)**2 for 0 <= e <= 1, with little more than one rounding."""
+    return fma(e, e + <real>2, <real>1)
+
+
+cdef inline real reciprocal(real t, real t_error) noexcept nogil:
+    """1 / (t + t_error), with one rounding: the quotient corrected by its own residual."""
+    cdef real q = <real>1 / t
+    return fma(q, fma(-t, q, <real>1) - t_error * q, q)
 
 
 cdef inline real expm1_reduced(real r, real start) noexcept nogil:
@@ -274,35 +171,6 @@ cdef inline real exp_negative(real d) noexcept nogil:
         n = shifted - SL_MAGIC_F64
         r = fma(-n, SL_LN2_LO_F64, fma(-n, SL_LN2_HI_F64, d))
     return 0 if d < low else exp_tail(shifted, r)
-
-
-cdef inline real capped(real x, real cap, real* slope) noexcept nogil:
-    """cap * tanh(x / cap), and its derivative.
-
-    tanh(t) is -expm1(-2t) / (2 + expm1(-2t)) for t >= 0, which loses no digit of a small t, and the
-    derivative 4e / (1 + e)**2 with e = exp(-2t), which loses none of a large one.
-    """
-    cdef real t = absolute(x / cap)
-    cdef real d = -(t + t)
-    cdef real low, shifted, n, r, q, power, minus, e, tanh
-    if real is float:
-        low = SL_EXP_MIN_F32
-        shifted = fma(low if d < low else d, SL_LOG2E_F32, SL_MAGIC_F32)
-        n = shifted - SL_MAGIC_F32
-        r = fma(-n, SL_LN2_LO_F32, fma(-n, SL_LN2_HI_F32, d))
-        power = sl_pow2_f32(shifted)
-    else:
-        low = SL_EXP_MIN_F64
-        shifted = fma(low if d < low else d, SL_LOG2E_F64, SL_MAGIC_F64)
-        n = shifted - SL_MAGIC_F64
-        r = fma(-n, SL_LN2_LO_F64, fma(-n, SL_LN2_HI_F64, d))
-        power = sl_pow2_f64(shifted)
-    q = expm1_reduced(r, r)
-    e = 0 if d < low else fma(power, q, power)
-    minus = -<real>1 if d < low else fma(power, q, power - <real>1)
-    tanh = -minus / (minus + <real>2)
-    slope[0] = <real>4 * e / ((<real>1 + e) * (<real>1 + e))
-    return cap * (-tanh if x < 0 else tanh)
 
 
 cdef inline void split_maximum(real m, real* a, real* b_hi, real* b_lo) noexcept nogil:
@@ -382,3 +250,7 @@ cdef inline real log1p_unit(real t) noexcept nogil:
         return fma(t * t, q, t)
     else:
         return log1p_positive(t)
+
+
+cdef inline bint is_positive_infinity(real x) noexcept nogil:
+    return x > 0 and x - x != 0

@@ -4,7 +4,7 @@
 #   grad  p_k sum(t) - t_k    =  e_k / sum for k != y,  -rest / sum for k = y
 #   hess  p_k (1 - p_k) sum(t)
 #
-# with e_k = e**(x_k - m), m the maximum, sum their sum, rest the sum without the target's (see _softmax.pxi).
+# with e_k = e**(x_k - m), m the maximum, sum their sum, rest the sum without the target's (see _rows.pxi).
 # Class indices without further options have a fast path of their own. All else goes through tiles,
 # where the loss of a row is, with q the weighted and smoothed targets and S = -log p,
 #

@@ -22,27 +22,6 @@ cdef enum:
     PRODUCT = 13 * CHUNK
     KEPT = 14 * CHUNK
 
-cdef inline real square_of_one_plus(real e) noexcept nogil:
-    """(1 + e)**2 for 0 <= e <= 1, with little more than one rounding."""
-    return fma(e, e + <real>2, <real>1)
-
-
-cdef inline real reciprocal(real t, real t_error) noexcept nogil:
-    """1 / (t + t_error), with one rounding: the quotient corrected by its own residual."""
-    cdef real q = <real>1 / t
-    return fma(q, fma(-t, q, <real>1) - t_error * q, q)
-
-
-cdef void clamp(const real* x, Py_ssize_t n, double clip, real* to) noexcept nogil:
-    """Clamp to [-clip, clip]; NaN stays NaN."""
-    cdef real top = <real>clip
-    cdef Py_ssize_t i
-    cdef real v
-    for i in range(n):
-        v = x[i]
-        v = top if v > top else v
-        to[i] = -top if v < -top else v
-
 
 cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
     """The targets of a chunk. Those that count are in [0, 1], where 64-bit integers need not take the slow
@@ -136,40 +115,3 @@ cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
         store_flat(&job.g, start, n, <const real*>product)
     if job.want & WANT_HESS:
         store_flat(&job.h, start, n, <const real*>hess)
-
-
-cdef void store_values(char* values, int kind, Py_ssize_t start, const real* from_, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t size = 4 if kind == np.NPY_FLOAT else 8
-    scatter(from_, values + start * size, kind, size, n)
-
-
-# ---- statistics -----------------------------------------------------------------------------------
-
-cdef void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n, const real* x, real* scratch) noexcept nogil:
-    """Prediction, log(1 + e**x) and entropy of a chunk. Of x = log(a / (1 - a)), both logarithms and
-    a / (1 - a) or its inverse, whichever is below 1, are at hand."""
-    cdef const real* e = scratch + EXPONENTIAL
-    cdef const real* minus_log_on = scratch + LOG_ON
-    cdef const real* minus_log_off = scratch + LOG_OFF
-    cdef real* to = scratch + PRODUCT
-    cdef const real* weight = scratch + WEIGHT
-    cdef double large, small
-    cdef Py_ssize_t i
-    if job.weighted:
-        element_weights(job, start, n, False, scratch)
-    for i in range(n):
-        (<char*>job.predicted)[start + i] = x[i] > 0 and not (job.weighted and weight[i] == 0)
-    for i in range(n):
-        to[i] = 0 if job.weighted and weight[i] == 0 else minus_log_off[i]
-    store_values(job.lse, job.value_kind, start, <const real*>to, n)
-    for i in range(n):
-        # a S(a) + (1 - a) S(1 - a) over 1 + e
-        large = minus_log_off[i] if x[i] < 0 else minus_log_on[i]
-        small = 0 if e[i] == 0 else e[i] * <double>(minus_log_on[i] if x[i] < 0 else minus_log_off[i])
-        to[i] = 0 if job.weighted and weight[i] == 0 else <real>((large + small) / (1 + <double>e[i]))
-    store_values(job.entropy, job.value_kind, start, <const real*>to, n)
-    if job.fills:
-        for i in range(n):
-            to[i] = (e[i] if x[i] < 0 else <real>1) / (<real>1 + e[i])
-            to[i] = 0 if job.weighted and weight[i] == 0 else to[i]
-        store_flat(&job.p, start, n, <const real*>to)

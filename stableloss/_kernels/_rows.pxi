@@ -8,23 +8,18 @@
 # Exponentials come times UNIT (see _math.pxi), which cancels in every quotient.
 #
 # 1 - p is never formed: a hard target is left out of the sum (`rest`), and everything else forms the sum
-# of the other exponentials (see _tiles.pxi).
+# of the other exponentials (see "tiles" below).
 
 cdef enum:
     NARROW = 128            # classes up to which rows are lanes
     PIECE = 2048            # logits of a wide row in scratch at once: leaves room in the L1 cache
     BUFFER = NARROW * GROUP     # one of the eight buffers in scratch
 
-
-cdef inline bint is_positive_infinity(real x) noexcept nogil:
-    return x > 0 and x - x != 0
-
-
-cdef inline real indicator_logit(real x) noexcept nogil:
-    """Logits of the limit in which every +inf of a row is an equal maximum: 0 there, -inf elsewhere."""
-    if x != x:
-        return x
-    return 0 if is_positive_infinity(x) else -SL_INFINITY
+cdef extern from "sl_transpose.h":
+    void sl_to_lanes_f32(const float*, Py_ssize_t, float*, Py_ssize_t) noexcept nogil
+    void sl_to_lanes_f64(const double*, Py_ssize_t, double*, Py_ssize_t) noexcept nogil
+    void sl_from_lanes_f32(const float*, Py_ssize_t, const float*, float*, Py_ssize_t) noexcept nogil
+    void sl_from_lanes_f64(const double*, Py_ssize_t, const double*, double*, Py_ssize_t) noexcept nogil
 
 
 # ---- rows as lanes --------------------------------------------------------------------------------
@@ -193,24 +188,6 @@ cdef inline void lane_exponentials(real* s, Py_ssize_t k, const real* m, bint ca
             s[c * GROUP + j] = exp_shifted(s[c * GROUP + j], a[j], b_hi[j], b_lo[j], careful)
 
 
-cdef inline void lane_totals(const real* s, Py_ssize_t k, double* total, double* lost) noexcept nogil:
-    """Sum over the classes in each lane; float64 with the rounding errors carried along."""
-    cdef Py_ssize_t c
-    cdef int j
-    cdef double t
-    for j in range(GROUP):
-        total[j] = <double>s[j]
-        lost[j] = 0
-    for c in range(1, k):
-        for j in range(GROUP):
-            if real is float:
-                total[j] += <double>s[c * GROUP + j]
-            else:
-                t = total[j] + s[c * GROUP + j]
-                lost[j] += (total[j] - t) + s[c * GROUP + j]
-                total[j] = t
-
-
 cdef void clear_lanes(real* s, Py_ssize_t k, const double* weight) noexcept nogil:
     """Zeros in place of every row of weight 0, whatever it holds."""
     cdef Py_ssize_t c
@@ -219,12 +196,6 @@ cdef void clear_lanes(real* s, Py_ssize_t k, const double* weight) noexcept nogi
         if weight[j] == 0:
             for c in range(k):
                 s[c * GROUP + j] = 0
-
-
-# ---- one wide row ---------------------------------------------------------------------------------
-
-cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
-    return (n + LANES - 1) & ~(LANES - 1)
 
 
 cdef void load_piece(const Job* job, const char* row, Py_ssize_t start, Py_ssize_t n, bint infinite, real* s) noexcept nogil:
@@ -238,12 +209,6 @@ cdef void load_piece(const Job* job, const char* row, Py_ssize_t start, Py_ssize
             s[i] = indicator_logit(s[i])
     for i in range(n, padded(n)):
         s[i] = -SL_INFINITY
-
-
-cdef inline void fold_maximum(real* lane, int width) noexcept nogil:
-    cdef int j
-    for j in range(width):
-        lane[j] = lane[j + width] if lane[j + width] > lane[j] else lane[j]
 
 
 cdef real piece_maximum(const real* s, Py_ssize_t n) noexcept nogil:
@@ -372,19 +337,6 @@ cdef void exponentials_of(const real* source, real* s, Py_ssize_t n, real m) noe
     exponentials(s + whole, padded(n) - whole, m, False)
 
 
-# ---- per-row arithmetic, in float64 ---------------------------------------------------------------
-
-cdef inline double row_scale(double weight, double divisor, double total, double total_error) noexcept nogil:
-    """weight / (divisor * (total + total_error)), rounded once."""
-    cdef double product = divisor * total
-    cdef double error = product_error(divisor, total, product) + divisor * total_error
-    cdef double q = weight / product
-    cdef double qp = q * product
-    cdef double residual = ((weight - qp) - product_error(q, product, qp)) - q * error
-    cdef double corrected = q + residual / product
-    return corrected if corrected - corrected == 0 else q
-
-
 cdef bint extreme(const Job* job, const double* factor, int n, real hint) noexcept nogil:
     """Whether any factor from exponentials to a gradient is one of which float32 does not hold all digits."""
     cdef int j, out = 0
@@ -437,3 +389,376 @@ cdef void close_rows(const Job* job, Py_ssize_t start, int count, double* loss, 
         fold_exactly(value, lost, 1)
         add(total, value[0])
         total.lo += lost[0]
+
+
+# ---- tiles ----------------------------------------------------------------------------------------
+# Softmax work beside the fast path of class indices, with one code for few classes and for many.
+#
+# A tile is a matrix of GROUP columns in scratch. With few classes a column is a row of the batch and a
+# line of the tile is a class; with many, a tile is a stretch of one row, and what has been added up in
+# the columns is added across them at the end. A row of several tiles is gone through once per stage.
+#
+# Exponentials equal to UNIT are added apart from those below, so that `others` = (ones - e) + below
+# loses nothing for the maximum, nor for the rest. Sums over other quantities are split in the same way.
+
+cdef enum:
+    TILE = BUFFER           # entries at most; PIECE where the tile is wide
+
+
+cdef struct Tile:
+    Py_ssize_t start        # first row of the batch
+    int count               # rows: as columns, or one where the tile is wide
+    bint wide
+    Py_ssize_t first        # first class
+    Py_ssize_t n            # classes
+    Py_ssize_t lines
+
+
+cdef struct Columns:
+    # What is known of each column: of all columns the same where the tile is wide.
+    double weight[GROUP]
+    double m[GROUP]         # maximum
+    bint limit[GROUP]       # the row has a +inf and stands for its limit
+    double live[GROUP]      # classes above -inf
+    Total below             # exponentials below UNIT
+    Total ones              # the others
+    double whole[GROUP]     # their sum
+    double log_sum[GROUP]   # log(sum e**(x - m))
+    Py_ssize_t y[GROUP]     # target class
+    bint careful            # exponentials for products of them, see `exp_shifted`
+
+
+cdef inline Py_ssize_t tiles_of(const Job* job, bint wide) noexcept nogil:
+    return (job.k + PIECE - 1) // PIECE if wide else 1
+
+
+cdef inline void place_tile(const Job* job, Py_ssize_t start, int count, bint wide, Py_ssize_t index, Tile* tile) noexcept nogil:
+    tile.start = start
+    tile.count = count
+    tile.wide = wide
+    tile.first = index * PIECE
+    tile.n = min(<Py_ssize_t>PIECE, job.k - tile.first)
+    tile.lines = padded(tile.n) // GROUP if wide else tile.n
+
+
+cdef void read_tile(const Operand* op, const Tile* tile, real* to) noexcept nogil:
+    """Entries of an operand; 0 where there is no row or class."""
+    cdef Py_ssize_t offset, i
+    if tile.wide:
+        row_offsets(op, tile.start, 1, &offset)
+        gather(op.data + offset + tile.first * op.inner, op.kind, op.inner, tile.n, to)
+        for i in range(tile.n, tile.lines * GROUP):
+            to[i] = 0
+    else:
+        load_lanes(op, tile.start, tile.count, tile.n, to)
+
+
+cdef void write_tile(const real* s, const Operand* op, const Tile* tile) noexcept nogil:
+    cdef Py_ssize_t offset
+    if tile.wide:
+        row_offsets(op, tile.start, 1, &offset)
+        scatter(s, op.data + offset + tile.first * op.inner, op.kind, op.inner, tile.n)
+    else:
+        store_lanes(s, op, tile.start, tile.count, tile.n)
+
+
+cdef void clear_row(const Job* job, const Operand* op, Py_ssize_t row, real* s) noexcept nogil:
+    cdef Tile tile
+    cdef Py_ssize_t index, i
+    for i in range(min(<Py_ssize_t>PIECE, job.k)):
+        s[i] = 0
+    for index in range(tiles_of(job, True)):
+        place_tile(job, row, 1, True, index, &tile)
+        write_tile(<const real*>s, op, &tile)
+
+
+# ---- logits ---------------------------------------------------------------------------------------
+
+cdef void tile_logits(const Job* job, const Tile* tile, const double* weight, real* x, real* slope) noexcept nogil:
+    """Logits as they enter the softmax, -inf where there is no class; `slope` gets the derivative of
+    the cap. Columns of weight 0 are 0, whatever they hold."""
+    cdef Py_ssize_t i, n = tile.n if tile.wide else tile.lines * GROUP
+    cdef real scale, cap
+    read_tile(&job.x, tile, x)
+    if job.weighted and not tile.wide:
+        clear_lanes(x, tile.lines, weight)
+    if job.o.clip < SL_INFINITY:
+        clamp(x, n, job.o.clip, x)
+    if job.o.scale != 1:
+        scale = <real>job.o.scale
+        for i in range(n):
+            x[i] *= scale
+    if job.o.cap != 0:
+        cap = <real>job.o.cap
+        for i in range(n):
+            x[i] = capped(x[i], cap, &slope[i])
+    for i in range(n, tile.lines * GROUP):
+        x[i] = -SL_INFINITY
+        slope[i] = 0
+
+
+cdef void tile_limits(const Tile* tile, const Columns* columns, real* x) noexcept nogil:
+    cdef Py_ssize_t c
+    cdef int j
+    for j in range(GROUP):
+        if columns.limit[j]:
+            for c in range(tile.lines):
+                x[c * GROUP + j] = indicator_logit(x[c * GROUP + j])
+
+
+cdef void tile_maximum(const real* x, Py_ssize_t lines, real* m) noexcept nogil:
+    """Raise each m to the maximum of its column; NaN may lose."""
+    cdef Py_ssize_t c
+    cdef int j
+    for c in range(lines):
+        for j in range(GROUP):
+            m[j] = x[c * GROUP + j] if x[c * GROUP + j] > m[j] else m[j]
+
+
+cdef void tile_live(const real* x, Py_ssize_t lines, double* live) noexcept nogil:
+    cdef Py_ssize_t c
+    cdef int j
+    for c in range(lines):
+        for j in range(GROUP):
+            live[j] += 0 if x[c * GROUP + j] == -SL_INFINITY else 1
+
+
+cdef void tile_maxima(const Job* job, Py_ssize_t start, int count, bint wide, Columns* columns, real* x, real* slope) noexcept nogil:
+    """Maxima of the columns. Where there is one tile, its logits stay in x."""
+    cdef Py_ssize_t index
+    cdef Tile tile
+    cdef real m[GROUP]
+    cdef int j
+    for j in range(GROUP):
+        m[j] = -SL_INFINITY
+        columns.live[j] = 0
+    for index in range(tiles_of(job, wide)):
+        place_tile(job, start, count, wide, index, &tile)
+        tile_logits(job, &tile, columns.weight, x, slope)
+        tile_maximum(<const real*>x, tile.lines, m)
+        if job.o.smoothing != 0:
+            tile_live(<const real*>x, tile.lines, columns.live)
+    if wide:
+        fold_maximum(m, 16)
+        fold_maximum(m, 8)
+        fold_maximum(m, 4)
+        fold_maximum(m, 2)
+        fold_maximum(m, 1)
+        for j in range(1, GROUP):
+            m[j] = m[0]
+            columns.live[0] += columns.live[j]
+        for j in range(1, GROUP):
+            columns.live[j] = columns.live[0]
+    for j in range(GROUP):
+        columns.limit[j] = is_positive_infinity(m[j])
+        columns.m[j] = 0 if columns.limit[j] else m[j]
+
+
+# ---- exponentials and their sums ------------------------------------------------------------------
+
+cdef void tile_exponentials(const Tile* tile, const Columns* columns, const real* x, real* e) noexcept nogil:
+    cdef real a[GROUP]
+    cdef real b_hi[GROUP]
+    cdef real b_lo[GROUP]
+    cdef Py_ssize_t c
+    cdef int j
+    for j in range(GROUP):
+        split_maximum(<real>columns.m[j], &a[j], &b_hi[j], &b_lo[j])
+    if columns.careful:
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                e[c * GROUP + j] = exp_shifted(x[c * GROUP + j], a[j], b_hi[j], b_lo[j], True)
+        return
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            e[c * GROUP + j] = exp_shifted(x[c * GROUP + j], a[j], b_hi[j], b_lo[j], False)
+
+
+cdef inline real smallest_normal(const Job* job, real hint) noexcept nogil:
+    """What a probability counts as at least: by the logits' type, not by that of the arithmetic."""
+    return <real>1.1754943508222875e-38 if job.value_kind == np.NPY_FLOAT else <real>2.2250738585072014e-308
+
+
+cdef void tile_quotients(const Job* job, const Tile* tile, Columns* columns, real* x, real* e) noexcept nogil:
+    """The same from probabilities p in x: e = UNIT p / p_max, and x = log(p / p_max), for which 0 takes
+    the place of the maximum. The logarithm is that of 1 + (p_max - p) / p, for p near p_max too."""
+    cdef real tiny = smallest_normal(job, x[0])
+    cdef real top = unit(x[0])
+    cdef real m[GROUP]
+    cdef real p
+    cdef Py_ssize_t c
+    cdef int j
+    for j in range(GROUP):
+        m[j] = <real>columns.m[j]
+        m[j] = tiny if m[j] < tiny else m[j]
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            p = x[c * GROUP + j]
+            p = tiny if p < tiny and p >= 0 else p          # -inf is not a class
+            e[c * GROUP + j] = 0 if p < 0 else top * (p / m[j])
+            x[c * GROUP + j] = p if p < 0 else -<real>log1p_positive(<double>((m[j] - p) / p))
+
+
+cdef inline int columns_of(bint wide) noexcept nogil:
+    """Columns that differ."""
+    return 1 if wide else GROUP
+
+
+cdef inline void spread(double* values, bint wide) noexcept nogil:
+    cdef int j
+    if wide:
+        for j in range(1, GROUP):
+            values[j] = values[0]
+
+
+cdef void settle_exponentials(Columns* columns, bint wide, real hint) noexcept nogil:
+    cdef double top = unit(hint)
+    cdef int j
+    settle(&columns.below, wide)
+    settle(&columns.ones, wide)
+    for j in range(columns_of(wide)):
+        columns.whole[j] = columns.ones.sum[j] + columns.below.sum[j]
+        columns.log_sum[j] = log1p_positive(
+            ((columns.ones.sum[j] - top) + (columns.below.sum[j] + columns.below.lost[j])) * (1 / top))
+    spread(columns.whole, wide)
+    spread(columns.log_sum, wide)
+
+
+cdef inline double inverse_sum(const Columns* columns, int j, double weight, double divisor, real hint) noexcept nogil:
+    """weight / (divisor * sum)."""
+    cdef double error, total
+    if real is float:
+        return weight / (divisor * columns.whole[j])
+    else:
+        total = two_sum(columns.ones.sum[j], columns.below.sum[j], &error)
+        return row_scale(weight, divisor, total, error + columns.below.lost[j])
+
+
+cdef inline double inverse_square(const Columns* columns, int j, double weight, real hint) noexcept nogil:
+    """weight / sum**2."""
+    cdef double error, total
+    if real is float:
+        return weight / (columns.whole[j] * columns.whole[j])
+    else:
+        total = two_sum(columns.ones.sum[j], columns.below.sum[j], &error)
+        return row_scale(weight, total, total, 2 * (error + columns.below.lost[j]))
+
+
+cdef inline double gap_of(double m, double x) noexcept nogil:
+    """m - x, halved: the difference may overflow where its product with a probability does not."""
+    return 0.5 * m - 0.5 * x
+
+
+# ---- targets --------------------------------------------------------------------------------------
+
+cdef void open_columns(const Job* job, Py_ssize_t start, int count, bint wide, const double* weight, Columns* columns) noexcept nogil:
+    cdef int j
+    for j in range(GROUP):
+        columns.weight[j] = weight[0] if wide else weight[j]
+    if job.hard:
+        load_classes(job, start, count, columns.y)
+        if wide:
+            for j in range(1, GROUP):
+                columns.y[j] = columns.y[0]
+    start_total(&columns.below)
+    start_total(&columns.ones)
+    columns.careful = False
+
+
+cdef void tile_targets(const Job* job, const Tile* tile, const Columns* columns, bint plain, const real* x, real* q) noexcept nogil:
+    """Target probabilities; if not `plain`, smoothed and times the weights of their classes. x still holds
+    the logits, from which the disabled classes are known."""
+    cdef Py_ssize_t i, c
+    cdef int j
+    cdef real share[GROUP]
+    cdef real stays, w
+    cdef const double* class_weight = job.o.class_weight
+    if job.hard:
+        for i in range(tile.lines * GROUP):
+            q[i] = 0
+        if tile.wide:
+            if tile.first <= columns.y[0] < tile.first + tile.n:
+                q[columns.y[0] - tile.first] = 1
+        else:
+            for j in range(GROUP):
+                q[columns.y[j] * GROUP + j] = 0 if columns.weight[j] == 0 else 1
+    else:
+        read_tile(&job.t, tile, q)
+        if job.weighted and not tile.wide:
+            clear_lanes(q, tile.lines, columns.weight)
+    if plain:
+        return
+    if job.o.smoothing != 0:
+        stays = <real>(1 - job.o.smoothing)
+        for j in range(GROUP):
+            share[j] = <real>(job.o.smoothing / columns.live[j])
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                q[c * GROUP + j] = fma(stays, q[c * GROUP + j], 0 if x[c * GROUP + j] == -SL_INFINITY else share[j])
+    if class_weight != NULL:
+        if tile.wide:
+            for i in range(tile.n):
+                q[i] *= <real>class_weight[tile.first + i]
+        else:
+            for c in range(tile.lines):
+                w = <real>class_weight[c]
+                for j in range(GROUP):
+                    q[c * GROUP + j] *= w
+
+
+cdef void clear_outputs(const Job* job, Py_ssize_t row, int want, real* s) noexcept nogil:
+    """The results of a row that does not count, whatever it holds."""
+    if want & (WANT_GRAD | WANT_PRODUCT | WANT_TARGET_GRAD):
+        clear_row(job, &job.g, row, s)
+    if want & WANT_HESS:
+        clear_row(job, &job.h, row, s)
+    if job.fills:
+        clear_row(job, &job.p, row, s)
+    if want & WANT_STATS:
+        store_row_statistics(job, row, -1, 0, 0)
+
+
+# ---- one stage's beginning ------------------------------------------------------------------------
+
+cdef void prepare_tile(const Job* job, const Tile* tile, Columns* columns, bint plain, real* e, real* x, real* q) noexcept nogil:
+    """Targets and exponentials of a tile whose logits are in x."""
+    tile_targets(job, tile, columns, plain, <const real*>x, q)
+    if job.o.probabilities:
+        tile_quotients(job, tile, columns, x, e)
+    else:
+        tile_limits(tile, columns, x)
+        tile_exponentials(tile, columns, <const real*>x, e)
+
+
+cdef void restore_tile(const Job* job, const Tile* tile, Columns* columns, bint kept, real* e, real* x, real* q, real* slope) noexcept nogil:
+    """Logits, targets and exponentials of a tile; with `kept`, the exponentials wait in the gradient."""
+    cdef bint plain = job.hard and not job.general
+    if kept:
+        tile_targets(job, tile, columns, plain, <const real*>x, q)
+        read_tile(&job.g, tile, e)
+        return
+    tile_logits(job, tile, columns.weight, x, slope)
+    prepare_tile(job, tile, columns, plain, e, x, q)
+
+
+cdef void steer(const Job* job, const Tile* tile, const real* slope, real* values) noexcept nogil:
+    """Times the derivative of scale and cap."""
+    cdef real scale = <real>job.o.scale
+    cdef Py_ssize_t i
+    if job.o.cap != 0:
+        for i in range(tile.lines * GROUP):
+            values[i] *= scale * slope[i]
+    elif job.o.scale != 1:
+        for i in range(tile.lines * GROUP):
+            values[i] *= scale
+
+
+cdef void read_vector(const Job* job, const Tile* tile, const double* weight, const real* slope, const real* e, real* v, real* ev) noexcept nogil:
+    """The vector of the product, along the logits after scale and cap, and e v."""
+    cdef Py_ssize_t i
+    read_tile(&job.v, tile, v)
+    if job.weighted and not tile.wide:
+        clear_lanes(v, tile.lines, weight)
+    steer(job, tile, slope, v)
+    for i in range(tile.lines * GROUP):
+        ev[i] = 0 if e[i] == 0 else e[i] * v[i]

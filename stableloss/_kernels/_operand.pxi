@@ -1,0 +1,284 @@
+# Arrays of any layout and element type, read and written as rows or element by element.
+
+cdef extern from "sl_half.h":
+    float sl_from_half(uint16_t) noexcept nogil
+    float sl_from_bfloat(uint16_t) noexcept nogil
+    uint16_t sl_to_half(float) noexcept nogil
+    uint16_t sl_to_bfloat(float) noexcept nogil
+
+cdef extern from *:
+    """
+    /* ml_dtypes registers bfloat16 with numpy as a user's type, known by its name alone */
+    static inline int sl_is_bfloat(PyArrayObject *a) {
+        const char *name = PyArray_DESCR(a)->typeobj->tp_name;
+        size_t n = strlen(name);
+        return PyArray_TYPE(a) >= NPY_USERDEF && n >= 8 && strcmp(name + n - 8, "bfloat16") == 0;
+    }
+    """
+    bint sl_is_bfloat(np.ndarray)
+
+cdef extern from "numpy/arrayobject.h":
+    int NPY_HALF
+    object PyArray_NewLikeArray(np.ndarray, np.NPY_ORDER, void*, int)
+
+cdef enum:
+    MAX_DIMS = 64           # NPY_MAXDIMS of numpy 2
+
+cdef enum:
+    # element types beside numpy's numbers
+    KIND_BFLOAT = 10000
+
+ctypedef fused element:
+    int8_t
+    uint8_t
+    int16_t
+    uint16_t
+    int32_t
+    uint32_t
+    int64_t
+    uint64_t
+    float
+    double
+
+
+cdef struct Operand:
+    # An array seen as rows: leading dimensions merged where their strides allow, innermost first,
+    # and the stride in bytes along the last axis.
+    char* data
+    int kind                # element type: NPY_FLOAT, ...
+    Py_ssize_t inner
+    int ndim
+    Py_ssize_t shape[MAX_DIMS]
+    Py_ssize_t stride[MAX_DIMS]
+
+
+cdef int element_kind(np.ndarray a):
+    """The fixed-width type number of an array that the kernels can read, or -1."""
+    cdef int kind = np.PyArray_TYPE(a)
+    if not (np.PyArray_ISALIGNED(a) and np.PyArray_ISNOTSWAPPED(a)):
+        return -1
+    if kind == np.NPY_FLOAT or kind == np.NPY_DOUBLE or kind == np.NPY_INT64:
+        return kind
+    if kind == np.NPY_BOOL:
+        return np.NPY_UINT8
+    if kind == NPY_HALF:
+        return kind
+    if np.PyArray_ISINTEGER(a):
+        # long and long long are two type numbers of one width
+        if np.PyArray_ITEMSIZE(a) == 8:
+            return np.NPY_INT64 if np.PyArray_ISSIGNED(a) else np.NPY_UINT64
+        if np.PyArray_ITEMSIZE(a) == 4:
+            return np.NPY_INT32 if np.PyArray_ISSIGNED(a) else np.NPY_UINT32
+        return kind
+    return KIND_BFLOAT if sl_is_bfloat(a) else -1
+
+
+cdef inline bint is_floating(int kind) noexcept nogil:
+    return kind == np.NPY_FLOAT or kind == np.NPY_DOUBLE or kind == NPY_HALF or kind == KIND_BFLOAT
+
+
+cdef inline int kind_of(real hint) noexcept nogil:
+    return np.NPY_FLOAT if real is float else np.NPY_DOUBLE
+
+
+cdef void bind(Operand* op, np.ndarray a, int kind, int lead) noexcept:
+    """Describe `a` as rows over its first `lead` dimensions; `inner` is the stride of the next one."""
+    cdef int d, top
+    cdef np.npy_intp* shape = np.PyArray_DIMS(a)
+    cdef np.npy_intp* stride = np.PyArray_STRIDES(a)
+    op.data = np.PyArray_BYTES(a)
+    op.kind = kind
+    op.inner = stride[lead] if lead < np.PyArray_NDIM(a) else 0
+    op.ndim = 0
+    for d in range(lead - 1, -1, -1):
+        if shape[d] == 1:
+            continue
+        top = op.ndim - 1
+        if top >= 0 and stride[d] == op.stride[top] * op.shape[top]:
+            op.shape[top] *= shape[d]
+        else:
+            op.ndim += 1
+            op.shape[top + 1] = shape[d]
+            op.stride[top + 1] = stride[d]
+    if op.ndim == 0:
+        op.ndim = 1
+        op.shape[0] = 1
+        op.stride[0] = 0
+
+
+cdef inline Py_ssize_t advance(const Operand* op, Py_ssize_t* index, Py_ssize_t count) noexcept nogil:
+    """Step an index by `count` along the innermost dimension, which it may just reach the end of,
+    and carry; returns the change of the byte offset."""
+    cdef Py_ssize_t change = count * op.stride[0]
+    cdef int d = 0
+    index[0] += count
+    while d < op.ndim - 1 and index[d] == op.shape[d]:
+        change -= index[d] * op.stride[d]
+        index[d] = 0
+        d += 1
+        index[d] += 1
+        change += op.stride[d]
+    return change
+
+
+cdef inline Py_ssize_t locate(const Operand* op, Py_ssize_t row, Py_ssize_t* index) noexcept nogil:
+    """The index of a row along each dimension, and its byte offset."""
+    cdef Py_ssize_t at = 0
+    cdef int d
+    for d in range(op.ndim - 1):
+        index[d] = row % op.shape[d]
+        row //= op.shape[d]
+        at += index[d] * op.stride[d]
+    index[op.ndim - 1] = row
+    return at + row * op.stride[op.ndim - 1]
+
+
+cdef void row_offsets(const Operand* op, Py_ssize_t start, Py_ssize_t count, Py_ssize_t* offset) noexcept nogil:
+    """Byte offsets of rows start ... start + count - 1, in C order of the leading dimensions."""
+    cdef Py_ssize_t j, at
+    cdef Py_ssize_t index[MAX_DIMS]
+    if op.ndim == 1:
+        for j in range(count):
+            offset[j] = (start + j) * op.stride[0]
+        return
+    at = locate(op, start, index)
+    for j in range(count):
+        offset[j] = at
+        at += advance(op, index, 1)
+
+
+cdef inline void gather_typed(const element* hint, const char* data, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
+    cdef Py_ssize_t i
+    if stride == <Py_ssize_t>sizeof(element):
+        for i in range(n):
+            to[i] = <real>(<const element*>data)[i]
+    else:
+        for i in range(n):
+            to[i] = <real>(<const element*>(data + i * stride))[0]
+
+
+cdef void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
+    """Read n numbers of any element type into contiguous floats."""
+    if kind == np.NPY_FLOAT:
+        gather_typed(<const float*>NULL, data, stride, n, to)
+    elif kind == np.NPY_DOUBLE:
+        gather_typed(<const double*>NULL, data, stride, n, to)
+    elif kind == np.NPY_UINT8:
+        gather_typed(<const uint8_t*>NULL, data, stride, n, to)
+    elif kind == np.NPY_INT64:
+        gather_typed(<const int64_t*>NULL, data, stride, n, to)
+    elif kind == np.NPY_INT32:
+        gather_typed(<const int32_t*>NULL, data, stride, n, to)
+    elif kind == np.NPY_INT8:
+        gather_typed(<const int8_t*>NULL, data, stride, n, to)
+    elif kind == np.NPY_INT16:
+        gather_typed(<const int16_t*>NULL, data, stride, n, to)
+    elif kind == np.NPY_UINT16:
+        gather_typed(<const uint16_t*>NULL, data, stride, n, to)
+    elif kind == np.NPY_UINT32:
+        gather_typed(<const uint32_t*>NULL, data, stride, n, to)
+    elif kind == np.NPY_UINT64:
+        gather_typed(<const uint64_t*>NULL, data, stride, n, to)
+    else:
+        gather_short(data, kind, stride, n, to)
+
+
+cdef void gather_short(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
+    cdef const uint16_t* line = <const uint16_t*>data
+    cdef Py_ssize_t i
+    if stride == 2 and kind == NPY_HALF:
+        for i in range(n):
+            to[i] = sl_from_half(line[i])
+    elif stride == 2:
+        for i in range(n):
+            to[i] = sl_from_bfloat(line[i])
+    else:
+        for i in range(n):
+            line = <const uint16_t*>(data + i * stride)
+            to[i] = sl_from_half(line[0]) if kind == NPY_HALF else sl_from_bfloat(line[0])
+
+
+cdef void scatter_short(const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+    cdef uint16_t* line = <uint16_t*>data
+    cdef Py_ssize_t i
+    if stride == 2 and kind == NPY_HALF:
+        for i in range(n):
+            line[i] = sl_to_half(<float>values[i])
+    elif stride == 2:
+        for i in range(n):
+            line[i] = sl_to_bfloat(<float>values[i])
+    else:
+        for i in range(n):
+            line = <uint16_t*>(data + i * stride)
+            line[0] = sl_to_half(<float>values[i]) if kind == NPY_HALF else sl_to_bfloat(<float>values[i])
+
+
+cdef void scatter(const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+    """Write n floats as elements of any floating-point type."""
+    cdef Py_ssize_t i
+    if kind == kind_of(values[0]):
+        if stride == <Py_ssize_t>sizeof(real):
+            memcpy(data, values, n * sizeof(real))
+        else:
+            for i in range(n):
+                (<real*>(data + i * stride))[0] = values[i]
+    elif kind == np.NPY_FLOAT:
+        for i in range(n):
+            (<float*>(data + i * stride))[0] = <float>values[i]
+    else:
+        scatter_short(values, data, kind, stride, n)
+
+
+cdef inline void store_value(char* values, int kind, Py_ssize_t at, double value) noexcept nogil:
+    if kind == np.NPY_FLOAT:
+        (<float*>values)[at] = <float>value
+    else:
+        (<double*>values)[at] = value
+
+
+cdef void store_values(char* values, int kind, Py_ssize_t start, const real* from_, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t size = 4 if kind == np.NPY_FLOAT else 8
+    scatter(from_, values + start * size, kind, size, n)
+
+
+# ---- operands read element by element -------------------------------------------------------------
+# Bound over all their dimensions, so that every element is a row of its own.
+
+cdef void load_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, real* to) noexcept nogil:
+    """Read elements start ... start + count - 1 in C order, as floats."""
+    cdef Py_ssize_t index[MAX_DIMS]
+    cdef Py_ssize_t at, take
+    if op.ndim == 1:
+        gather(op.data + start * op.stride[0], op.kind, op.stride[0], count, to)
+        return
+    at = locate(op, start, index)
+    while count > 0:
+        take = min(count, op.shape[0] - index[0])
+        gather(op.data + at, op.kind, op.stride[0], take, to)
+        to += take
+        count -= take
+        at += advance(op, index, take)
+
+
+cdef void store_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, const real* values) noexcept nogil:
+    """Write elements start ... start + count - 1 in C order."""
+    cdef Py_ssize_t index[MAX_DIMS]
+    cdef Py_ssize_t at, take
+    if op.ndim == 1:
+        scatter(values, op.data + start * op.stride[0], op.kind, op.stride[0], count)
+        return
+    at = locate(op, start, index)
+    while count > 0:
+        take = min(count, op.shape[0] - index[0])
+        scatter(values, op.data + at, op.kind, op.stride[0], take)
+        values += take
+        count -= take
+        at += advance(op, index, take)
+
+
+cdef inline const real* view_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, real* buffer) noexcept nogil:
+    """Elements start ... start + count - 1 as contiguous floats: in place where they are that already."""
+    if op.ndim == 1 and op.kind == kind_of(buffer[0]) and op.stride[0] == <Py_ssize_t>sizeof(real):
+        return <const real*>op.data + start
+    load_flat(op, start, count, buffer)
+    return buffer

@@ -1,0 +1,142 @@
+/* exp and log1p as plain arithmetic that the compiler turns into SIMD, for float32 and float64: constants, and what
+   is easier said in C. The functions of both types are in _math.pxi.
+
+   The same source gives the same bits on every level with fused multiply-add: each fma is written out
+   and the build passes -ffp-contract=off. The base level of x86-64 has no such instruction; there fma
+   is a product and a sum, and results may differ in the last bits.
+
+   Polynomial coefficients are minimax fits (Remez, 60 digits) rounded to the type; the fitted error
+   stands with each set. */
+
+#ifndef SL_MATH_H
+#define SL_MATH_H
+
+#include "sl_platform.h"
+
+#if defined(__FMA__) || defined(__aarch64__)
+#define SL_FMAF(a, b, c) __builtin_fmaf(a, b, c)
+#define SL_FMA(a, b, c) __builtin_fma(a, b, c)
+#define SL_PRODUCT_ERRORF(a, b, product) __builtin_fmaf(a, b, -(product))
+#define SL_PRODUCT_ERROR(a, b, product) __builtin_fma(a, b, -(product))
+#else
+#define SL_FMAF(a, b, c) ((a) * (b) + (c))
+#define SL_FMA(a, b, c) ((a) * (b) + (c))
+#define SL_PRODUCT_ERRORF(a, b, product) ((float)((double)(a) * (b) - (product)))
+/* Dekker's splitting; it overflows, and then no correction is made, from 2**996 */
+static inline double SL_PRODUCT_ERROR(double a, double b, double product) {
+    double t = a * 134217729.0, a_hi = t - (t - a), a_lo = a - a_hi;    /* 2**27 + 1 */
+    double u = b * 134217729.0, b_hi = u - (u - b), b_lo = b - b_hi;
+    double error = ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo;
+    return error - error == 0 ? error : 0;
+}
+#endif
+
+/* 1.5 * 2**(mantissa bits) rounds an added number to an integer n; the exponent bias on top
+   leaves n + bias in the low bits, ready to be shifted into the exponent field. */
+#define SL_MAGIC_F32 0x1.8000fep+23f                /* 12583039 */
+#define SL_MAGIC_F64 0x1.80000000003ffp+52          /* 6755399441056767 */
+
+/* exp_shifted returns its result times UNIT: a sum over 10**9 classes, each far below the smallest
+   normal number, may itself lie above it. The limit is that of exp_shifted's own underflow. */
+#define SL_UNIT_F32 0x1p32f
+#define SL_UNIT_F64 0x1p64
+#define SL_UNIT_MAGIC_F32 0x1.80013ep+23f           /* 12583071 */
+#define SL_UNIT_MAGIC_F64 0x1.800000000043fp+52     /* 6755399441056831 */
+#define SL_UNIT_MIN_F32 -0x1.b611aap+6f             /* -109.517250 */
+#define SL_UNIT_MIN_F64 -0x1.786100d6a6071p+9       /* -752.7578380881006 */
+
+static inline float sl_pow2_f32(float shifted) {
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits <<= 23;
+    memcpy(&shifted, &bits, sizeof bits);
+    return shifted;
+}
+static inline double sl_pow2_f64(double shifted) {
+    uint64_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits <<= 52;
+    memcpy(&shifted, &bits, sizeof bits);
+    return shifted;
+}
+#define SL_LOG2E_F32 0x1.715476p+0f                 /* 1.44269502 */
+#define SL_LOG2E_F64 0x1.71547652b82fep+0           /* 1.4426950408889634 */
+/* ln 2 in two parts. The first is a multiple of 2**-15 (2**-41), so that n * LN2_HI and the sums
+   with numbers on that grid are exact. */
+#define SL_LN2_HI_F32 0x1.62e4p-1f                  /* 0.693145752 */
+#define SL_LN2_LO_F32 0x1.7f7d1cp-20f               /* 1.42860677e-06 */
+#define SL_LN2_HI_F64 0x1.62e42fefa4p-1             /* 0.69314718056011770 */
+#define SL_LN2_LO_F64 -0x1.8432a1b0e2634p-43        /* -1.7239444525614835e-13 */
+/* the smallest normal number is e**EXP_MIN, rounded towards 0: results below it are 0 */
+#define SL_EXP_MIN_F32 -0x1.5d589ep+6f              /* -87.3365402 */
+#define SL_EXP_MIN_F64 -0x1.6232bdd7abcd2p+9        /* -708.3964185322641 */
+
+/* e**r = 1 + r + r**2 q(r), |r| <= ln(2)/2: relative error 2**-28.3 and 2**-57.9 */
+#define SL_EXP0_F32 0x1.fffffcp-2f                  /* 0.49999994 */
+#define SL_EXP1_F32 0x1.555492p-3f                  /* 0.166665211 */
+#define SL_EXP2_F32 0x1.5558f2p-5f                  /* 0.0416683890 */
+#define SL_EXP3_F32 0x1.1239e2p-7f                  /* 0.00836871658 */
+#define SL_EXP4_F32 0x1.6a247ap-10f                 /* 0.00138146395 */
+#define SL_EXP0_F64 0x1.000000000000ap-1            /* 0.50000000000000111 */
+#define SL_EXP1_F64 0x1.55555555554fap-3            /* 0.16666666666666413 */
+#define SL_EXP2_F64 0x1.555555555087cp-5            /* 0.041666666666530155 */
+#define SL_EXP3_F64 0x1.1111111127beap-7            /* 0.0083333333334944699 */
+#define SL_EXP4_F64 0x1.6c16c1842a18fp-10           /* 0.0013888888943630361 */
+#define SL_EXP5_F64 0x1.a01a012a559b1p-13           /* 0.00019841269506555356 */
+#define SL_EXP6_F64 0x1.a0199a0c5affdp-16           /* 2.4801493098733352e-05 */
+#define SL_EXP7_F64 0x1.71df255761396p-19           /* 2.7557586396741581e-06 */
+#define SL_EXP8_F64 0x1.28ad72d3fa16fp-22           /* 2.7630248422432849e-07 */
+#define SL_EXP9_F64 0x1.ad7f6655530e7p-26           /* 2.5000053878886233e-08 */
+
+/* log1p(t) = t + t**2 q(t), 0 <= t <= 1: relative error 2**-30.2 */
+#define SL_LOG0_F32 -0x1.fffff8p-2f                 /* -0.499999881 */
+#define SL_LOG1_F32 0x1.5553a6p-2f                  /* 0.333326906 */
+#define SL_LOG2_F32 -0x1.ffc42p-3f                  /* -0.249885798 */
+#define SL_LOG3_F32 0x1.97827ap-3f                  /* 0.198979333 */
+#define SL_LOG4_F32 -0x1.4a542ep-3f                 /* -0.161293373 */
+#define SL_LOG5_F32 0x1.fea74cp-4f                  /* 0.124671265 */
+#define SL_LOG6_F32 -0x1.544588p-4f                 /* -0.0830741227 */
+#define SL_LOG7_F32 0x1.57e962p-5f                  /* 0.0419814028 */
+#define SL_LOG8_F32 -0x1.bead4ep-7f                 /* -0.0136314994 */
+#define SL_LOG9_F32 0x1.0fb4b4p-9f                  /* 0.00207295129 */
+/* atanh(s) = s + s**3 p(s**2) / 2, |s| <= 1/5: error of the logarithm 2**-62.7 */
+#define SL_LOG0_F64 0x1.555555555554fp-1            /* 0.66666666666666596 */
+#define SL_LOG1_F64 0x1.999999999c1adp-2            /* 0.40000000000056951 */
+#define SL_LOG2_F64 0x1.24924921e1858p-2            /* 0.28571428555767886 */
+#define SL_LOG3_F64 0x1.c71c7492029cdp-3            /* 0.22222224302852425 */
+#define SL_LOG4_F64 0x1.745c4a5ce8126p-3            /* 0.18181665512111883 */
+#define SL_LOG5_F64 0x1.3b35d01b14e25p-3            /* 0.15391123373648088 */
+#define SL_LOG6_F64 0x1.0dca9f78bef3ap-3            /* 0.13173412883031138 */
+#define SL_LOG7_F64 0x1.1b87db074a261p-3            /* 0.13844271770473696 */
+
+/* log(1 + t) for finite t >= 0; NaN for NaN.
+
+   1 + t = 2**n (1 + f) with f in [-1/4, 1/2]; below 1/2, f is t itself, so that no digit of a
+   small t is lost, and above, f takes up the rounding error of 1 + t. log(1 + f) as in fdlibm,
+   through s = f / (2 + f).
+ */
+static SL_ALWAYS_INLINE double log1p_positive(double t) {
+    double u = 1 + t, error = t - (u - 1);
+    uint64_t bits = sl_bits_f64(u);
+    uint64_t n = (bits - 0x3fe8000000000000u) >> 52;                    /* 0.75 */
+    double nn = sl_from_bits_f64(n | 0x4330000000000000u) - 0x1p52;
+    double unit = sl_from_bits_f64((1023 - n) << 52);
+    double f = (sl_from_bits_f64(bits - (n << 52)) - 1) + error * unit;
+    double s, z, p, half_square;
+    f = t < 0.5 ? t : f;
+    nn = t < 0.5 ? 0 : nn;
+    s = f / (2 + f);
+    z = s * s;
+    p = SL_FMA(SL_LOG7_F64, z, SL_LOG6_F64);
+    p = SL_FMA(p, z, SL_LOG5_F64);
+    p = SL_FMA(p, z, SL_LOG4_F64);
+    p = SL_FMA(p, z, SL_LOG3_F64);
+    p = SL_FMA(p, z, SL_LOG2_F64);
+    p = SL_FMA(p, z, SL_LOG1_F64);
+    p = SL_FMA(p, z, SL_LOG0_F64);
+    half_square = 0.5 * f * f;
+    return nn * SL_LN2_HI_F64
+         + (f - (half_square - SL_FMA(s, SL_FMA(p, z, half_square), nn * SL_LN2_LO_F64)));
+}
+
+#endif
