@@ -244,11 +244,13 @@ def weighted_cross_entropy(z, targets, weight=None, *, reduction="mean", class_w
         z, targets, weight=cw, reduction="none", label_smoothing=smoothing, ignore_index=-100
     )
     weight = torch.ones_like(loss) if weight is None else weight
-    counts = torch.ones_like(loss)
-    part = counts
+    counts = part = torch.ones_like(loss)
     if not targets.is_floating_point():
-        counts = (targets != -100).double()
-        part = counts if cw is None else counts * cw[torch.where(targets == -100, 0, targets)]
+        counts = part = (targets != -100).double()
+        if cw is not None:
+            valid = torch.where(targets == -100, 0, targets)
+            # flat: vmap does not know an index without dimensions
+            part = counts * cw[valid.flatten()].reshape(valid.shape)
     if reduction == "none":
         return weight * loss
     divisor = {"sum": 1.0, "mean": (part * weight).sum(), "batchmean": counts.sum()}[reduction]
@@ -316,6 +318,8 @@ def test_func_transforms(reduction):
     assert_same_derivatives(vmap(ours), vmap(theirs), (z, y, w), (0, 2))
     # one row, then one batch, at a time; arguments that are not batched, or on another dimension
     assert_same_derivatives(vmap(vmap(ours)), vmap(vmap(theirs)), (z, t, w), (0, 1, 2))
+    # none ignored: PyTorch's mean over no row is NaN
+    assert_same_derivatives(vmap(vmap(ours)), vmap(vmap(theirs)), (z, y.clamp(min=0), w), (0, 2))
     dims = (1, None, None)
     moved = (z.movedim(0, 1), y[0], w[0])
     assert_same_derivatives(vmap(ours, dims), vmap(theirs, dims), moved, 0)

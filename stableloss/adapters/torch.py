@@ -220,7 +220,8 @@ class _Parts:
             return 1.0
         # those that do not count may be of no class
         valid = torch.where(self._counts(self.mask), targets.long(), 0)
-        return torch.tensor(weights, dtype=torch.float64)[valid]
+        # flat: vmap does not know an index without dimensions
+        return torch.tensor(weights, dtype=torch.float64)[valid.flatten()].reshape(valid.shape)
 
     def _divided(self, x: Any) -> Any:
         """x, None for 1, over the divisor."""
@@ -380,8 +381,9 @@ class _Function(torch.autograd.Function):
     """
 
     def __init_subclass__(cls) -> None:
-        # apply() asks for it at each call, and to find it takes longer than a small loss
-        cls.forward.__signature__ = inspect.signature(cls.forward)
+        if "forward" in vars(cls):
+            # apply() asks for it at each call, and to find it takes longer than a small loss
+            cls.forward.__signature__ = inspect.signature(cls.forward)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -761,7 +763,7 @@ def differentiable(loss: Any) -> Callable[..., Any]:
     grad or have a tangent; a mean's own divisor counts as the function of the weights that it is. The
     gradient by the logits comes with the value, the second derivative is the exact product of the Hessian
     and a vector; second derivatives in which the targets take part are computed by PyTorch in float64.
-    The gradient by a weight of 0 is the loss of its row, but 0 where that is not finite.
+    A weight of 0 has a gradient like any other, but 0 where the loss of its row is not finite.
 
     ``torch.vmap`` makes one call of the loss, not one for each. ``torch.compile`` leaves the graph for the
     call. PyTorch's older vectorization, ``is_grads_batched`` and ``vectorize=True``, stops at first
