@@ -854,7 +854,7 @@ def test_messages():
     z, y = torch.zeros(2, 3), torch.tensor([0, 1])
     for error, match, arguments in (
         (TypeError, r"must be a torch.Tensor, not ndarray", (z.numpy(), y)),
-        (TypeError, r"floating-point dtype, not torch.int64$", (z.long(), y)),
+        (TypeError, r"or float64, not torch.int64$", (z.long(), y)),
         (TypeError, r"not torch.int64; the order is \(logits, targets\)", (y, z)),
         (TypeError, r"not torch.complex64", (z + 0j, y)),
         (

@@ -33,8 +33,10 @@ from stableloss import activations, losses
 __all__ = ["differentiable", "sigmoid_bce", "sigmoid_mse", "softmax_ce", "softmax_mse"]
 
 SOFTMAX = (losses.SoftmaxCE, losses.SoftmaxMSE)
-LOSSES = (losses.SigmoidBCE, losses.SigmoidMSE, *SOFTMAX)
+CROSS_ENTROPY = (losses.SigmoidBCE, losses.SoftmaxCE)
+LOSSES = (*SOFTMAX, losses.SigmoidBCE, losses.SigmoidMSE)
 HALF = (torch.float16, torch.bfloat16)
+DTYPES = (*HALF, torch.float32, torch.float64)
 
 
 # ---- tensors and arrays ---------------------------------------------------------------------------
@@ -94,10 +96,10 @@ class _Plan:
     def __init__(self, loss: Any, ndim: int, axis: int, doubtful: bool) -> None:
         self.ndim, self.axis, self.doubtful = ndim, axis, doubtful
         # -1 is what the losses are fastest at
-        self.loss = _changed(loss, axis=-1 if axis == ndim - 1 else axis) if hasattr(loss, "axis") else loss
+        self.loss = _changed(loss, axis=-1 if axis >= ndim - 1 else axis) if hasattr(loss, "axis") else loss
         self.softmax = isinstance(loss, SOFTMAX)
         self.reduced = loss.reduction != "none"
-        self.linear_in_targets = hasattr(loss, "target_grad")
+        self.linear_in_targets = isinstance(loss, CROSS_ENTROPY)
 
     @cached_property
     def each(self) -> _Plan:
@@ -657,15 +659,16 @@ class _Differentiable:
     def _plan_for(self, logits: Any, targets: Any) -> _Plan:
         """Find the class axis: the loss's, or where that is -1 PyTorch's unless the targets contradict."""
         loss, ndim = self.loss, logits.ndim
-        if not isinstance(loss, SOFTMAX):
-            # the axis that weights per row lack
-            return self._plan(ndim, getattr(loss, "axis", -1) % max(ndim, 1), False)
-        axis: int = loss.axis
-        if axis == 1 == ndim:
+        softmax = isinstance(loss, SOFTMAX)
+        axis: int = getattr(loss, "axis", -1)
+        if softmax and axis == 1 == ndim:
             axis = 0
         shape, given = tuple(logits.shape), tuple(np.shape(targets))
-        if not -ndim <= axis < ndim:
+        if (softmax or axis != -1) and not -ndim <= axis < ndim:
             raise ValueError(f"logits of shape {shape} have no axis {axis} for their classes")
+        if not softmax:
+            # the axis that weights per row lack
+            return self._plan(ndim, axis % max(ndim, 1), False)
         if ndim < 3:
             return self._plan(ndim, axis % ndim, False)
         last = given == shape[:-1]
@@ -684,6 +687,7 @@ class _Differentiable:
             )
         return self._plan(ndim, ndim - 1 if last else 1, len(given) == ndim)
 
+    # Dynamo can not see through the losses
     @torch.compiler.disable
     def __call__(
         self,
@@ -699,10 +703,10 @@ class _Differentiable:
                 f"logits must be a torch.Tensor, not {type(logits).__name__}; "
                 "arrays are for the losses of stableloss itself"
             )
-        if not logits.is_floating_point():
+        if logits.dtype not in DTYPES:
             swapped = isinstance(targets, torch.Tensor) and targets.is_floating_point()
             hint = "; the order is (logits, targets)" if swapped else ""
-            raise TypeError(f"logits must be of a floating-point dtype, not {logits.dtype}{hint}")
+            raise TypeError(f"logits must be float16, bfloat16, float32 or float64, not {logits.dtype}{hint}")
         dtype = logits.dtype
         logits, targets = _argument("logits", logits), _argument("targets", targets)
         weight, mask = _argument("sample_weight", sample_weight), _argument("mask", mask)
@@ -741,8 +745,8 @@ def differentiable(loss: Any) -> Callable[..., Any]:
     Raises
     ------
     TypeError
-        If `loss` is not a loss object. From the function: if logits are not a tensor of a floating-point
-        dtype, another tensor is sparse, or as from the loss.
+        If `loss` is not a loss object. From the function: if logits are no tensor of these dtypes, a tensor
+        is sparse, or as from the loss.
     ValueError
         If `loss` has `from_probabilities`, whose gradient is not the one by its argument. From the
         function: if the class axis is in doubt, class indices require grad, or as from the loss.
