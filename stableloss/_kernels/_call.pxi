@@ -86,6 +86,16 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
                       const Kernel* kernel):
     """Run a loss, or return None where `_arrays` has to prepare the call or to refuse it. The rows of
     a softmax loss (`rowwise`) are its unit, of a sigmoid loss the elements."""
+    cdef sl_environment environment = sl_default_environment()
+    try:
+        return loss_result(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, rowwise, kernel)
+    finally:
+        sl_restore_environment(environment)
+
+
+cdef object loss_result(object logits, object targets, object weight, object mask, object denominator, object out,
+                        object hess, object vector, object probabilities, int want, Options options, bint rowwise,
+                        const Kernel* kernel):
     cdef Job job
     cdef Operand every
     cdef int ndim, kind, lead
@@ -94,7 +104,6 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
     cdef np.ndarray predicted = None
     cdef np.ndarray lse = None
     cdef np.ndarray entropy = None
-    cdef tuple arrays = None
     cdef double total
     if not (np.PyArray_CheckExact(logits) and np.PyArray_CheckExact(targets)):
         return None
@@ -122,6 +131,7 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
     job.block = max(1, BLOCK_ITEMS // job.k)
     if job.block > GROUP:
         job.block -= job.block % GROUP
+    job.call = NULL
     job.loss = job.lse = job.entropy = job.predicted = NULL
     job.value_kind = np.NPY_DOUBLE if kind == np.NPY_DOUBLE else np.NPY_FLOAT
     job.general = options.general or want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
@@ -193,9 +203,7 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
         job.predicted = np.PyArray_BYTES(predicted)
         job.lse = np.PyArray_BYTES(lse)
         job.entropy = np.PyArray_BYTES(entropy)
-    if shareable(&job):
-        arrays = (logits, targets, weight, mask, vector, out, hess, probabilities, losses, predicted, lse, entropy, options)
-    total = run(&job, kernel, arrays)
+    total = run(&job, kernel, not job.general and not want & WANT_HESS and (job.hard or not rowwise))
     if want & WANT_HESS:
         return out, hess
     if not want & WANT_LOSS:

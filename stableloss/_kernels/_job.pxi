@@ -35,6 +35,7 @@ cdef struct Job:
     Py_ssize_t outputs      # length of the last axis
     Py_ssize_t block        # rows (elements) per block
     double divisor
+    void* call              # of which `stopped` asks; NULL while the GIL is held
 
 
 # One kernel: rows (elements) start ... stop - 1 of a job, whose weighted losses it adds to the sum.

@@ -40,6 +40,7 @@ cdef Options PLAIN = Options(REDUCE_SUM)
 
 cdef object elementwise(object x, object out, const Kernel* kernel):
     cdef Job job
+    cdef sl_environment environment
     cdef int kind, ndim
     if not np.PyArray_CheckExact(x):
         return None
@@ -57,7 +58,11 @@ cdef object elementwise(object x, object out, const Kernel* kernel):
     job.block = BLOCK_ITEMS
     bind(&job.x, x, kind, ndim)
     bind(&job.g, out, kind, ndim)
-    run(&job, kernel, (x, out))
+    environment = sl_default_environment()
+    try:
+        run(&job, kernel, True)
+    finally:
+        sl_restore_environment(environment)
     return out
 
 
@@ -162,6 +167,7 @@ cdef void rows_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* to
 cdef object rowwise(object x, object out, int want):
     """Along the last axis of an array whose last axis is not empty."""
     cdef Job job
+    cdef sl_environment environment
     cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
     cdef int kind, ndim
     if not (np.PyArray_CheckExact(x) and np.PyArray_CheckExact(out)):
@@ -184,7 +190,11 @@ cdef object rowwise(object x, object out, int want):
         job.block -= job.block % GROUP
     bind(&job.x, x, kind, ndim - 1)
     bind(&job.g, out, kind, ndim - 1)
-    run(&job, &kernel, (x, out))
+    environment = sl_default_environment()
+    try:
+        run(&job, &kernel, True)
+    finally:
+        sl_restore_environment(environment)
     return out
 
 
