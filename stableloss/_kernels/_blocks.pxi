@@ -34,7 +34,7 @@ cdef enum:
     MAX_THREADS = 256       # the pool's helpers and the calling thread
 
 # Nanoseconds of work that make a thread worth its while.
-cdef double THREAD_WORK = 50000
+cdef double THREAD_WORK = 40000
 
 # Nanoseconds that a logit takes, with value and gradient, in arrays that fit the cache: a lower bound over
 # numbers of classes, from the best of many calls on Zen 5 and Sapphire Rapids. What is computed in float32, in

@@ -8,8 +8,8 @@
    There is no queue and no list under a lock. Each helper has one word, which says what it is at:
 
        NONE      no such thread
-       AWAKE     waiting for a call, and looking out for one
-       SLEEPING  waiting for a call, blocked on its lock, which whoever gives it a call releases
+       AWAKE     between two calls, on the way to its lock
+       SLEEPING  blocked on its lock, which whoever offers it a call releases
        BUSY      working
        else      the address of a call that is offered to it
 
@@ -32,7 +32,7 @@ enum {
     SL_MAX_HELPERS = 255,       /* whatever number of threads is asked for: memory is exhausted long before */
     SL_ASK = 50000000,          /* nanoseconds between two questions for signals ... */
     SL_WAIT = 10000,            /* ... and microseconds until one who waits looks at the clock */
-    SL_SPIN = 20000,            /* nanoseconds that a thread looks out for news before it blocks */
+    SL_SPIN = 10000,            /* nanoseconds that a caller looks out for the last helper before it blocks */
     SL_RETRY = 100000000        /* nanoseconds until a thread is asked for again where one was refused */
 };
 
@@ -175,14 +175,11 @@ static sl_helper sl_helpers[SL_MAX_HELPERS] __attribute__((aligned(64)));
 static int64_t sl_retry_at;
 
 static sl_call *sl_next_call(sl_helper *self) {
-    int64_t until = sl_clock() + SL_SPIN;
     for (;;) {
         uintptr_t word = SL_LOAD(&self->word);
         if (word != SL_AWAKE) {
             if (SL_REPLACE(&self->word, word, SL_BUSY))
                 return (sl_call *)word;
-        } else if (sl_clock() < until) {
-            SL_PAUSE();
         } else if (SL_REPLACE(&self->word, SL_AWAKE, SL_SLEEPING)) {
             PyThread_acquire_lock(self->wake, WAIT_LOCK);
         }
