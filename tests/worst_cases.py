@@ -266,7 +266,7 @@ def _comment(record, function, stem):
     ]
     head = "# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:\n"
     path = ROOT / "stableloss" / "_kernels" / f"{stem}.pxi"
-    pattern = rf"(# Largest errors found[^\n]*\n(?:#[^\n]*\n)*)def {function}\("
+    pattern = rf"(# Largest errors found[^\n]*\n(?:#[^\n]*\n)*)(?:def )?{function}\b"
     return Statement(path, pattern, head + "".join(lines))
 
 

@@ -150,18 +150,18 @@ cdef void run_rows(const void* context, Py_ssize_t block, void* scratch, Sum* pa
     cdef const Job* job = task.job
     cdef Py_ssize_t start = block * job.block
     cdef Py_ssize_t stop = min(start + job.block, job.n)
-    if job.precise or job.x.kind == np.NPY_DOUBLE:
+    if job.in_float64 or job.x.kind == np.NPY_DOUBLE:
         task.kernel.double(job, start, stop, part, <double*>scratch)
     else:
         task.kernel.single(job, start, stop, part, <float*>scratch)
 
 
-cdef double run(Job* job, const Kernel* kernel, bint plain) except? -1:
-    """All rows of a job; returns the sum of their weighted losses. `plain` kernels are those that take the
-    least per logit: activations, and losses without options whose targets are class indices or elements'."""
+cdef double run(Job* job, const Kernel* kernel) except? -1:
+    """All rows of a job; returns the sum of their weighted losses."""
     cdef Task task = Task(job, kernel)
+    cdef bint plain = (job.hard or job.k == 1) and not job.has_options and not job.want & WANT_HESS
     cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
-    cdef int column = (0 if plain else 2) + (1 if job.precise or job.x.kind == np.NPY_DOUBLE else 0)
+    cdef int column = (0 if plain else 2) + (1 if job.in_float64 or job.x.kind == np.NPY_DOUBLE else 0)
     cdef sl_workspace* own
     cdef Py_ssize_t block
     cdef Sum total, part

@@ -22,6 +22,8 @@ cdef bint bits_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, d
     cdef uint32_t word = 0, last_word
     cdef uint64_t signs = 0, last_long
     cdef Py_ssize_t i
+    if op.kind == np.NPY_BOOL and top >= 1:
+        return True
     if op.ndim != 1 or top < 0:
         return False
     if (op.kind == np.NPY_UINT8 or op.kind == np.NPY_INT8) and op.stride[0] == 1:
@@ -164,23 +166,23 @@ cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint 
     """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
     or ignored, else the product of their weight (`samples`) and that of their class (`classes`)."""
     cdef double value[CHECKED]
-    cdef double top = job.o.class_weights - 1
+    cdef double top = job.o.n_class_weight - 1
     cdef double at
     cdef Py_ssize_t i
     for i in range(count):
         weight[i] = 1
-    if not job.weighted:
+    if not job.any_weight:
         return
-    if samples and job.weights:
+    if samples and job.has_weight:
         load_flat(&job.w, start, count, weight)
     if job.masked:
-        load_flat(&job.keep, start, count, value)
+        load_flat(&job.mask, start, count, value)
         for i in range(count):
             weight[i] = 0 if value[i] == 0 else weight[i]
     if job.hard and (job.ignoring or (classes and job.o.class_weight != NULL)):
         load_flat(&job.t, start, count, value)
         for i in range(count):
-            if job.ignoring and value[i] == job.o.ignore:
+            if job.ignoring and value[i] == job.o.ignore_index:
                 weight[i] = 0
             elif classes and job.o.class_weight != NULL and weight[i] != 0:
                 # the class was in range when it was checked, but may be anything by now
@@ -220,7 +222,7 @@ cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tota
             if at % BLOCK_ITEMS == 0 and stopped(job):
                 return
             n = min(<Py_ssize_t>CHECKED, job.outputs - at)
-            load_flat(&job.keep, row * job.outputs + at, n, value)
+            load_flat(&job.mask, row * job.outputs + at, n, value)
             for i in range(n):
                 any |= value[i] != 0
         total.hi += any
@@ -240,7 +242,7 @@ cdef double divisor_of(Job* job, int reduction, bint rowwise) except? -1:
     """What the sum of the losses is divided by; 0 where nothing counts."""
     if reduction == REDUCE_MEAN:
         if rowwise:
-            return weight_total(job, True, True) if job.weighted else job.n
+            return weight_total(job, True, True) if job.any_weight else job.n
         return weight_total(job, False, False) if job.masked else job.n
     if reduction == REDUCE_BATCHMEAN:
         if rowwise:
@@ -262,11 +264,11 @@ cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
         n = min(<Py_ssize_t>CHECKED, start + count - at)
         load_flat(&job.t, at, n, target)
         if job.masked:
-            load_flat(&job.keep, at, n, kept)
+            load_flat(&job.mask, at, n, kept)
         for i in range(n):
             if kept[i] == 0:
                 continue
-            if check.whole and job.o.ignores and target[i] == job.o.ignore:
+            if check.whole and job.o.has_ignore_index and target[i] == job.o.ignore_index:
                 SL_STORE(&check.ignoring, 1)
             elif not (target[i] >= 0 and target[i] <= check.top) or (check.whole and target[i] != <double><int64_t>target[i]):
                 SL_STORE(&check.outside, 1)
@@ -329,8 +331,8 @@ cdef bint counted_rows_in_range(Job* job, const Operand* op, double top, bint ta
 
 cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) except -1:
     cdef Operand every
-    cdef double top = job.k - 1 if job.hard else DOUBLE_MAX if rowwise else 1
-    cdef bint may_ignore = job.hard and job.o.ignores and 0 <= job.o.ignore <= top
+    cdef double top = job.k - 1 if job.hard else min(job.target_max, DOUBLE_MAX)
+    cdef bint may_ignore = job.hard and job.o.has_ignore_index and 0 <= job.o.ignore_index <= top
     if not job.masked and not may_ignore:
         bind(&every, targets, job.t.kind, np.PyArray_NDIM(targets))
         if in_range(&every, np.PyArray_SIZE(targets), top, job.hard):

@@ -51,7 +51,8 @@ def softmax_loss(x: Any, y: Any) -> tuple[float, np.ndarray]:
     array([[-0.25,  0.25],
            [-0.5 ,  0.5 ]])
     """
-    return _LOSS.value_and_grad(x, y)
+    loss, dx = _LOSS.value_and_grad(x, y)
+    return float(loss), dx
 
 
 def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> tuple[float, np.ndarray]:
@@ -92,4 +93,4 @@ def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> t
     loss, dx = _LOSS.value_and_grad(x, y, mask=mask, denominator=max(len(x), 1))
     if verbose:
         print("dx:", dx.shape)
-    return loss, dx
+    return float(loss), dx

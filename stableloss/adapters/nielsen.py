@@ -61,7 +61,7 @@ class CrossEntropyCost:
         -------
         float
         """
-        return _BCE_OF_OUTPUT(a, y)
+        return float(_BCE_OF_OUTPUT(a, y))
 
     @staticmethod
     def delta(z: Any, a: Any, y: Any) -> np.ndarray:
