@@ -196,3 +196,9 @@ def assert_same_bits(got, expected):
         f"{len(differ)} of {a.size} differ, first at {tuple(map(int, differ[0]))}: "
         f"{got[tuple(differ[0])]!r} != {expected[tuple(differ[0])]!r}"
     )
+
+
+def assert_all_same_bits(got, expected, part=..., of=...):
+    """As many arrays in both, `part` of each of the first with the bits of `of` of its counterpart."""
+    for a, b in zip(got, expected, strict=True):
+        assert_same_bits(np.asarray(a)[part], np.asarray(b)[of])

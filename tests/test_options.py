@@ -18,7 +18,7 @@ import gmpy2
 import numpy as np
 import oracle
 import pytest
-from cases import LAYOUTS, assert_same_bits, generator
+from cases import LAYOUTS, assert_all_same_bits, assert_same_bits, generator
 from pairwise import all_pairs
 
 import stableloss as sl
@@ -219,8 +219,7 @@ def check_entries(case, inputs: Inputs, exact: oracle.ExactWithOptions):
     # one evaluation, several ways: the same bits; without stats, another kernel may run
     alone, alone_stats = loss(logits, targets, **at_call, with_stats=True)
     assert_same_bits(alone, value)
-    for a, b in zip(alone_stats[:4], stats[:4], strict=True):
-        assert_same_bits(a, b)
+    assert_all_same_bits(alone_stats[:4], stats[:4])
     value, grad = loss.value_and_grad(logits, targets, **at_call)
     check_loss(case, value, exact, floor)
     check("gradient without stats", grad, exact.grad.divided(exact.divisor))
@@ -610,9 +609,8 @@ def test_nan_stays_in_its_row(stem):
     logits[17, 3] = NAN
     others = np.arange(40) != 17
     got = [*loss.value_and_grad(logits, targets), loss.grad_and_hess(logits, targets)[1]]
-    for a, b in zip(got, clean, strict=True):
-        assert_same_bits(a[others], b[others])
-        assert np.isnan(a[17]).any()
+    assert_all_same_bits(got, clean, part=others, of=others)
+    assert all(np.isnan(array[17]).any() for array in got)
 
 
 @pytest.mark.parametrize("k", [6, 200])
@@ -634,8 +632,7 @@ def test_a_class_weight_of_zero_takes_nan_out(k, options):
 
     clean = list(results())
     logits[17, 3] = NAN
-    for a, b in zip(results(), clean, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_same_bits(results(), clean)
 
 
 @pytest.mark.parametrize("denominator", [1e-44, 1e-39])
@@ -665,8 +662,7 @@ def test_ignored_rows_are_masked_rows(reduction):
     loss = sl.SoftmaxCE(reduction=reduction, class_weight=rng.uniform(1, 2, 6), z_loss=0.01)
     masked = loss.value_and_grad(logits, targets, mask=mask)
     ignored = loss.value_and_grad(logits, np.where(mask, targets, -100))
-    for a, b in zip(masked, ignored, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_same_bits(masked, ignored)
 
 
 @pytest.mark.parametrize("stem", ["softmax_ce", "sigmoid_bce", "softmax_mse", "sigmoid_mse"])
@@ -707,8 +703,8 @@ def test_any_axis(cls, entry):
         expected = getattr(cls(reduction="none"), entry)(np.ascontiguousarray(last), index)
         got = getattr(cls(reduction="none", axis=axis), entry)(logits, index)
         assert got[-1].shape == logits.shape
-        for a, b in zip(got, expected, strict=True):
-            assert_same_bits(np.moveaxis(a, axis, -1) if a.ndim == 4 else a, b)
+        moved = [np.moveaxis(array, axis, -1) if array.ndim == 4 else array for array in got]
+        assert_all_same_bits(moved, expected)
 
 
 def test_one_row():
@@ -771,12 +767,10 @@ def test_a_row_does_not_depend_on_the_others(stem, options, dtype):
     whole = all_results(loss, logits, targets, sample_weight=weight, mask=mask)
     for rows in (slice(0, 1), slice(33, 34), slice(69, 70), slice(3, 40)):
         alone = {"sample_weight": weight[rows], "mask": mask[rows]}
-        for a, b in zip(all_results(loss, logits[rows], targets[rows], **alone), whole, strict=True):
-            assert_same_bits(a, b[rows])
+        assert_all_same_bits(all_results(loss, logits[rows], targets[rows], **alone), whole, of=rows)
     for layout in LAYOUTS.values():
         moved = {"sample_weight": layout(weight), "mask": layout(mask)}
-        for a, b in zip(all_results(loss, layout(logits), layout(targets), **moved), whole, strict=True):
-            assert_same_bits(a, b)
+        assert_all_same_bits(all_results(loss, layout(logits), layout(targets), **moved), whole)
     many = [np.concatenate([array] * 400) for array in (logits, targets, weight, mask)]
     results = {}
     for threads in (1, 4):
@@ -785,10 +779,8 @@ def test_a_row_does_not_depend_on_the_others(stem, options, dtype):
             results[threads] = all_results(loss, *many[:2], **at_call)
             mean = type(loss)(**options)
             results[threads].extend(mean.value_and_grad(*many[:2], **at_call))
-    for a, b in zip(*results.values(), strict=True):
-        assert_same_bits(a, b)
-    for a, b in zip(results[4], whole, strict=False):
-        assert_same_bits(a[-70:], b)
+    assert_all_same_bits(*results.values())
+    assert_all_same_bits(results[4][: len(whole)], whole, part=slice(-70, None))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -1178,8 +1170,7 @@ def test_a_hidden_target_is_not_looked_at():
     mask[11] = False
     clean = sl.softmax_ce.value_and_grad(logits, targets, mask=mask)
     targets[11], logits[11] = -7, NAN
-    for a, b in zip(sl.softmax_ce.value_and_grad(logits, targets, mask=mask), clean, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_same_bits(sl.softmax_ce.value_and_grad(logits, targets, mask=mask), clean)
 
 
 def test_target_grad_of_class_indices():
