@@ -46,13 +46,10 @@ def fused():
     return sl.cpu_level() != "base" or platform.machine().lower() not in ("x86_64", "amd64")
 
 
-def rowwise(stem):
-    """Whether the loss is one per row, and a target may be a class index."""
-    return type(getattr(sl, stem))._rowwise
-
-
-def along_axis(activation):
-    return "axis" in inspect.signature(getattr(sl, activation)).parameters
+def by_rows(name):
+    """Whether a loss is one per row (a target may be a class index), or an activation along an axis."""
+    value = getattr(sl, name)
+    return type(value)._rowwise if name in LOSSES else "axis" in inspect.signature(value).parameters
 
 
 # ---- inputs --------------------------------------------------------------------------------------
@@ -130,14 +127,14 @@ def index_targets(shape):
 
 
 def hard_targets(stem, shape):
-    if rowwise(stem):
+    if by_rows(stem):
         return index_targets(shape)
     return (integers(f"hard {shape}", shape) >> np.uint64(63)).astype(np.uint8)
 
 
 def soft_targets(stem, shape, dtype):
     """Numbers in [0, 1); of a loss per row, with a sum of about 1."""
-    scale = 2.0 ** (1 - shape[1].bit_length()) if rowwise(stem) else 1.0
+    scale = 2.0 ** (1 - shape[1].bit_length()) if by_rows(stem) else 1.0
     return fractions(f"soft {shape}", shape, dtype) * np.dtype(dtype).type(scale)
 
 
@@ -188,7 +185,7 @@ def strided(logits):
     """Name and array of every result of the functions of one logit; a row has a second class, 0."""
     for stem in LOSSES:
         loss = type(getattr(sl, stem))(reduction="none")
-        rows = np.stack([logits, np.zeros_like(logits)], axis=1) if rowwise(stem) else logits
+        rows = np.stack([logits, np.zeros_like(logits)], axis=1) if by_rows(stem) else logits
         for target in (0, 1):
             targets = np.full(logits.shape, target)
             value, grad = loss.value_and_grad(rows, targets)
@@ -196,7 +193,7 @@ def strided(logits):
             for quantity, array in (("loss", value), ("grad", grad), ("hess", hess)):
                 yield f"{stem} float32 strided, target {target} {quantity}", array
     for name in ACTIVATIONS:
-        if not along_axis(name):
+        if not by_rows(name):
             yield f"{name} float32 strided", getattr(sl, name)(logits)
 
 

@@ -11,14 +11,16 @@ float32 arithmetic, whose spread counts with the eps of float32.
 """
 
 import copy
+import inspect
 import pickle
 from typing import NamedTuple
 
+import bits
 import gmpy2
 import numpy as np
 import oracle
 import pytest
-from cases import LAYOUTS, assert_all_same_bits, assert_same_bits, generator
+from cases import LAYOUTS, assert_all_same_bits, assert_same_bits, generator, targets_for
 from pairwise import all_pairs
 
 import stableloss as sl
@@ -441,11 +443,11 @@ def test_sigmoid_bce(case):
     assert stats.correct == (right & (exact.weight != 0)).sum()
 
 
-# ---- the quadratic losses ------------------------------------------------------------------------
+# ---- the losses without options of their own -----------------------------------------------------
 
-MSE_FACTORS = {
+PLAIN_FACTORS = {
     "dtype": DTYPES,
-    "stem": ["softmax_mse", "sigmoid_mse"],
+    "stem": list(oracle.ALONG),
     "classes": [3, 200],
     "targets": ["hard", "soft"],
     "layout": ["C", "f-order", "strided"],
@@ -457,8 +459,8 @@ MSE_FACTORS = {
 }
 
 
-@pytest.mark.parametrize("case", all_pairs(MSE_FACTORS, excluded), ids=identity)
-def test_mse(case):
+@pytest.mark.parametrize("case", all_pairs(PLAIN_FACTORS, excluded), ids=identity)
+def test_plain_loss(case):
     """What is given at the call, and the Hessian-vector product."""
     dtype, k, stem = case["dtype"], case["classes"], case["stem"]
     rng = generator(identity(case))
@@ -466,7 +468,7 @@ def test_mse(case):
     logits = rng.normal(scale=4, size=(*rows, k)).astype(dtype)
     targets = rng.dirichlet(np.ones(k), rows).astype(dtype)
     if case["targets"] == "hard":
-        targets = rng.integers(0, k, rows) if stem == "softmax_mse" else rng.integers(0, 2, (*rows, k))
+        targets = rng.integers(0, k, rows) if bits.by_rows(stem) else rng.integers(0, 2, (*rows, k))
     direction = rng.normal(size=logits.shape).astype(dtype)
     at_call, weight = {"denominator": case["denominator"]}, np.ones(rows, np.float32)
     if case["sample_weight"]:
@@ -486,7 +488,7 @@ def test_mse(case):
     along, along_term = oracle.ALONG[stem](shown, t, direction)
     counts = np.ones(rows, bool) if not case["mask"] else at_call["mask"]
     total = weight.sum() if case["sample_weight"] else counts.sum()
-    mean = total if stem == "softmax_mse" else counts.sum() * k
+    mean = total if bits.by_rows(stem) else counts.sum() * k
     divisor = {"mean": mean, "batchmean": counts.sum(), "sum": 1, "none": 1}[case["reduction"]]
     divisor = gmpy2.mpfr(float(case["denominator"] or divisor))
 
@@ -599,11 +601,11 @@ def test_infinite_logits_under_a_cap_or_a_clip():
     assert sl.SoftmaxCE(softcap=2.0).value_and_grad(logits, targets)[1][0, :2].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("stem", ["softmax_ce", "sigmoid_bce"])
-def test_nan_stays_in_its_row(stem):
+@pytest.mark.parametrize("cls", [sl.SoftmaxCE, sl.SigmoidBCE])
+def test_nan_stays_in_its_row(cls):
     options = {"label_smoothing": 0.1, "focal_gamma": 2.0, "logit_scale": 0.5, "softcap": 30.0}
-    loss = type(getattr(sl, stem))(reduction="none", **options)
-    rng = generator(stem, "nan")
+    loss = cls(reduction="none", **options)
+    rng = generator(cls.__name__, "nan")
     logits, targets = rng.normal(size=(40, 5)), rng.dirichlet(np.ones(5), 40)
     clean = [*loss.value_and_grad(logits, targets), loss.grad_and_hess(logits, targets)[1]]
     logits[17, 3] = NAN
@@ -665,11 +667,10 @@ def test_ignored_rows_are_masked_rows(reduction):
     assert_all_same_bits(masked, ignored)
 
 
-@pytest.mark.parametrize("stem", ["softmax_ce", "sigmoid_bce", "softmax_mse", "sigmoid_mse"])
+@pytest.mark.parametrize("stem", bits.LOSSES)
 def test_nothing_counts(stem):
     logits, targets, _ = batch()
-    if stem.startswith("sigmoid"):
-        targets = (np.arange(6) == targets[:, None]).astype(int)
+    targets = targets_for(stem, targets, 6)
     for reduction in REDUCTIONS:
         loss = type(getattr(sl, stem))(reduction=reduction)
         value, grad = loss.value_and_grad(logits, targets, mask=np.zeros(40, bool))
@@ -678,14 +679,13 @@ def test_nothing_counts(stem):
     assert sl.softmax_ce(logits, np.full(40, -100)) == 0.0
 
 
-@pytest.mark.parametrize("stem", ["softmax_ce", "sigmoid_bce", "softmax_mse", "sigmoid_mse"])
+@pytest.mark.parametrize("stem", bits.LOSSES)
 def test_denominator_makes_accumulation_exact(stem):
     """The gradients of two unequal parts are those of the whole batch, bit for bit."""
     logits, targets, _ = batch()
-    if stem.startswith("sigmoid"):
-        targets = (np.arange(6) == targets[:, None]).astype(int)
+    targets = targets_for(stem, targets, 6)
     loss = getattr(sl, stem)
-    n = logits.size if stem.startswith("sigmoid") else 40
+    n = 40 if bits.by_rows(stem) else logits.size
     value, grad = loss.value_and_grad(logits, targets)
     parts = [loss.value_and_grad(logits[s], targets[s], denominator=n) for s in (slice(0, 7), slice(7, 40))]
     assert_same_bits(np.concatenate([part[1] for part in parts]), grad)
@@ -724,13 +724,13 @@ def test_one_row():
 
 
 SEVERAL = {
-    "softmax_ce": [
+    sl.SoftmaxCE: [
         {"label_smoothing": 0.1, "z_loss": 0.01},
         {"focal_gamma": 2.0, "logit_scale": 0.5},
         {"softcap": 9.0, "logit_clip": 5.0},
         {"class_weight": np.linspace(0.5, 2, 10)},
     ],
-    "sigmoid_bce": [
+    sl.SigmoidBCE: [
         {"label_smoothing": 0.1, "pos_weight": 3.0},
         {"focal_gamma": 2.0, "focal_alpha": 0.25, "logit_scale": 0.5},
         {"softcap": 9.0, "logit_clip": 5.0},
@@ -738,8 +738,8 @@ SEVERAL = {
     ],
 }
 SEVERAL_CASES = [
-    pytest.param(stem, options, id="-".join([stem, *options]))
-    for stem, cases in SEVERAL.items()
+    pytest.param(cls, options, id="-".join([cls.__name__, *options]))
+    for cls, cases in SEVERAL.items()
     for options in cases
 ]
 
@@ -755,14 +755,12 @@ def all_results(loss, logits, targets, **at_call):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("stem", "options"), SEVERAL_CASES)
-def test_a_row_does_not_depend_on_the_others(stem, options, dtype):
+@pytest.mark.parametrize(("cls", "options"), SEVERAL_CASES)
+def test_a_row_does_not_depend_on_the_others(cls, options, dtype):
     """The same bits alone, anywhere in a batch, in any layout and for any number of threads."""
-    loss = type(getattr(sl, stem))(**options, reduction="none")
+    loss = cls(**options, reduction="none")
     logits, targets, _ = batch(n=70, k=10)
-    logits = logits.astype(dtype)
-    if stem == "sigmoid_bce":
-        targets = (np.arange(10) == targets[:, None]).astype(int)
+    logits, targets = logits.astype(dtype), targets_for(cls._stem, targets, 10)
     weight, mask = np.arange(70.0) % 5, np.arange(70) % 7 > 0
     whole = all_results(loss, logits, targets, sample_weight=weight, mask=mask)
     for rows in (slice(0, 1), slice(33, 34), slice(69, 70), slice(3, 40)):
@@ -777,16 +775,16 @@ def test_a_row_does_not_depend_on_the_others(stem, options, dtype):
         with sl.num_threads(threads):
             at_call = {"sample_weight": many[2], "mask": many[3]}
             results[threads] = all_results(loss, *many[:2], **at_call)
-            mean = type(loss)(**options)
+            mean = cls(**options)
             results[threads].extend(mean.value_and_grad(*many[:2], **at_call))
     assert_all_same_bits(*results.values())
     assert_all_same_bits(results[4][: len(whole)], whole, part=slice(-70, None))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("stem", "options"), SEVERAL_CASES)
-def test_in_place(stem, options, dtype):
-    loss = type(getattr(sl, stem))(**options)
+@pytest.mark.parametrize(("cls", "options"), SEVERAL_CASES)
+def test_in_place(cls, options, dtype):
+    loss = cls(**options)
     logits, _, rng = batch(k=10)
     logits = logits.astype(dtype)
     soft = rng.dirichlet(np.ones(10), 40).astype(dtype)
@@ -805,13 +803,13 @@ def test_in_place(stem, options, dtype):
         assert_same_bits(out, by_target)
 
 
-@pytest.mark.parametrize(("stem", "options"), SEVERAL_CASES)
-def test_empty_batch(stem, options):
+@pytest.mark.parametrize(("cls", "options"), SEVERAL_CASES)
+def test_empty_batch(cls, options):
     for shape in [(0, 10), (3, 0, 10)]:
         logits = np.zeros(shape)
-        targets = np.zeros(shape if stem == "sigmoid_bce" else shape[:-1], int)
+        targets = targets_for(cls._stem, np.zeros(shape[:-1], int), 10)
         for reduction in REDUCTIONS[:3]:
-            loss = type(getattr(sl, stem))(**options, reduction=reduction)
+            loss = cls(**options, reduction=reduction)
             value, grad, stats = loss.value_and_grad(logits, targets, with_stats=True)
             assert value == 0.0
             assert type(value) is float
@@ -854,12 +852,11 @@ def test_probabilities_give_the_gradient_of_the_logits():
     assert np.isfinite(loss).all()
 
 
-@pytest.mark.parametrize("stem", ["softmax_ce", "sigmoid_bce", "softmax_mse", "sigmoid_mse"])
+@pytest.mark.parametrize("stem", bits.LOSSES)
 def test_hessian_vector_product_solves_for_newton(stem):
     """The product is linear and its matrix symmetric."""
     logits, targets, rng = batch(n=5)
-    if stem.startswith("sigmoid"):
-        targets = (np.arange(6) == targets[:, None]).astype(int)
+    targets = targets_for(stem, targets, 6)
     loss = getattr(sl, stem)
     u, v = rng.normal(size=(2, 5, 6))
     of_u, of_v = (loss.hessian_vector_product(logits, targets, w) for w in (u, v))
@@ -934,14 +931,12 @@ def test_probabilities_have_no_logits(cls, option):
 
 
 def test_options_of_other_losses():
-    for cls, option in [
-        (sl.SigmoidMSE, "class_weight"),
-        (sl.SoftmaxMSE, "label_smoothing"),
-        (sl.SoftmaxCE, "pos_weight"),
-        (sl.SigmoidBCE, "ignore_index"),
-    ]:
-        with pytest.raises(TypeError, match=option):
-            cls(**{option: 1})
+    classes = [type(getattr(sl, stem)) for stem in bits.LOSSES]
+    known = {cls: set(inspect.signature(cls).parameters) for cls in classes}
+    for cls in classes:
+        for option in set.union(*known.values()) - known[cls]:
+            with pytest.raises(TypeError, match=option):
+                cls(**{option: 1})
 
 
 def assert_refused(error, fragments, loss, logits, targets, **at_call):
@@ -967,9 +962,8 @@ def assert_refused(error, fragments, loss, logits, targets, **at_call):
 
 
 def every_loss():
-    for stem in ("softmax_ce", "sigmoid_bce", "softmax_mse", "sigmoid_mse"):
-        targets = np.eye(4, dtype=int)[:3] if stem.startswith("sigmoid") else np.array([0, 1, 2])
-        yield pytest.param(getattr(sl, stem), targets, id=stem)
+    for stem in bits.LOSSES:
+        yield pytest.param(getattr(sl, stem), targets_for(stem, np.arange(3), 4), id=stem)
 
 
 @pytest.mark.parametrize(("loss", "targets"), list(every_loss()))
