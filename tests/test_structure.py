@@ -13,6 +13,7 @@ import platform
 import re
 import subprocess
 import sys
+import tracemalloc
 from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
@@ -21,6 +22,7 @@ from urllib.parse import unquote, urlparse
 import bits
 import numpy as np
 import pytest
+from cases import LAYOUTS
 
 import stableloss as sl
 
@@ -386,6 +388,25 @@ def test_rounding_mode_survives():
             assert got == mode
     finally:
         LIBM.fesetround(nearest)
+
+
+@pytest.mark.parametrize("layout", [np.array, LAYOUTS["f-order"], LAYOUTS["strided"]])
+@pytest.mark.parametrize("stem", STEMS)
+def test_no_array_beside_the_gradient(stem, layout):
+    """A call allocates its gradient and at most a quarter of a MiB more."""
+    logits = layout(np.zeros((2048, 1024), np.float32))
+    targets = np.zeros(logits.shape[:1] if bits.by_rows(stem) else logits.shape, np.uint8)
+    loss = getattr(sl, stem)
+    loss.value_and_grad(logits, targets)  # what a first call loads and starts is not the call's
+    for call, own in ((loss, 0), (loss.value_and_grad, logits.nbytes)):
+        tracemalloc.start()
+        try:
+            result = call(logits, targets)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        del result
+        assert peak - own < 2**18
 
 
 def test_results_do_not_depend_on_print_options_or_error_state():
