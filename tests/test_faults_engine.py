@@ -1,5 +1,5 @@
-"""What a call does where the system gives no thread or no memory, in the middle of other code, after a fork, at
-the end of the process, on Ctrl-C and in another floating-point environment; each in a process of its own.
+"""What a call does where the system gives no thread or no memory, in the middle of other code, after a fork,
+at the end of the process, on Ctrl-C and in another floating-point environment; each in a process of its own.
 
 Where time matters, it is that of the machine at its slowest: a call that would last many seconds has to end
 within two."""
@@ -37,12 +37,14 @@ def same(a, b):
 # a call that takes long and no memory
 LONG = np.broadcast_to(np.zeros((1, 4), np.float32), (400_000_000, 4))
 LABEL = np.broadcast_to(np.zeros(1, np.int64), len(LONG))
+WIDE = np.broadcast_to(np.zeros((1, 1), np.float32), (1, 1_600_000_000))
 """
 
 
-def check(tmp_path, code, **environment):
-    """Run the code; what it prints, where it ended well and said nothing on stderr."""
-    finished = run(COMMON + textwrap.dedent(code), tmp_path, **environment)
+def check(tmp_path, *parts, **environment):
+    """Run the code of all parts; what it prints, where it ended well and said nothing on stderr."""
+    code = "\n".join(textwrap.dedent(part) for part in (COMMON, *parts))
+    finished = run(code, tmp_path, **environment)
     assert finished.returncode == 0, (finished.returncode, finished.stdout, finished.stderr)
     assert finished.stderr == ""
     return finished.stdout.strip()
@@ -73,9 +75,7 @@ faults.mode_in_force.restype = ctypes.c_ulong
 
 def test_no_thread_can_be_started(tmp_path, faults):
     """Every call is right and leaves nothing behind; where there are threads again, they are used."""
-    code = (
-        FAULTS
-        + """
+    code = """
     x, t = array(300_000, 4), np.zeros(300_000, int)
     with sl.num_threads(1):
         want = sl.softmax_ce.value_and_grad(x, t)
@@ -94,15 +94,12 @@ def test_no_thread_can_be_started(tmp_path, faults):
     assert same(sl.softmax_ce.value_and_grad(x, t), want)
     assert tasks() == before + 3
     """
-    )
-    check(tmp_path, code, **faults)
+    check(tmp_path, FAULTS, code, **faults)
 
 
 def test_no_more_threads_than_a_busy_one(tmp_path, faults):
     """The only helper works for another call, and there are no others."""
-    code = (
-        FAULTS
-        + """
+    code = """
     x, t = array(12, 400_000), np.zeros(12, int)
     with sl.num_threads(1):
         want = sl.softmax_ce.value_and_grad(x, t)
@@ -123,8 +120,7 @@ def test_no_more_threads_than_a_busy_one(tmp_path, faults):
     [c.join() for c in callers]
     assert not wrong
     """
-    )
-    check(tmp_path, code, **faults)
+    check(tmp_path, FAULTS, code, **faults)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
@@ -252,9 +248,9 @@ CALLS = {
     "soft targets": "sl.softmax_ce(LONG, LONG, mask=np.broadcast_to(True, len(LONG)))",
     "class weights": "sl.SoftmaxCE(class_weight=np.ones(4))(LONG, LABEL)",
     "batchmean": "sl.SigmoidBCE(reduction='batchmean')(LONG, LONG, mask=np.broadcast_to(True, LONG.shape))",
-    "long rows": "sl.SigmoidBCE(reduction='batchmean')(FLAT, FLAT, mask=np.broadcast_to(True, FLAT.shape))",
-    "one row": "sl.softmax_ce(FLAT, np.zeros(1, int))",
-    "one row of soft targets": "sl.softmax_ce(FLAT, FLAT)",
+    "long rows": "sl.SigmoidBCE(reduction='batchmean')(WIDE, WIDE, mask=np.broadcast_to(True, WIDE.shape))",
+    "one row": "sl.softmax_ce(WIDE, np.zeros(1, int))",
+    "one row of soft targets": "sl.softmax_ce(WIDE, WIDE)",
     "divisor": "sl.softmax_ce.divisor(LONG.shape, LABEL, sample_weight=np.broadcast_to(1.0, len(LONG)))",
     "activation": "sl.logsumexp(LONG)",
 }
@@ -264,25 +260,19 @@ CALLS = {
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_interrupt(tmp_path, call, count):
-    code = (
-        INTERRUPT
-        + f"""
-    FLAT = LONG.reshape(1, -1)
+    code = f"""
     if {"LONG + " in call}:
         LONG = np.broadcast_to(np.full((1, 4), 0.25, np.float32), LONG.shape)
     sl.set_num_threads({count})
     interrupted(lambda: {call.replace("LONG + np.float32(0.25)", "LONG")})
     assert abs(sl.softmax_ce(np.zeros((5, 4)), np.zeros(5, int)) - np.log(4)) < 1e-15
     """
-    )
-    check(tmp_path, code)
+    check(tmp_path, INTERRUPT, code)
 
 
 @UNIX
 def test_nothing_is_written_after_an_interrupt(tmp_path):
-    code = (
-        INTERRUPT
-        + """
+    code = """
     sl.set_num_threads(3)
     x, t = array(200, 300_000), np.zeros(200, int)
     out = np.empty_like(x)
@@ -298,8 +288,7 @@ def test_nothing_is_written_after_an_interrupt(tmp_path):
             time.sleep(0.05)
             assert np.array_equal(copy, out)
     """
-    )
-    check(tmp_path, code)
+    check(tmp_path, INTERRUPT, code)
 
 
 @UNIX
@@ -318,11 +307,13 @@ def test_handler_that_raises(tmp_path):
     else:
         raise SystemExit("not stopped")
     values = []
-    other = threading.Thread(target=lambda: values.append(sl.softmax_ce(LONG[:50_000_000], LABEL[:50_000_000])))
+    x, t = LONG[:50_000_000], LABEL[:50_000_000]
+    other = threading.Thread(target=lambda: values.append(sl.softmax_ce(x, t)))
     other.start()
     signal.setitimer(signal.ITIMER_REAL, 0.02)
     try:
-        other.join()
+        while True:
+            time.sleep(0.01)
     except Stop:
         other.join()
     assert abs(values[0] - np.log(4)) < 1e-7
@@ -339,6 +330,7 @@ def test_helpers_leave_signals_to_others(tmp_path):
     sl.softmax_ce(array(300_000, 4), np.zeros(300_000, int))
     helpers = set(os.listdir("/proc/self/task")) - before
     assert len(helpers) == 3
+    time.sleep(0.3)             # one that came too late for the call may only just have begun
     for helper in helpers:
         status = open(f"/proc/self/task/{helper}/status").read()
         blocked = int(status.split("SigBlk:")[1].split()[0], 16)
@@ -355,9 +347,7 @@ def test_helpers_leave_signals_to_others(tmp_path):
 
 @pytest.mark.parametrize("where", ["main thread", "another"])
 def test_no_memory_for_a_kernel(tmp_path, faults, where):
-    code = (
-        FAULTS
-        + f"""
+    code = f"""
     x, t = array(60, 10), np.zeros(60, int)
     out = np.full_like(x, 7)
     def refused():
@@ -379,15 +369,12 @@ def test_no_memory_for_a_kernel(tmp_path, faults, where):
     sl.softmax_mse.value_and_grad(x, t, out=out)
     assert (out != 7).any()
     """
-    )
-    check(tmp_path, code, **faults)
+    check(tmp_path, FAULTS, code, **faults)
 
 
 def test_no_memory_for_what_is_shared(tmp_path, faults):
-    """None for the helpers: they do not help. None for the sums of the blocks: MemoryError, nothing leaked."""
-    code = (
-        FAULTS
-        + """
+    """For the helpers: they do not help. For the sums of the blocks: MemoryError, and nothing leaked."""
+    code = """
     sl.set_num_threads(3)
     x, t = array(200_000, 10), np.zeros(200_000, int)
     with sl.num_threads(1):
@@ -395,9 +382,13 @@ def test_no_memory_for_what_is_shared(tmp_path, faults):
     out = np.empty_like(x)
     faults.refuse_memory_from(200_000)
     for _ in range(20):
-        assert same(sl.softmax_ce.value_and_grad(x, t, out=out), want)
+        faults.refuse_memory_from(200_000)
+        got = sl.softmax_ce.value_and_grad(x, t, out=out)
+        faults.refuse_memory_from(0)
+        assert same(got, want)
+    faults.refuse_memory_from(200_000)
     # 16 bytes for each block of 32768 logits
-    x, t = LONG.reshape(-1)[:600_000_000], np.broadcast_to(np.float32(0), 600_000_000)
+    x = t = WIDE[0, :600_000_000]
     for i in range(300):
         try:
             sl.sigmoid_bce(x, t)
@@ -410,22 +401,19 @@ def test_no_memory_for_what_is_shared(tmp_path, faults):
     faults.refuse_memory_from(0)
     assert abs(sl.sigmoid_bce(x[:1_000_000], t[:1_000_000]) - np.log(2)) < 1e-7
     """
-    )
-    check(tmp_path, code, **faults)
+    check(tmp_path, FAULTS, code, **faults)
 
 
 @pytest.mark.parametrize("n", [64, 120_000])
 def test_any_allocation_may_fail(tmp_path, faults, n):
     """A result or a MemoryError, whichever allocation of a call it is."""
-    code = (
-        FAULTS
-        + f"""
+    code = f"""
     sl.set_num_threads(3)
     x, t = array({n}, 10), np.arange({n}) % 10
     w, m = np.ones({n}), np.ones({n}, bool)
     def calls():
         yield lambda: sl.softmax_ce.value_and_grad(x, t)
-        yield lambda: sl.softmax_ce.value_and_grad(x, t, sample_weight=w, mask=m, with_stats=True)
+        yield lambda: sl.softmax_ce.value_and_grad(x, t, sample_weight=w, mask=m)
         yield lambda: sl.SoftmaxCE(class_weight=np.ones(10), ignore_index=3)(x, t)
         yield lambda: sl.softmax_mse.grad_and_hess(x[:, ::-1], t)
         yield lambda: sl.SoftmaxCE(reduction="none", axis=0)(x, np.arange(10))
@@ -453,10 +441,9 @@ def test_any_allocation_may_fail(tmp_path, faults, n):
                 break
         else:
             raise SystemExit("no end of allocations")
-    assert failed >= 8, failed
+    assert failed >= 3, failed
     """
-    )
-    check(tmp_path, code, **faults)
+    check(tmp_path, FAULTS, code, **faults)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory in /proc")
@@ -506,7 +493,7 @@ def results(size, mode):
         return [np.asarray(part).tobytes() for part in (result if isinstance(result, tuple) else (result,))]
 
     for dtype in (np.float32, np.float64):
-        for k in (3, 200):
+        for k in (3, 200) if size < 10_000 else (200,):
             x, t = array(size // k, k, dtype), np.arange(size // k) % k
             soft, weight = np.full(x.shape, 1 / k, dtype), np.full(len(x), 0.3)
             small = x * np.finfo(dtype).tiny
@@ -518,7 +505,8 @@ def results(size, mode):
                 yield bits(loss.value_and_grad, x, soft, sample_weight=weight)
                 yield bits(by_row.grad_and_hess, small, targets)
             yield bits(sl.SoftmaxCE(label_smoothing=0.1, softcap=30.0).value_and_grad, x, t)
-            yield bits(sl.SoftmaxCE(focal_gamma=2.0, class_weight=np.linspace(0.1, 1, k)).value_and_grad, x, t)
+            focal = sl.SoftmaxCE(focal_gamma=2.0, class_weight=np.linspace(0.1, 1, k))
+            yield bits(focal.value_and_grad, x, t)
             for activation in ACTIVATIONS:
                 yield bits(activation, x)
                 yield bits(activation, small)
@@ -530,54 +518,52 @@ def results(size, mode):
 def test_environment_of_the_caller(tmp_path, faults, mode):
     """Results have the bits of the default environment, and the caller's is as before; with helpers that were
     started in the caller's, too."""
-    code = (
-        ENVIRONMENT
-        + f"""
-    for size, count in ((3_000, 1), (600_000, 3)):
+    code = f"""
+    for size, count in ((3_000, 1), (400_000, 3)):
         sl.set_num_threads(count)
         got = list(results(size, {mode}))
         assert got == list(results(size, 0))
-        assert len(set(map(str, got))) > 30
+        assert len(set(map(str, got))) > 20
     """
-    )
-    check(tmp_path, code, **faults)
+    check(tmp_path, FAULTS, ENVIRONMENT, code, **faults)
 
 
 def test_environment_after_an_error(tmp_path, faults):
-    code = (
-        ENVIRONMENT
-        + """
-    x = array(200, 3)
-    for size in (200, 300_000):
-        for mode in range(5):
-            for call in (lambda: sl.softmax_ce(x, np.full(200, 3)), lambda: sl.softmax_ce(x, np.full(200, np.nan)),
-                         lambda: sl.sigmoid_bce(x, x), lambda: sl.softmax(x, axis=7),
-                         lambda: sl.softmax_ce(x, np.zeros(200, int), sample_weight=np.full(200, np.nan))):
-                faults.set_mode(mode)
-                before = faults.mode_in_force()
-                try:
-                    call()
-                except (ValueError, IndexError):
-                    after = faults.mode_in_force()
-                    faults.set_mode(0)
-                    assert after == before
-                else:
-                    raise SystemExit("no error")
+    code = """
+    x, t = array(200, 3), np.zeros(200, int)
+    calls = [
+        lambda: sl.softmax_ce(x, t + 3),
+        lambda: sl.softmax_ce(x, t + np.nan),
+        lambda: sl.softmax_ce(x, t, sample_weight=t + np.nan),
+        lambda: sl.sigmoid_bce(x, x),
+        lambda: sl.softmax(x, axis=7),
+    ]
+    for mode in range(5):
+        for call in calls:
+            faults.set_mode(mode)
+            before = faults.mode_in_force()
+            try:
+                call()
+            except (ValueError, IndexError):
+                after = faults.mode_in_force()
+                faults.set_mode(0)
+                assert after == before
+            else:
+                raise SystemExit("no error")
     """
-    )
-    check(tmp_path, code, **faults)
+    check(tmp_path, FAULTS, ENVIRONMENT, code, **faults)
 
 
 def test_exceptions_that_are_signals(tmp_path, faults):
     """What overflows or is NaN in a kernel or a check does not end a process that traps such things."""
-    code = (
-        ENVIRONMENT
-        + """
+    code = """
     special = np.array([0, 1, -1, 90, -90, 800, -800, 1e38, -1e38, np.inf, -np.inf, np.nan, 1e-40])
     for dtype in (np.float32, np.float64):
         for repeats in (1, 20_000):
-            x = np.tile(np.stack([special, np.roll(special, 1), np.roll(special, 5)], 1).astype(dtype), (repeats, 1))
-            t, soft, nan = np.arange(len(x)) % 3, np.full(x.shape, 0.25, dtype), np.full(len(x), np.nan, dtype)
+            x = np.stack([special, np.roll(special, 1), np.roll(special, 5)], 1).astype(dtype)
+            x = np.tile(x, (repeats, 1))
+            t, soft = np.arange(len(x)) % 3, np.full(x.shape, 0.25, dtype)
+            nan = np.full(len(x), np.nan, dtype)
             mask = np.ones(len(x), bool)
             mask[::3] = False
             hidden = np.where(mask[:, None], soft, dtype(np.nan))
@@ -598,8 +584,7 @@ def test_exceptions_that_are_signals(tmp_path, faults):
                     pass
                 faults.set_mode(0)
     """
-    )
-    check(tmp_path, code, **faults)
+    check(tmp_path, FAULTS, ENVIRONMENT, code, **faults)
 
 
 # ---- fork ----------------------------------------------------------------------------------------
@@ -645,11 +630,11 @@ def test_fork_in_the_middle_of_a_call(tmp_path, count):
     warnings.simplefilter("ignore")
     sl.set_num_threads({count})
     loss = sl.SoftmaxCE(focal_gamma=2.0, label_smoothing=0.1)
-    x, t = array(300_000, 20), np.arange(300_000) % 20
+    x, t = array(150_000, 20), np.arange(150_000) % 20
     want = loss.value_and_grad(x, t)
     children, parent = [], os.getpid()
     def handler(*_):
-        if os.getpid() == parent and len(children) < 12:
+        if os.getpid() == parent and len(children) < 6:
             child = os.fork()
             if child:
                 children.append(child)
@@ -658,7 +643,7 @@ def test_fork_in_the_middle_of_a_call(tmp_path, count):
     signal.signal(signal.SIGALRM, handler)
     signal.signal(signal.SIGUSR1, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
-    while len(children) < 12:
+    while len(children) < 6:
         buffer = x.copy()
         good = same(loss.value_and_grad(buffer, t, out=buffer), want)
         if os.getpid() != parent:
@@ -730,11 +715,11 @@ def test_other_interpreter(tmp_path):
     want = sl.softmax_ce(x, t)
     other = interpreters.create()
     run = getattr(interpreters, "exec", None) or interpreters.run_string
-    run(other, "try:\n import stableloss\nexcept ImportError as error:\n print(type(error).__name__, flush=True)\n")
+    run(other, "import sys\\ntry: import stableloss\\nexcept ImportError: print('refused', flush=True)")
     interpreters.destroy(other)
     assert sl.softmax_ce(x, t) == want
     """
-    assert check(tmp_path, code) == "ImportError"
+    assert check(tmp_path, code) == "refused"
 
 
 def test_numbers_of_threads_that_change(tmp_path):

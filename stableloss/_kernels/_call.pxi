@@ -97,8 +97,10 @@ cdef object delivered(object out, np.ndarray result):
 @cython.no_gc
 @cython.freelist(8)
 cdef class Call:
-    """A call of a loss: its arguments as arrays, and its results. It keeps their memory alive."""
+    """A call of a loss: its arguments as arrays, and its results. It keeps their memory alive, and lasts as long as
+    the default floating-point environment is in force."""
 
+    cdef sl_environment environment     # the caller's
     cdef Loss loss
     cdef int want
     cdef int axis
@@ -116,6 +118,12 @@ cdef class Call:
     cdef np.ndarray predicted
     cdef np.ndarray lse
     cdef np.ndarray entropy
+
+    def __cinit__(self):
+        self.environment = sl_default_environment()
+
+    def __dealloc__(self):
+        sl_restore_environment(self.environment)
 
     cdef int set_divisor(self, object denominator) except -1:
         self.divisor = -1
@@ -271,18 +279,13 @@ cdef class Call:
     cdef double compute(self) except? -1:
         """Allocate, check and run; returns the loss, where it is reduced."""
         cdef Job job
-        cdef sl_environment environment
         self.axis = counted_axis(self.logits, self.loss.axis)
         self.allocate()
-        environment = sl_default_environment()
-        try:
-            if self.describe(&job) and self.values_fit(&job):
-                job.divisor = self.reduction_divisor(&job)
-                return run(&job, &self.loss.kernel.functions) / job.divisor
-        finally:
-            sl_restore_environment(environment)
-        refuse(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
-               self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
+        if not (self.describe(&job) and self.values_fit(&job)):
+            refuse(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
+                   self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
+        job.divisor = self.reduction_divisor(&job)
+        return run(&job, &self.loss.kernel.functions) / job.divisor
 
     cdef object run(self, object out, object hess, object probabilities):
         """The results; `out`, `hess` and `probabilities` are the caller's arrays for them, or None."""

@@ -125,10 +125,8 @@ cdef bint activation_fits(np.ndarray out, np.ndarray x, int axis, bint per_row) 
     return writable_like(out, x) and (one_per_row(out, x, axis) if per_row else same_shape(out, x))
 
 
-cdef object activate(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
-    """An activation along an axis, or element by element."""
+cdef object activation(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
     cdef Job job
-    cdef sl_environment environment
     cdef np.ndarray result
     cdef np.ndarray memory
     cdef bint per_row = rowwise and want == LOGSUMEXP
@@ -151,12 +149,17 @@ cdef object activate(object value, object out, bint rowwise, object axis, int wa
     open_job(&job, x, along)
     job.want = want
     bind(&job.g, memory, job.x.kind, NO_AXIS if per_row else along)
-    environment = sl_default_environment()
+    run(&job, kernel)
+    return returned(memory) if out is None else delivered(out, memory)
+
+
+cdef object activate(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
+    """An activation along an axis, or element by element, in the default floating-point environment."""
+    cdef sl_environment environment = sl_default_environment()
     try:
-        run(&job, kernel)
+        return activation(value, out, rowwise, axis, want, kernel)
     finally:
         sl_restore_environment(environment)
-    return returned(memory) if out is None else delivered(out, memory)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
