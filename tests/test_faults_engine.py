@@ -251,7 +251,6 @@ CALLS = {
     "long rows": "sl.SigmoidBCE(reduction='batchmean')(WIDE, WIDE, mask=np.broadcast_to(True, WIDE.shape))",
     "one row": "sl.softmax_ce(WIDE, np.zeros(1, int))",
     "one row of soft targets": "sl.softmax_ce(WIDE, WIDE)",
-    "divisor": "sl.softmax_ce.divisor(LONG.shape, LABEL, sample_weight=np.broadcast_to(1.0, len(LONG)))",
     "activation": "sl.logsumexp(LONG)",
 }
 
@@ -274,12 +273,11 @@ def test_interrupt(tmp_path, call, count):
 def test_nothing_is_written_after_an_interrupt(tmp_path):
     code = """
     sl.set_num_threads(3)
-    x, t = array(200, 300_000), np.zeros(200, int)
+    x, t = array(60, 300_000), np.zeros(60, int)
     out = np.empty_like(x)
     sl.softmax_ce.value_and_grad(x, t, out=out)
-    hits = 0
-    for trial in range(12):
-        threading.Timer(0.002 + 0.004 * trial, os.kill, (os.getpid(), signal.SIGINT)).start()
+    for trial in range(8):
+        threading.Timer(0.002 + 0.006 * trial, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
             while True:
                 sl.softmax_ce.value_and_grad(x, t, out=out)
