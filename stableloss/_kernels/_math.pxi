@@ -15,10 +15,6 @@ cdef extern from "sl_platform.h":
     const float SL_INFINITY
     float SL_ABSF(float) noexcept nogil
     double SL_ABS(double) noexcept nogil
-    void* sl_get_scratch() noexcept nogil
-    unsigned int sl_get_flags() noexcept nogil
-    void sl_set_flags(unsigned int) noexcept nogil
-    Py_ssize_t SL_TAKE(Py_ssize_t*) noexcept nogil
     bint SL_ISFINITE(double) noexcept nogil
     uint32_t sl_bits_from_float(float) noexcept nogil
     uint64_t sl_bits_f64(double) noexcept nogil

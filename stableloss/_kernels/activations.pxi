@@ -35,48 +35,6 @@ cdef void log_sigmoid_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         store_flat(&job.g, at, n, <const real*>y)
 
 
-cdef Options PLAIN = Options(REDUCE_SUM)
-
-
-cdef object elementwise(object x, object out, const Kernel* kernel):
-    cdef Job job
-    cdef int kind, ndim
-    if not np.PyArray_CheckExact(x):
-        return None
-    kind = element_kind(x)
-    ndim = np.PyArray_NDIM(x)
-    if not is_floating(kind):
-        return None
-    out = derivative_array(out, x, None, None, None, None)
-    if out is None:
-        return None
-    job.n = np.PyArray_SIZE(x)
-    job.k = 1
-    job.want = 0
-    job.precise = False
-    job.block = BLOCK_ITEMS
-    bind(&job.x, x, kind, ndim)
-    bind(&job.g, out, kind, ndim)
-    run(&job, kernel, (x, out))
-    return out
-
-
-# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
-#   float32 value 1.978 at -0x1.f317eap+0
-#   float64 value 1.881 at -0x1.2277bf6e81c68p+0
-def sigmoid(x, out):
-    cdef Kernel kernel = Kernel(sigmoid_kernel[float], sigmoid_kernel[double])
-    return elementwise(x, out, &kernel)
-
-
-# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
-#   float32 value 1.837 at -0x1.074dfp-5
-#   float64 value 1.558 at -0x1.88a3393bc92bdp-2
-def log_sigmoid(x, out):
-    cdef Kernel kernel = Kernel(log_sigmoid_kernel[float], log_sigmoid_kernel[double])
-    return elementwise(x, out, &kernel)
-
-
 cdef enum:
     # what `Job.want` asks the row kernel for
     SOFTMAX = 0
@@ -159,51 +117,86 @@ cdef void rows_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* to
             activation_tiles(job, row, 1, True, scratch)
 
 
-cdef object rowwise(object x, object out, int want):
-    """Along the last axis of an array whose last axis is not empty."""
+# ---- calls ----------------------------------------------------------------------------------------
+
+cdef bint activation_fits(np.ndarray out, np.ndarray x, int axis, bint per_row) noexcept:
+    if axis != NO_AXIS and (axis >= np.PyArray_NDIM(x) or np.PyArray_DIMS(x)[axis] == 0):
+        return False
+    return writable_like(out, x) and (one_per_row(out, x, axis) if per_row else same_shape(out, x))
+
+
+cdef object activation(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
     cdef Job job
-    cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
-    cdef int kind, ndim
-    if not (np.PyArray_CheckExact(x) and np.PyArray_CheckExact(out)):
-        return None
-    kind = element_kind(x)
-    ndim = np.PyArray_NDIM(x)
-    if not is_floating(kind) or element_kind(out) != kind:
-        return None
-    if not (same_memory(out, x) if same_shape(out, x, ndim) and not disjoint(out, x) else disjoint(out, x)):
-        return None
-    job.k = np.PyArray_DIMS(x)[ndim - 1]
-    job.n = np.PyArray_SIZE(x) // job.k
+    cdef np.ndarray result
+    cdef np.ndarray memory
+    cdef bint per_row = rowwise and want == LOGSUMEXP
+    cdef int given = axis_of(axis) if rowwise else NO_AXIS
+    cdef np.ndarray x = floating(readable(value, "x"))
+    cdef int along = counted_axis(x, given)
+    if rowwise and (along == NO_AXIS or np.PyArray_DIMS(x)[along] == 0):
+        refuse_axis((<object>x).shape, axis)
+    if out is not None:
+        shape = (<object>x).shape
+        result = require_out(out, shape[:along] + shape[along + 1:] if per_row else shape, x.dtype, "out")
+    else:
+        result = empty_per_row(x, along, np.PyArray_TYPE(x)) if per_row else empty_like(x)
+    memory = result
+    if not (np.PyArray_ISALIGNED(result) and (disjoint(result, x) or (not per_row and same_memory(result, x)))):
+        memory = empty_like(result)
+    # from here on no line of Python runs but handlers of signals: see _call.pxi
+    if not activation_fits(memory, x, along, per_row):
+        raise RuntimeError("x or out was changed during the call")
+    open_job(&job, x, along)
     job.want = want
-    job.o = &PLAIN.settings
-    job.weighted = False
-    job.hard = False
-    job.precise = False
-    job.block = max(1, BLOCK_ITEMS // job.k)
-    if job.block > GROUP:
-        job.block -= job.block % GROUP
-    bind(&job.x, x, kind, ndim - 1)
-    bind(&job.g, out, kind, ndim - 1)
-    run(&job, &kernel, (x, out))
-    return out
+    bind(&job.g, memory, job.x.kind, NO_AXIS if per_row else along)
+    run(&job, kernel)
+    return returned(memory) if out is None else delivered(out, memory)
+
+
+cdef object activate(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
+    """An activation along an axis, or element by element, in the default floating-point environment."""
+    cdef sl_environment environment = sl_default_environment()
+    try:
+        return activation(value, out, rowwise, axis, want, kernel)
+    finally:
+        sl_restore_environment(environment)
+
+
+# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
+#   float32 value 1.978 at -0x1.f317eap+0
+#   float64 value 1.881 at -0x1.2277bf6e81c68p+0
+def sigmoid(x, out=None):
+    cdef Kernel kernel = Kernel(sigmoid_kernel[float], sigmoid_kernel[double])
+    return activate(x, out, False, None, 0, &kernel)
+
+
+# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
+#   float32 value 1.837 at -0x1.074dfp-5
+#   float64 value 1.558 at -0x1.88a3393bc92bdp-2
+def log_sigmoid(x, out=None):
+    cdef Kernel kernel = Kernel(log_sigmoid_kernel[float], log_sigmoid_kernel[double])
+    return activate(x, out, False, None, 0, &kernel)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 value 2.299 in a row of 10
 #   float64 value 2.322 in a row of 100
-def softmax(x, out):
-    return rowwise(x, out, SOFTMAX)
+def softmax(x, axis=-1, out=None):
+    cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
+    return activate(x, out, True, axis, SOFTMAX, &kernel)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 value 1.476 at -0x1.9e5b68p-5, 0x1.47fab2p+2
 #   float64 value 2.259 in a row of 100
-def log_softmax(x, out):
-    return rowwise(x, out, LOG_SOFTMAX)
+def log_softmax(x, axis=-1, out=None):
+    cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
+    return activate(x, out, True, axis, LOG_SOFTMAX, &kernel)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 value 1.352 at -0x1.aea892p-3, -0x1.4c37fp-1
 #   float64 value 2.125 in a row of 3
-def logsumexp(x, out):
-    return rowwise(x, out, LOGSUMEXP)
+def logsumexp(x, axis=-1, out=None):
+    cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
+    return activate(x, out, True, axis, LOGSUMEXP, &kernel)
