@@ -26,7 +26,7 @@ cdef void run_block(const Job* job, const Kernel* kernel, Py_ssize_t block, void
     cdef Py_ssize_t start = block * job.block
     cdef Py_ssize_t stop = min(start + job.block, job.n)
     part.hi = part.lo = 0
-    if job.precise or job.x.kind == np.NPY_DOUBLE:
+    if job.in_float64 or job.x.kind == np.NPY_DOUBLE:
         kernel.double(job, start, stop, part, <double*>scratch)
     else:
         kernel.single(job, start, stop, part, <float*>scratch)

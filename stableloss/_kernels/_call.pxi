@@ -113,9 +113,9 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
         return None
     if job.k == 0 or not plain_array(targets, logits, lead if job.hard else ndim):
         return None
-    if job.o.class_weight != NULL and job.o.class_weights != job.outputs:
+    if job.o.class_weight != NULL and job.o.n_class_weight != job.outputs:
         return None
-    if job.o.positive_weight != NULL and not job.o.positive_shared and job.o.positive_weights != job.outputs:
+    if job.o.pos_weight != NULL and not job.o.pos_weight_shared and job.o.n_pos_weight != job.outputs:
         return None
     job.n = np.PyArray_SIZE(logits) // job.k
     job.want = want
@@ -124,30 +124,30 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
         job.block -= job.block % GROUP
     job.loss = job.lse = job.entropy = job.predicted = NULL
     job.value_kind = np.NPY_DOUBLE if kind == np.NPY_DOUBLE else np.NPY_FLOAT
-    job.general = options.general or want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
+    job.has_options = options.has_options or want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
     # sums of products of either sign lose digits
-    job.precise = options.precise or want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
+    job.in_float64 = options.in_float64 or want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
     job.ignoring = False
-    job.fills = probabilities is not None
+    job.wants_probabilities = probabilities is not None
     bind(&job.x, logits, kind, lead)
     bind(&job.t, targets, element_kind(targets), lead)
     job.masked = mask is not None
     if job.masked:
         if not plain_array(mask, logits, lead) or np.PyArray_TYPE(mask) != np.NPY_BOOL:
             return None
-        bind(&job.keep, mask, np.NPY_UINT8, lead)
-    job.weights = weight is not None
-    if job.weights:
+        bind(&job.mask, mask, np.NPY_UINT8, lead)
+    job.has_weight = weight is not None
+    if job.has_weight:
         if not plain_array(weight, logits, lead):
             return None
         bind(&job.w, weight, element_kind(weight), lead)
         if not in_range(&job.w, job.n, DOUBLE_MAX, False):
             return None
-    job.weighted = job.weights or job.masked or job.o.class_weight != NULL
+    job.any_weight = job.has_weight or job.masked or job.o.class_weight != NULL
     if not targets_in_range(&job, targets, rowwise):
         return None
-    job.weighted = job.weighted or job.ignoring
-    if job.o.probabilities:
+    job.any_weight = job.any_weight or job.ignoring
+    if job.o.from_probabilities:
         bind(&every, logits, kind, ndim)
         if not activations_in_range(&every, np.PyArray_SIZE(logits)) and not counted_rows_in_range(&job, &job.x, 1, False):
             return None
@@ -166,7 +166,7 @@ cdef object loss_call(object logits, object targets, object weight, object mask,
         if hess is None or not disjoint(hess, out) or (rowwise and not disjoint(hess, logits)):
             return None
         bind(&job.h, hess, kind, lead)
-    if job.fills:
+    if job.wants_probabilities:
         if derivative_array(probabilities, logits, targets, weight, mask, vector) is None or not disjoint(probabilities, logits):
             return None
         if want & WANT_GRAD and not disjoint(probabilities, out):

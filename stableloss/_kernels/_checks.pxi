@@ -92,18 +92,18 @@ cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint 
     cdef Py_ssize_t i
     for i in range(count):
         weight[i] = 1
-    if not job.weighted:
+    if not job.any_weight:
         return
-    if samples and job.weights:
+    if samples and job.has_weight:
         load_flat(&job.w, start, count, weight)
     if job.masked:
-        load_flat(&job.keep, start, count, value)
+        load_flat(&job.mask, start, count, value)
         for i in range(count):
             weight[i] = 0 if value[i] == 0 else weight[i]
     if job.hard and (job.ignoring or (classes and job.o.class_weight != NULL)):
         load_flat(&job.t, start, count, value)
         for i in range(count):
-            if job.ignoring and value[i] == job.o.ignore:
+            if job.ignoring and value[i] == job.o.ignore_index:
                 weight[i] = 0
             elif classes and job.o.class_weight != NULL and weight[i] != 0:
                 weight[i] *= job.o.class_weight[<Py_ssize_t>value[i]]
@@ -132,7 +132,7 @@ cdef double rows_that_count(const Job* job) noexcept nogil:
         any = False
         for start from 0 <= start < job.outputs by CHECKED:
             n = min(<Py_ssize_t>CHECKED, job.outputs - start)
-            load_flat(&job.keep, row * job.outputs + start, n, value)
+            load_flat(&job.mask, row * job.outputs + start, n, value)
             for i in range(n):
                 any |= value[i] != 0
         rows += any
@@ -143,7 +143,7 @@ cdef double divisor_of(const Job* job, int reduction, bint rowwise) noexcept nog
     """What the sum of the losses is divided by; 0 where nothing counts."""
     if reduction == REDUCE_MEAN:
         if rowwise:
-            return weight_total(job, True, True) if job.weighted else job.n
+            return weight_total(job, True, True) if job.any_weight else job.n
         return weight_total(job, False, False) if job.masked else job.n
     if reduction == REDUCE_BATCHMEAN:
         if rowwise:
@@ -165,11 +165,11 @@ cdef bint counted_in_range(Job* job, double top, bint whole) noexcept nogil:
         n = min(<Py_ssize_t>CHECKED, job.n - start)
         load_flat(&job.t, start, n, target)
         if job.masked:
-            load_flat(&job.keep, start, n, kept)
+            load_flat(&job.mask, start, n, kept)
         for i in range(n):
             if kept[i] == 0:
                 continue
-            if whole and job.o.ignores and target[i] == job.o.ignore:
+            if whole and job.o.has_ignore_index and target[i] == job.o.ignore_index:
                 job.ignoring = True
             elif not (target[i] >= 0 and target[i] <= top) or (whole and target[i] != <double><int64_t>target[i]):
                 return False
@@ -202,7 +202,7 @@ cdef bint counted_rows_in_range(const Job* job, const Operand* op, double top, b
 cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) noexcept:
     cdef Operand every
     cdef double top = job.k - 1 if job.hard else DOUBLE_MAX if rowwise else 1
-    cdef bint may_ignore = job.hard and job.o.ignores and 0 <= job.o.ignore <= top
+    cdef bint may_ignore = job.hard and job.o.has_ignore_index and 0 <= job.o.ignore_index <= top
     if not job.masked and not may_ignore:
         bind(&every, targets, job.t.kind, np.PyArray_NDIM(targets))
         if in_range(&every, np.PyArray_SIZE(targets), top, job.hard):

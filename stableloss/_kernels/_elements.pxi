@@ -40,8 +40,8 @@ cdef const real* open_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real
     """The logits of a chunk, clamped where asked, and its targets."""
     cdef const real* z = view_flat(&job.x, start, n, scratch)
     targets[0] = view_targets(job, start, n, scratch + CHUNK)
-    if job.o.clip < SL_INFINITY:
-        clamp(z, n, job.o.clip, scratch)
+    if job.o.logit_clip < SL_INFINITY:
+        clamp(z, n, job.o.logit_clip, scratch)
         return scratch
     return z
 
@@ -71,15 +71,15 @@ cdef void element_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, bint c
     cdef real* weight = scratch + WEIGHT
     cdef real* kept = scratch + KEPT
     cdef Py_ssize_t i
-    if job.weights:
+    if job.has_weight:
         load_flat(&job.w, start, n, weight)
     else:
         for i in range(n):
             weight[i] = 1
     if classes and job.o.class_weight != NULL:
-        output_weights(job.o.class_weight, job.o.class_weights, job.outputs, start, n, weight)
+        output_weights(job.o.class_weight, job.o.n_class_weight, job.outputs, start, n, weight)
     if job.masked:
-        load_flat(&job.keep, start, n, kept)
+        load_flat(&job.mask, start, n, kept)
         weigh(weight, <const real*>kept, n)
 
 
@@ -95,7 +95,7 @@ cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
         load_flat(&job.v, start, n, product)
         for i in range(n):
             product[i] *= hess[i] * factor
-    if job.weighted:
+    if job.any_weight:
         element_weights(job, start, n, True, scratch)
         weigh(value, <const real*>(scratch + WEIGHT), n)
         weigh(scratch + GRAD, <const real*>(scratch + WEIGHT), n)

@@ -4,13 +4,13 @@ cdef enum:
     BLOCK_ITEMS = 32768     # logits per block: a block is the unit of partial sums and of threads
 
 cdef struct Job:
-    # x, t, w, keep: logits, targets, weights, mask; g, h: gradient (or what else has its shape) and
+    # x, t, w, mask: logits, targets, weights, mask; g, h: gradient (or what else has its shape) and
     # Hessian diagonal; v: vector; p: probabilities. Softmax losses bind them as rows, sigmoid losses
     # element by element.
     Operand x
     Operand t
     Operand w
-    Operand keep
+    Operand mask
     Operand g
     Operand h
     Operand v
@@ -21,14 +21,14 @@ cdef struct Job:
     char* entropy
     char* predicted
     int value_kind          # of losses and statistics
-    bint weights            # is w bound?
-    bint masked             # is keep bound?
+    bint has_weight         # is w bound?
+    bint masked             # is mask bound?
     bint ignoring           # may a row's target be the ignored index?
-    bint weighted           # may a row's weight differ from 1?
+    bint any_weight         # may a row's weight differ from 1?
     bint hard               # targets are class indices
-    bint general            # not for a kernel of the plain loss
-    bint precise            # computed in float64 whatever the logits' type
-    bint fills              # is p bound?
+    bint has_options        # not for a kernel of the plain loss
+    bint in_float64         # computed in float64 whatever the logits' type
+    bint wants_probabilities    # is p bound?
     int want
     Py_ssize_t n
     Py_ssize_t k

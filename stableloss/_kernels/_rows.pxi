@@ -202,8 +202,8 @@ cdef void load_piece(const Job* job, const char* row, Py_ssize_t start, Py_ssize
     """Logits start ... start + n - 1 of a row, padded with -inf to a multiple of LANES."""
     cdef Py_ssize_t i
     gather(row + start * job.x.inner, job.x.kind, job.x.inner, n, s)
-    if job.o.clip < SL_INFINITY:
-        clamp(s, n, job.o.clip, s)
+    if job.o.logit_clip < SL_INFINITY:
+        clamp(s, n, job.o.logit_clip, s)
     if infinite:
         for i in range(n):
             s[i] = indicator_logit(s[i])
@@ -235,7 +235,7 @@ cdef const real* piece_source(const Job* job, const char* row, Py_ssize_t start,
     cdef Py_ssize_t i, whole = n & ~(LANES - 1)
     cdef const real* source = <const real*>row + start
     if (job.x.kind != kind_of(s[0]) or job.x.inner != <Py_ssize_t>sizeof(real)
-            or job.o.clip < SL_INFINITY or infinite):
+            or job.o.logit_clip < SL_INFINITY or infinite):
         load_piece(job, row, start, n, infinite, s)
         return s
     for i in range(whole, n):
@@ -341,7 +341,7 @@ cdef bint extreme(const Job* job, const double* factor, int n, real hint) noexce
     """Whether any factor from exponentials to a gradient is one of which float32 does not hold all digits."""
     cdef int j, out = 0
     if real is float:
-        if not job.weighted and 1e-20 <= job.divisor <= 1e20:
+        if not job.any_weight and 1e-20 <= job.divisor <= 1e20:
             return False
         for j in range(n):
             out |= (factor[j] > 3e38) | ((factor[j] < 1.2e-38) & (factor[j] > 0))
@@ -480,16 +480,16 @@ cdef void tile_logits(const Job* job, const Tile* tile, const double* weight, re
     cdef Py_ssize_t i, n = tile.n if tile.wide else tile.lines * GROUP
     cdef real scale, cap
     read_tile(&job.x, tile, x)
-    if job.weighted and not tile.wide:
+    if job.any_weight and not tile.wide:
         clear_lanes(x, tile.lines, weight)
-    if job.o.clip < SL_INFINITY:
-        clamp(x, n, job.o.clip, x)
-    if job.o.scale != 1:
-        scale = <real>job.o.scale
+    if job.o.logit_clip < SL_INFINITY:
+        clamp(x, n, job.o.logit_clip, x)
+    if job.o.logit_scale != 1:
+        scale = <real>job.o.logit_scale
         for i in range(n):
             x[i] *= scale
-    if job.o.cap != 0:
-        cap = <real>job.o.cap
+    if job.o.softcap != 0:
+        cap = <real>job.o.softcap
         for i in range(n):
             x[i] = capped(x[i], cap, &slope[i])
     for i in range(n, tile.lines * GROUP):
@@ -536,7 +536,7 @@ cdef void tile_maxima(const Job* job, Py_ssize_t start, int count, bint wide, Co
         place_tile(job, start, count, wide, index, &tile)
         tile_logits(job, &tile, columns.weight, x, slope)
         tile_maximum(<const real*>x, tile.lines, m)
-        if job.o.smoothing != 0:
+        if job.o.label_smoothing != 0:
             tile_live(<const real*>x, tile.lines, columns.live)
     if wide:
         fold_maximum(m, 16)
@@ -684,14 +684,14 @@ cdef void tile_targets(const Job* job, const Tile* tile, const Columns* columns,
                 q[columns.y[j] * GROUP + j] = 0 if columns.weight[j] == 0 else 1
     else:
         read_tile(&job.t, tile, q)
-        if job.weighted and not tile.wide:
+        if job.any_weight and not tile.wide:
             clear_lanes(q, tile.lines, columns.weight)
     if plain:
         return
-    if job.o.smoothing != 0:
-        stays = <real>(1 - job.o.smoothing)
+    if job.o.label_smoothing != 0:
+        stays = <real>(1 - job.o.label_smoothing)
         for j in range(GROUP):
-            share[j] = <real>(job.o.smoothing / columns.live[j])
+            share[j] = <real>(job.o.label_smoothing / columns.live[j])
         for c in range(tile.lines):
             for j in range(GROUP):
                 q[c * GROUP + j] = fma(stays, q[c * GROUP + j], 0 if x[c * GROUP + j] == -SL_INFINITY else share[j])
@@ -712,7 +712,7 @@ cdef void clear_outputs(const Job* job, Py_ssize_t row, int want, real* s) noexc
         clear_row(job, &job.g, row, s)
     if want & WANT_HESS:
         clear_row(job, &job.h, row, s)
-    if job.fills:
+    if job.wants_probabilities:
         clear_row(job, &job.p, row, s)
     if want & WANT_STATS:
         store_row_statistics(job, row, -1, 0, 0)
@@ -723,7 +723,7 @@ cdef void clear_outputs(const Job* job, Py_ssize_t row, int want, real* s) noexc
 cdef void prepare_tile(const Job* job, const Tile* tile, Columns* columns, bint plain, real* e, real* x, real* q) noexcept nogil:
     """Targets and exponentials of a tile whose logits are in x."""
     tile_targets(job, tile, columns, plain, <const real*>x, q)
-    if job.o.probabilities:
+    if job.o.from_probabilities:
         tile_quotients(job, tile, columns, x, e)
     else:
         tile_limits(tile, columns, x)
@@ -732,7 +732,7 @@ cdef void prepare_tile(const Job* job, const Tile* tile, Columns* columns, bint 
 
 cdef void restore_tile(const Job* job, const Tile* tile, Columns* columns, bint kept, real* e, real* x, real* q, real* slope) noexcept nogil:
     """Logits, targets and exponentials of a tile; with `kept`, the exponentials wait in the gradient."""
-    cdef bint plain = job.hard and not job.general
+    cdef bint plain = job.hard and not job.has_options
     if kept:
         tile_targets(job, tile, columns, plain, <const real*>x, q)
         read_tile(&job.g, tile, e)
@@ -743,12 +743,12 @@ cdef void restore_tile(const Job* job, const Tile* tile, Columns* columns, bint 
 
 cdef void steer(const Job* job, const Tile* tile, const real* slope, real* values) noexcept nogil:
     """Times the derivative of scale and cap."""
-    cdef real scale = <real>job.o.scale
+    cdef real scale = <real>job.o.logit_scale
     cdef Py_ssize_t i
-    if job.o.cap != 0:
+    if job.o.softcap != 0:
         for i in range(tile.lines * GROUP):
             values[i] *= scale * slope[i]
-    elif job.o.scale != 1:
+    elif job.o.logit_scale != 1:
         for i in range(tile.lines * GROUP):
             values[i] *= scale
 
@@ -757,7 +757,7 @@ cdef void read_vector(const Job* job, const Tile* tile, const double* weight, co
     """The vector of the product, along the logits after scale and cap, and e v."""
     cdef Py_ssize_t i
     read_tile(&job.v, tile, v)
-    if job.weighted and not tile.wide:
+    if job.any_weight and not tile.wide:
         clear_lanes(v, tile.lines, weight)
     steer(job, tile, slope, v)
     for i in range(tile.lines * GROUP):

@@ -77,7 +77,7 @@ cdef void store_statistics(const Job* job, const Tile* tile, const Columns* colu
             store_row_statistics(job, row, -1, 0, 0)
             continue
         top = statistics.undefined[j] if statistics.undefined[j] < FAR else statistics.predicted[j]
-        if job.o.probabilities:
+        if job.o.from_probabilities:
             m = max(columns.m[j], <double>smallest_normal(job, hint))
             m = -log1p_positive((1 - m) / m)
         else:
@@ -108,21 +108,21 @@ cdef void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n, const
     cdef const real* weight = scratch + WEIGHT
     cdef double large, small
     cdef Py_ssize_t i
-    if job.weighted:
+    if job.any_weight:
         element_weights(job, start, n, False, scratch)
     for i in range(n):
-        (<char*>job.predicted)[start + i] = x[i] > 0 and not (job.weighted and weight[i] == 0)
+        (<char*>job.predicted)[start + i] = x[i] > 0 and not (job.any_weight and weight[i] == 0)
     for i in range(n):
-        to[i] = 0 if job.weighted and weight[i] == 0 else minus_log_off[i]
+        to[i] = 0 if job.any_weight and weight[i] == 0 else minus_log_off[i]
     store_values(job.lse, job.value_kind, start, <const real*>to, n)
     for i in range(n):
         # a S(a) + (1 - a) S(1 - a) over 1 + e
         large = minus_log_off[i] if x[i] < 0 else minus_log_on[i]
         small = 0 if e[i] == 0 else e[i] * <double>(minus_log_on[i] if x[i] < 0 else minus_log_off[i])
-        to[i] = 0 if job.weighted and weight[i] == 0 else <real>((large + small) / (1 + <double>e[i]))
+        to[i] = 0 if job.any_weight and weight[i] == 0 else <real>((large + small) / (1 + <double>e[i]))
     store_values(job.entropy, job.value_kind, start, <const real*>to, n)
-    if job.fills:
+    if job.wants_probabilities:
         for i in range(n):
             to[i] = (e[i] if x[i] < 0 else <real>1) / (<real>1 + e[i])
-            to[i] = 0 if job.weighted and weight[i] == 0 else to[i]
+            to[i] = 0 if job.any_weight and weight[i] == 0 else to[i]
         store_flat(&job.p, start, n, <const real*>to)

@@ -53,7 +53,7 @@ cdef object elementwise(object x, object out, const Kernel* kernel):
     job.n = np.PyArray_SIZE(x)
     job.k = 1
     job.want = 0
-    job.precise = False
+    job.in_float64 = False
     job.block = BLOCK_ITEMS
     bind(&job.x, x, kind, ndim)
     bind(&job.g, out, kind, ndim)
@@ -176,9 +176,9 @@ cdef object rowwise(object x, object out, int want):
     job.n = np.PyArray_SIZE(x) // job.k
     job.want = want
     job.o = &PLAIN.settings
-    job.weighted = False
+    job.any_weight = False
     job.hard = False
-    job.precise = False
+    job.in_float64 = False
     job.block = max(1, BLOCK_ITEMS // job.k)
     if job.block > GROUP:
         job.block -= job.block % GROUP

@@ -75,13 +75,13 @@ cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* sc
     cdef real* e = scratch + EXPONENTIAL
     cdef real* on = scratch + LOG_ON
     cdef real* off = scratch + LOG_OFF
-    cdef real scale = <real>job.o.scale
-    cdef real cap = <real>job.o.cap
+    cdef real scale = <real>job.o.logit_scale
+    cdef real cap = <real>job.o.softcap
     cdef real tiny = smallest_normal(job, scratch[0])
     cdef real a, b, large, small, log_large
     cdef Py_ssize_t i
     load_flat(&job.x, start, n, x)
-    if job.o.probabilities:
+    if job.o.from_probabilities:
         # From activations: both logarithms by log1p of the smaller over the larger.
         for i in range(n):
             a = x[i]
@@ -97,8 +97,8 @@ cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* sc
             off[i] = log_large if a < b else small
             x[i] = a - b
         return
-    if job.o.clip < SL_INFINITY:
-        clamp(<const real*>x, n, job.o.clip, x)
+    if job.o.logit_clip < SL_INFINITY:
+        clamp(<const real*>x, n, job.o.logit_clip, x)
     if scale != 1:
         for i in range(n):
             x[i] *= scale
@@ -116,8 +116,8 @@ cdef void option_factors(const Job* job, Py_ssize_t start, Py_ssize_t n, real* s
     """The factors A and B of a chunk."""
     cdef real* on = scratch + POSITIVE
     cdef real* off = scratch + NEGATIVE
-    cdef real stays = <real>(1 - job.o.smoothing)
-    cdef real share = <real>(0.5 * job.o.smoothing)
+    cdef real stays = <real>(1 - job.o.label_smoothing)
+    cdef real share = <real>(0.5 * job.o.label_smoothing)
     cdef real positive = <real>job.o.positive
     cdef real negative = <real>job.o.negative
     cdef real y
@@ -127,8 +127,8 @@ cdef void option_factors(const Job* job, Py_ssize_t start, Py_ssize_t n, real* s
         y = on[i]
         on[i] = positive * fma(stays, y, share)
         off[i] = negative * fma(stays, <real>1 - y, share)
-    if job.o.positive_weight != NULL:
-        output_weights(job.o.positive_weight, job.o.positive_weights, job.outputs, start, n, on)
+    if job.o.pos_weight != NULL:
+        output_weights(job.o.pos_weight, job.o.n_pos_weight, job.outputs, start, n, on)
 
 
 cdef void option_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
@@ -163,7 +163,7 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
     cdef real* value = scratch + VALUE
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
-    cdef real gamma = <real>job.o.focal
+    cdef real gamma = <real>job.o.focal_gamma
     cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
     cdef real a, b, a_power, b_power, a_log, b_log
     cdef Py_ssize_t i
@@ -188,16 +188,16 @@ cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scr
     cdef const real* log_on = scratch + LOG_ON
     cdef const real* log_off = scratch + LOG_OFF
     cdef real* grad = scratch + GRAD
-    cdef real gamma = <real>job.o.focal
-    cdef real stays = <real>((1 - job.o.smoothing) / job.divisor)
+    cdef real gamma = <real>job.o.focal_gamma
+    cdef real stays = <real>((1 - job.o.label_smoothing) / job.divisor)
     cdef real positive = <real>job.o.positive
     cdef real negative = <real>job.o.negative
     cdef real more, less
     cdef Py_ssize_t i
     for i in range(n):
         on[i] = positive
-    if job.o.positive_weight != NULL:
-        output_weights(job.o.positive_weight, job.o.positive_weights, job.outputs, start, n, on)
+    if job.o.pos_weight != NULL:
+        output_weights(job.o.pos_weight, job.o.n_pos_weight, job.outputs, start, n, on)
     for i in range(n):
         more = on[i] * exp_negative(-gamma * log_off[i]) if gamma != 0 else on[i]
         less = negative * exp_negative(-gamma * log_on[i]) if gamma != 0 else negative
@@ -210,8 +210,8 @@ cdef void option_steering(const Job* job, Py_ssize_t n, real* scratch) noexcept 
     cdef const real* slope = scratch + SLOPE
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
-    cdef real scale = <real>job.o.scale
-    cdef real cap = <real>job.o.cap
+    cdef real scale = <real>job.o.logit_scale
+    cdef real cap = <real>job.o.softcap
     cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
     # in float64: the divisor may be one that float32 does not hold
     cdef double factor = 1 / job.divisor
@@ -241,7 +241,7 @@ cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* 
             target_chunk(job, at, n, scratch)
         else:
             option_factors(job, at, n, scratch)
-            if job.o.focal == 0:
+            if job.o.focal_gamma == 0:
                 option_chunk(job, at, n, scratch)
             else:
                 focal_chunk(job, at, n, scratch)
@@ -252,7 +252,7 @@ cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* 
 
 
 cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    if job.general:
+    if job.has_options:
         option_chunks(job, start, stop, total, scratch)
     else:
         plain_chunks(job, start, stop, total, scratch)

@@ -99,9 +99,9 @@ cdef void hard_narrow(const Job* job, Py_ssize_t start, int count, const double*
     cdef int i, j
     load_classes(job, start, count, y)
     load_lanes(&job.x, start, count, k, s)
-    if job.o.clip < SL_INFINITY:
-        clamp(s, k * GROUP, job.o.clip, s)
-    if job.weighted:
+    if job.o.logit_clip < SL_INFINITY:
+        clamp(s, k * GROUP, job.o.logit_clip, s)
+    if job.any_weight:
         clear_lanes(s, k, weight)
     lane_maximum(s, k, m)
     for j in range(GROUP):
@@ -343,7 +343,7 @@ cdef void tile_focal(const Job* job, const Tile* tile, const Columns* columns, c
     cdef double below[GROUP]
     cdef double s[GROUP]
     cdef double lost[GROUP]
-    cdef double gamma = job.o.focal
+    cdef double gamma = job.o.focal_gamma
     cdef Py_ssize_t c, i
     cdef int j
     for j in range(GROUP):
@@ -353,7 +353,7 @@ cdef void tile_focal(const Job* job, const Tile* tile, const Columns* columns, c
         below[j] = columns.below.sum[j] + columns.below.lost[j]
         s[j] = loss.sum[j]
         lost[j] = loss.lost[j]
-    if not job.hard or job.o.smoothing != 0:
+    if not job.hard or job.o.label_smoothing != 0:
         for c in range(tile.lines):
             for j in range(GROUP):
                 i = c * GROUP + j
@@ -486,8 +486,8 @@ cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, con
     cdef double factor_low[GROUP]
     cdef double square = 2 * job.o.z_loss
     cdef real top = unit(e[0])
-    cdef real scale = <real>job.o.scale
-    cdef real cap = <real>job.o.cap
+    cdef real scale = <real>job.o.logit_scale
+    cdef real cap = <real>job.o.softcap
     cdef real others, rest, bend
     cdef double straight
     cdef Py_ssize_t c, i
@@ -499,7 +499,7 @@ cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, con
         total[j] = out.slope_total[j]
         factor[j] = -total[j] * curvature[j]
         factor_low[j] = product_error(-total[j], curvature[j], factor[j])
-    if job.o.z_loss == 0 and job.o.focal == 0:
+    if job.o.z_loss == 0 and job.o.focal_gamma == 0:
         for c in range(tile.lines):
             for j in range(GROUP):
                 i = c * GROUP + j
@@ -516,16 +516,16 @@ cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, con
                 others = remainder_of(e[i], ones[j], below[j])
                 rest = 0
                 straight = 0
-                if job.o.focal != 0:
+                if job.o.focal_gamma != 0:
                     rest = e[i] * without(second[i], e[i] == top, <real>out.second.below[j], <real>out.second.ones[j],
                                           <real>out.second.below[j], <real>out.second.ones[j])
                     straight = second[i] * others * others * curvature[j]
                 to[i] = <real>(straight + e[i] * (rest + square * e[i] - others * total[j]) * curvature[j])
-    if job.o.cap != 0:
+    if job.o.softcap != 0:
         for i in range(tile.lines * GROUP):
             bend = -<real>2 * (x[i] / cap) * slope[i] / cap
             to[i] = scale * (scale * (slope[i] * slope[i] * to[i] + bend * grad[i]))
-    elif job.o.scale != 1:
+    elif job.o.logit_scale != 1:
         for i in range(tile.lines * GROUP):
             to[i] = scale * (scale * to[i])
 
@@ -533,7 +533,7 @@ cdef void tile_hessian(const Job* job, const Tile* tile, const Outcome* out, con
 cdef void tile_product(const Job* job, const Tile* tile, const Outcome* out, const real* e, const real* x, const real* slope,
                        const real* grad, const real* second, const real* v, const real* d, real* to) noexcept nogil:
     cdef real top = unit(e[0])
-    cdef real cap = <real>job.o.cap
+    cdef real cap = <real>job.o.softcap
     cdef real square = <real>(2 * job.o.z_loss)
     cdef real others, turn, p
     cdef Py_ssize_t c, i
@@ -551,9 +551,9 @@ cdef void tile_product(const Job* job, const Tile* tile, const Outcome* out, con
                 - square * <real>((out.v.below[j] + out.v.ones[j]) * out.inverse[j]))
             to[i] *= <real>(out.factor[j] / out.inverse[j])
     steer(job, tile, slope, to)
-    if job.o.cap != 0:
+    if job.o.softcap != 0:
         for i in range(tile.lines * GROUP):
-            to[i] -= <real>2 * (x[i] / cap) / cap * <real>job.o.scale * v[i] * grad[i]
+            to[i] -= <real>2 * (x[i] / cap) / cap * <real>job.o.logit_scale * v[i] * grad[i]
 
 
 cdef void tile_target_gradient(const Job* job, const Tile* tile, const Columns* columns, const double* m, const real* e, const real* x, real* to) noexcept nogil:
@@ -566,13 +566,13 @@ cdef void tile_target_gradient(const Job* job, const Tile* tile, const Columns* 
             i = c * GROUP + j
             minus_log = 2 * gap_of(m[j], x[i]) + columns.log_sum[j]
             power = 1
-            if job.o.focal != 0:
+            if job.o.focal_gamma != 0:
                 others = remainder_of(<double>e[i], columns.ones.sum[j], columns.below.sum[j] + columns.below.lost[j])
-                focal_terms(e[i], others, minus_log, job.o.focal, &power, &first, &second)
+                focal_terms(e[i], others, minus_log, job.o.focal_gamma, &power, &first, &second)
             if job.o.class_weight != NULL:
                 k = tile.first + i if tile.wide else c
                 power *= job.o.class_weight[k] if k < job.k else 0
-            power *= (1 - job.o.smoothing) * columns.weight[j] / job.divisor
+            power *= (1 - job.o.label_smoothing) * columns.weight[j] / job.divisor
             to[i] = <real>(0 if power == 0 else power * minus_log)
 
 
@@ -589,12 +589,12 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
     cdef real* grad = first             # which the gradient is the last to read
     cdef const Settings* o = job.o
     cdef Py_ssize_t index, i, tiles = tiles_of(job, wide)
-    cdef bint focal = o.focal != 0
+    cdef bint focal = o.focal_gamma != 0
     cdef bint product = want & WANT_PRODUCT != 0
     # The exponentials of a row of several tiles wait in its gradient, if that can hold them and nothing
     # that is read again lies there.
     cdef bint keep = (tiles > 1 and want & WANT_GRAD and job.g.kind == kind_of(scratch[0]) and not focal
-                      and o.smoothing == 0 and o.cap == 0 and not o.probabilities)
+                      and o.label_smoothing == 0 and o.softcap == 0 and not o.from_probabilities)
     cdef int j
     cdef Tile tile
     cdef Columns columns
@@ -624,7 +624,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
     if want & WANT_STATS:
         start_statistics(&statistics)
     for j in range(GROUP):
-        m[j] = 0 if o.probabilities else columns.m[j]
+        m[j] = 0 if o.from_probabilities else columns.m[j]
         nothing[j] = 0
 
     # exponentials, and what is summed without their total
@@ -632,7 +632,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
         place_tile(job, start, count, wide, index, &tile)
         if tiles > 1:
             tile_logits(job, &tile, columns.weight, x, slope)
-        prepare_tile(job, &tile, &columns, job.hard and not job.general, e, x, q)
+        prepare_tile(job, &tile, &columns, job.hard and not job.has_options, e, x, q)
         tile_totals(<const real*>e, tile.lines, &columns.below, &columns.ones)
         if not focal:
             tile_products(&tile, m, <const real*>x, <const real*>q, &terms.loss, &terms.mass)
@@ -640,7 +640,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
             tile_split_sum(<const real*>e, <const real*>to, tile.lines, &terms.v_below, &terms.v_ones)
         if want & WANT_STATS:
-            tile_statistics(&tile, &columns, o.probabilities, <const real*>x, <const real*>e, &statistics)
+            tile_statistics(&tile, &columns, o.from_probabilities, <const real*>x, <const real*>e, &statistics)
         if keep:
             write_tile(<const real*>e, &job.g, &tile)
     settle_exponentials(&columns, wide, scratch[0])
@@ -722,7 +722,7 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
         set_split(&terms.turn_below, &terms.turn_ones, nothing, &out.turn)
 
     # results
-    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT | WANT_TARGET_GRAD) or job.fills):
+    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT | WANT_TARGET_GRAD) or job.wants_probabilities):
         return
     for index in range(tiles):
         place_tile(job, start, count, wide, index, &tile)
@@ -730,12 +730,12 @@ cdef void ce_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int w
             restore_tile(job, &tile, &columns, keep, e, x, q, slope)
             if focal:
                 tile_focal(job, &tile, &columns, m, <const real*>e, <const real*>x, <const real*>q, first, second, &unused)
-        if job.fills:
+        if job.wants_probabilities:
             tile_probabilities(job, &tile, &columns, <const real*>e, to)
         if want & WANT_TARGET_GRAD:
             tile_target_gradient(job, &tile, &columns, m, <const real*>e, <const real*>x, to)
             write_tile(<const real*>to, &job.g, &tile)
-        if want & WANT_GRAD or o.cap != 0:
+        if want & WANT_GRAD or o.softcap != 0:
             if focal:
                 tile_gradient(&tile, &out, <const real*>e, <const real*>first, grad)
             else:
@@ -759,7 +759,7 @@ cdef void drop_absent_rows(const Job* job, Py_ssize_t start, int count, int want
     """Take out of the results, NaN and all, what a class weight of 0 leaves nothing of."""
     cdef double present[GROUP]
     cdef int j
-    if not job.hard or job.o.class_weight == NULL or job.o.smoothing != 0 or job.o.z_loss != 0:
+    if not job.hard or job.o.class_weight == NULL or job.o.label_smoothing != 0 or job.o.z_loss != 0:
         return
     load_weights(job, start, count, False, True, present)
     for j in range(count):
@@ -773,7 +773,7 @@ cdef void drop_absent_rows(const Job* job, Py_ssize_t start, int count, int want
 
 cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
     # class indices have their own way to loss and gradient, which a Hessian beside it does not change
-    cdef bint fast = job.hard and not job.general
+    cdef bint fast = job.hard and not job.has_options
     cdef int tiled = job.want & WANT_HESS if fast else job.want
     cdef bint wide = job.k > NARROW
     cdef Py_ssize_t at
@@ -784,7 +784,7 @@ cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, S
         weight[j] = 1
     for at from start <= at < stop by GROUP:
         count = <int>min(<Py_ssize_t>GROUP, stop - at)
-        if job.weighted:
+        if job.any_weight:
             # in tiles the weights of classes are part of the targets
             load_weights(job, at, count, True, fast, weight)
         if tiled and not wide:

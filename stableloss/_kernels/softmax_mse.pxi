@@ -378,9 +378,9 @@ cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, const double* 
     cdef int j
     load_classes(job, start, count, y)
     load_lanes(&job.x, start, count, k, s)
-    if job.o.clip < SL_INFINITY:
-        clamp(s, k * GROUP, job.o.clip, s)
-    if job.weighted:
+    if job.o.logit_clip < SL_INFINITY:
+        clamp(s, k * GROUP, job.o.logit_clip, s)
+    if job.any_weight:
         clear_lanes(s, k, weight)
     lane_maximum(s, k, m)
     lane_exponentials(s, k, m, real is double)
@@ -672,13 +672,13 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int 
     for j in range(columns_of(wide)):
         loss[j] = 0.5 * mse.value.sum[j] * square[j]
 
-    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT) or job.fills):
+    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT) or job.wants_probabilities):
         return
     for index in range(tiles):
         place_tile(job, start, count, wide, index, &tile)
         if tiles > 1:
             restore_tile(job, &tile, &columns, keep, e, x, t, slope)
-        if job.fills:
+        if job.wants_probabilities:
             tile_probabilities(job, &tile, &columns, <const real*>e, to)
         if want & WANT_PRODUCT:
             read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
@@ -694,7 +694,7 @@ cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int 
 
 cdef void softmax_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
     # class indices have their own way to loss and gradient, which a Hessian beside it does not change
-    cdef bint fast = job.hard and not job.general
+    cdef bint fast = job.hard and not job.has_options
     cdef int tiled = job.want & WANT_HESS if fast else job.want
     cdef bint wide = job.k > NARROW
     cdef Py_ssize_t at
