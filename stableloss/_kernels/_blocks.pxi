@@ -1,4 +1,8 @@
 # The rows of a job, shared out in blocks among threads.
+#
+# uses _job: Job Kernel
+# uses _math: SL_TAKE sl_get_flags sl_get_scratch sl_set_flags
+# uses _sums: Sum add evaluate
 
 from stableloss._threads import get_num_threads, work_together
 

@@ -1,4 +1,12 @@
 # One call of a loss: its arrays and arguments, from Python to a job and back.
+#
+# uses _blocks: run shareable
+# uses _checks: DOUBLE_MAX activations_in_range counted_rows_in_range divisor_of in_range targets_in_range
+# uses _job: BLOCK_ITEMS Job Kernel
+# uses _operand: Operand PyArray_NewLikeArray bind element_kind is_floating
+# uses _options: Options REDUCE_MEAN REDUCE_NONE WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
+# uses _options: WANT_TARGET_GRAD
+# uses _sums: GROUP
 
 cdef bint same_shape(np.ndarray a, np.ndarray b, int ndim):
     """Whether a has exactly the first `ndim` dimensions of b."""

@@ -1,7 +1,11 @@
 # Whether targets, weights and activations are in range, what rows count for, and what a mean divides by.
-
-cdef enum:
-    CHECKED = 512           # rows whose weights and targets are looked at together
+#
+# uses _job: Job
+# uses _math: sl_bits_f64 sl_bits_from_float
+# uses _operand: Operand bind gather is_floating load_flat row_offsets view_flat
+# uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
+# uses _sums: Sum add evaluate
+# uses _weights: CHECKED load_weights
 
 cdef double DOUBLE_MAX = 1.7976931348623157e308
 
@@ -83,30 +87,6 @@ cdef bint activations_in_range(const Operand* op, Py_ssize_t count) noexcept nog
         for i in range(n):
             out |= (v[i] < 0) | (v[i] > 1)
     return out == 0
-
-
-cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, double* weight) noexcept nogil:
-    """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
-    or ignored, else the product of their weight (`samples`) and that of their class (`classes`)."""
-    cdef double value[CHECKED]
-    cdef Py_ssize_t i
-    for i in range(count):
-        weight[i] = 1
-    if not job.any_weight:
-        return
-    if samples and job.has_weight:
-        load_flat(&job.w, start, count, weight)
-    if job.masked:
-        load_flat(&job.mask, start, count, value)
-        for i in range(count):
-            weight[i] = 0 if value[i] == 0 else weight[i]
-    if job.hard and (job.ignoring or (classes and job.o.class_weight != NULL)):
-        load_flat(&job.t, start, count, value)
-        for i in range(count):
-            if job.ignoring and value[i] == job.o.ignore_index:
-                weight[i] = 0
-            elif classes and job.o.class_weight != NULL and weight[i] != 0:
-                weight[i] *= job.o.class_weight[<Py_ssize_t>value[i]]
 
 
 cdef double weight_total(const Job* job, bint samples, bint classes) noexcept nogil:

@@ -1,4 +1,6 @@
 # The options of a loss as numbers, and what can be asked of a call.
+#
+# uses _math: SL_INFINITY
 
 cdef enum:
     WANT_LOSS = 1
