@@ -1,4 +1,8 @@
 # The rows of a job, shared out in blocks among threads.
+#
+# uses _job: Job Kernel
+# uses _options: WANT_HESS
+# uses _sums: Sum add evaluate
 
 import os
 import sys

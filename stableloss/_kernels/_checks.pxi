@@ -1,8 +1,5 @@
 # Whether targets, weights and activations are in range, what rows count for, and what a mean divides by.
 
-cdef enum:
-    CHECKED = 512           # rows whose weights and targets are looked at together
-
 # Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
 # and at one that is read as a float64 first. Found as those of `COST`, level v4.
 cdef double LOOK = 0.03
@@ -160,34 +157,6 @@ cdef bint activations_in_range(const Operand* op, Py_ssize_t count) except -1:
     check.block = BLOCK_ITEMS
     look_at_all(&check, count, CONVERTED_LOOK)
     return not check.outside
-
-
-cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, double* weight) noexcept nogil:
-    """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
-    or ignored, else the product of their weight (`samples`) and that of their class (`classes`)."""
-    cdef double value[CHECKED]
-    cdef double top = job.o.n_class_weight - 1
-    cdef double at
-    cdef Py_ssize_t i
-    for i in range(count):
-        weight[i] = 1
-    if not job.any_weight:
-        return
-    if samples and job.has_weight:
-        load_flat(&job.w, start, count, weight)
-    if job.masked:
-        load_flat(&job.mask, start, count, value)
-        for i in range(count):
-            weight[i] = 0 if value[i] == 0 else weight[i]
-    if job.hard and (job.ignoring or (classes and job.o.class_weight != NULL)):
-        load_flat(&job.t, start, count, value)
-        for i in range(count):
-            if job.ignoring and value[i] == job.o.ignore_index:
-                weight[i] = 0
-            elif classes and job.o.class_weight != NULL and weight[i] != 0:
-                # the class was in range when it was checked, but may be anything by now
-                at = value[i] if value[i] >= 0 else 0
-                weight[i] *= job.o.class_weight[<Py_ssize_t>(at if at <= top else top)]
 
 
 cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:

@@ -11,6 +11,18 @@
 #
 #   grad  -A b**g (b + g a S) + B a**g (a + g b T)
 #   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**g (a b (1 + 2g) + g b T (g b - a))
+#
+# uses _call: loss_call
+# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk
+# uses _elements: open_chunk residual_numerator
+# uses _job: Job Kernel
+# uses _logits: chain_first chain_second smallest_normal transform_logits
+# uses _math: absolute exp_negative fma log1p_positive log1p_unit real square_of_one_plus
+# uses _operand: load_flat
+# uses _options: Options WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
+# uses _stats: chunk_statistics
+# uses _sums: CHUNK Sum
+# uses _weights: output_weights
 
 
 cdef inline real bce_margin(real z, real y) noexcept nogil:
@@ -18,11 +30,6 @@ cdef inline real bce_margin(real z, real y) noexcept nogil:
     logit on the side of its target costs nothing."""
     cdef real against = <real>1 - y if z > 0 else y
     return 0 if against == 0 else absolute(z) * against
-
-
-cdef inline real bce_numerator(real z, real y, real e) noexcept nogil:
-    """(1 + e) (a - y)."""
-    return fma(-y, e, <real>1 - y) if z >= 0 else fma(<real>1 - y, e, -y)
 
 
 cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
@@ -51,7 +58,7 @@ cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* t
         if job.want & WANT_GRAD:
             # the divisor goes into 1 + e, where it costs no rounding of its own
             for i in range(n):
-                grad[i] = bce_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
+                grad[i] = residual_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
             if not ordinary:
                 for i in range(n):
                     grad[i] = <real>(grad[i] / job.divisor)
@@ -71,12 +78,9 @@ cdef inline real bounded_product(real a, real b) noexcept nogil:
 cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
     """Logits of a chunk after clip, scale and cap, their e**-|x|, and both negative logarithms."""
     cdef real* x = scratch + LOGIT
-    cdef real* slope = scratch + SLOPE
     cdef real* e = scratch + EXPONENTIAL
     cdef real* on = scratch + LOG_ON
     cdef real* off = scratch + LOG_OFF
-    cdef real scale = <real>job.o.logit_scale
-    cdef real cap = <real>job.o.softcap
     cdef real tiny = smallest_normal(job, scratch[0])
     cdef real a, b, large, small, log_large
     cdef Py_ssize_t i
@@ -97,14 +101,7 @@ cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* sc
             off[i] = log_large if a < b else small
             x[i] = a - b
         return
-    if job.o.logit_clip < SL_INFINITY:
-        clamp(<const real*>x, n, job.o.logit_clip, x)
-    if scale != 1:
-        for i in range(n):
-            x[i] *= scale
-    if cap != 0:
-        for i in range(n):
-            x[i] = capped(x[i], cap, &slope[i])
+    transform_logits(job.o, n, x, scratch + SLOPE)
     for i in range(n):
         e[i] = exp_negative(-absolute(x[i]))
     for i in range(n):
@@ -204,30 +201,16 @@ cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scr
         grad[i] = stays * (bounded_product(more, log_on[i]) - bounded_product(less, log_off[i]))
 
 
-cdef void option_steering(const Job* job, Py_ssize_t n, real* scratch) noexcept nogil:
-    """Derivatives by x to derivatives by the logits."""
-    cdef const real* x = scratch + LOGIT
+cdef void chain_options(const Job* job, Py_ssize_t n, real* scratch) noexcept nogil:
+    """Derivatives by x to derivatives by the logits; the divisor goes into the gradient."""
     cdef const real* slope = scratch + SLOPE
     cdef real* grad = scratch + GRAD
-    cdef real* hess = scratch + HESS
-    cdef real scale = <real>job.o.logit_scale
-    cdef real cap = <real>job.o.softcap
-    cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
     # in float64: the divisor may be one that float32 does not hold
     cdef double factor = 1 / job.divisor
-    cdef real bend
     cdef Py_ssize_t i
-    if cap != 0:
-        for i in range(n if curved else 0):
-            bend = -<real>2 * (x[i] / cap) * slope[i] / cap
-            hess[i] = scale * (scale * (slope[i] * slope[i] * hess[i] + bend * grad[i]))
-        for i in range(n):
-            grad[i] *= scale * slope[i]
-    elif scale != 1:
-        for i in range(n if curved else 0):
-            hess[i] = scale * (scale * hess[i])
-        for i in range(n):
-            grad[i] *= scale
+    if job.want & (WANT_HESS | WANT_PRODUCT):
+        chain_second(job.o, n, <const real*>(scratch + LOGIT), slope, <const real*>grad, scratch + HESS)
+    chain_first(job.o, n, slope, grad)
     for i in range(n):
         grad[i] = <real>(grad[i] * factor)
 
@@ -245,7 +228,7 @@ cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* 
                 option_chunk(job, at, n, scratch)
             else:
                 focal_chunk(job, at, n, scratch)
-            option_steering(job, n, scratch)
+            chain_options(job, n, scratch)
         if job.want & WANT_STATS:
             chunk_statistics(job, at, n, <const real*>(scratch + LOGIT), scratch)
         close_chunk(job, at, n, scratch, total)

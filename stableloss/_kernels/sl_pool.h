@@ -25,9 +25,9 @@
 #include <Python.h>
 #include <stdlib.h>
 #include "sl_platform.h"
+#include "sl_sizes.h"
 
 enum {
-    SL_SCRATCH = 262144,        /* bytes that a kernel may use */
     SL_KEPT = 16,               /* workspaces that are kept for the next call */
     SL_MAX_HELPERS = 255,       /* whatever number of threads is asked for: memory is exhausted long before */
     SL_ASK = 50000000,          /* nanoseconds between two questions for signals ... */
