@@ -57,11 +57,13 @@ def levels():
 
 
 def kernel_files():
-    """The names of the kernel files, each after those that its lines `# uses <file>: <names>` name."""
+    """The names of the kernel files, each after those that its lines `# uses <file>: <names>` name; _math
+    comes first, with what all of them cimport."""
     uses = {
-        path.stem: re.findall(r"^# uses (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)
+        path.stem: {"_math", *re.findall(r"^# uses (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)}
         for path in sorted(KERNELS.glob("*.pxi"))
     }
+    uses["_math"].remove("_math")
     return [f"{stem}.pxi" for stem in graphlib.TopologicalSorter(uses).static_order()]
 
 

@@ -95,12 +95,15 @@ def is_function(block):
 
 
 def local_names(block):
-    """Parameters and variables of a function."""
-    if not is_function(block):
-        return set()
-    variables = re.findall(r"^ +cdef (.*)", block, re.MULTILINE)
-    names = [*parameters(block), *(part for line in variables for part in line.split(","))]
-    return {re.findall(r"\w+", re.split(r"[=\[]", name)[0])[-1] for name in names if name.strip()}
+    """Parameters and variables of a function, fields and methods' parameters of a struct or class."""
+    lines = re.findall(r"^ +(?:cdef )?(?!return|if|elif|for|while)[\w.*\[\] ]+$", block, re.MULTILINE)
+    lines += re.findall(r"^ +cdef (.*)", block, re.MULTILINE)
+    lines += re.findall(r"^ +c?def [^(]*\((.*)\)", block, re.MULTILINE)
+    lines += re.findall(r"^ +(?:for )?(\w+)(?: = | in )", block, re.MULTILINE)
+    names = [part for line in lines for part in line.split(",")]
+    names += parameters(block) if is_function(block) else []
+    found = (re.findall(r"\w+", re.split(r"[=\[]", name)[0]) for name in names)
+    return {words[-1] for words in found if words}
 
 
 def uses(stem):

@@ -4,6 +4,15 @@
 # or resize any array. Then memory is allocated, and arrays are checked and bound: from there until the kernel
 # has returned no line of Python runs in this thread but handlers of signals, so that what was checked is what
 # is read and written.
+#
+# uses _blocks: run sl_default_environment sl_restore_environment
+# uses _checks: activations_in_range counted_rows_in_range divisor_of in_range targets_in_range
+# uses _job: Job open_job
+# uses _loss: Loss
+# uses _operand: NO_AXIS Operand bind bind_weights disjoint element_kind empty_like empty_per_row is_floating
+# uses _operand: one_per_row same_memory same_shape
+# uses _options: REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
+# uses _options: WANT_TARGET_GRAD
 
 from stableloss._arrays import (
     Stats, count_correct, divisor, index, mask_array, real_array, refuse, refuse_axis, require_out, without_label,

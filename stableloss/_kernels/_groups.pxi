@@ -6,7 +6,7 @@
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _rows: Row
 # uses _stats: store_row_statistics
-# uses _sums: GROUP NARROW PIECE Sum add fold_all
+# uses _sums: GROUP NARROW Sum add fold_all
 # uses _tiles: Tile open_rows place_tile write_tile
 # uses _weights: load_classes load_weights
 

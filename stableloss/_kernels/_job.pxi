@@ -1,8 +1,8 @@
 # A job: what a kernel is to do with which arrays.
 #
-# uses _operand: Operand
+# uses _operand: Operand bind element_kind
 # uses _options: Settings
-# uses _sums: Sum
+# uses _sums: GROUP Sum
 
 cdef enum:
     BLOCK_ITEMS = 32768     # logits per block: a block is the unit of partial sums and of threads

@@ -1,6 +1,6 @@
 # Statistics of a call: predictions, logsumexp, entropy, probabilities.
 #
-# uses _elements: EXPONENTIAL LOG_OFF LOG_ON PRODUCT WEIGHT
+# uses _elements: EXPONENTIAL LOG_OFF LOG_ON PRODUCT
 # uses _job: Job
 # uses _logits: smallest_normal
 # uses _math: SL_INFINITY log1p_positive real

@@ -6,7 +6,6 @@
 # uses _job: Job
 # uses _math: real
 # uses _operand: load_flat
-# uses _sums: GROUP
 
 cdef enum:
     CHECKED = 512           # rows whose weights and targets are looked at together

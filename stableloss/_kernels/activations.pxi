@@ -6,17 +6,17 @@
 #   log_softmax  (x_k - m) - log1p(sum - 1)
 #   logsumexp    m + log1p(sum - 1)
 #
-# uses _blocks: run
-# uses _call: derivative_array disjoint same_memory same_shape
+# uses _blocks: run sl_default_environment sl_restore_environment
+# uses _call: axis_of counted_axis delivered floating readable refuse_axis require_out returned writable_like
 # uses _elements: VALUE
-# uses _job: BLOCK_ITEMS Job Kernel
+# uses _job: Job Kernel open_job
 # uses _math: SL_INFINITY absolute exp_negative log1p_unit real reciprocal
-# uses _operand: bind element_kind is_floating row_offsets scatter store_flat view_flat
-# uses _options: Options REDUCE_SUM
+# uses _operand: NO_AXIS bind disjoint empty_like empty_per_row one_per_row row_offsets same_memory same_shape
+# uses _operand: scatter store_flat view_flat
 # uses _rows: Columns columns_of finish_exponentials inverse_sum limit_columns load_tile open_columns
 # uses _rows: tile_exponentials
-# uses _sums: CHUNK GROUP NARROW Sum sum_exponentials
-# uses _tiles: TILE_EXPS TILE_LOGITS TILE_OUT TILE_SLOPE Tile open_rows place_tile write_tile
+# uses _sums: GROUP NARROW Sum sum_exponentials
+# uses _tiles: TILE_EXPS TILE_LOGITS TILE_OUT Tile open_rows place_tile write_tile
 
 
 cdef void sigmoid_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:

@@ -12,16 +12,15 @@
 #   grad  -A b**g (b + g a S) + B a**g (a + g b T)
 #   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**g (a b (1 + 2g) + g b T (g b - a))
 #
-# uses _call: loss_call
 # uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk
 # uses _elements: open_chunk residual_numerator
-# uses _job: Job Kernel
+# uses _job: Job loss_kernel
 # uses _logits: chain_first chain_second smallest_normal transform_logits
 # uses _math: absolute exp_negative fma log1p_positive log1p_unit real square_of_one_plus
 # uses _operand: load_flat
-# uses _options: Options WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
+# uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _stats: chunk_statistics
-# uses _sums: CHUNK Sum
+# uses _sums: Sum
 # uses _weights: output_weights
 
 

@@ -10,14 +10,13 @@
 # These products have the relative error of e two or three times, up to 2.9 ulp. For 4 ulp, everything
 # else is carried along with what its rounding lost, so that only the last rounding is added.
 #
-# uses _call: loss_call
 # uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk
 # uses _elements: open_chunk residual_numerator
-# uses _job: Job Kernel
+# uses _job: Job loss_kernel
 # uses _math: absolute exp_negative fma log1p_unit product product_error real two_sum
-# uses _options: Options WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
+# uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
 # uses _stats: chunk_statistics
-# uses _sums: CHUNK Sum
+# uses _sums: Sum
 
 
 cdef inline real exact_residual(real z, real y, real e, real* lo) noexcept nogil:

@@ -8,12 +8,11 @@
 # Here are the loss and gradient of class indices without further options. All else is in softmax_ce_options.pxi.
 #
 # uses _blocks: stopped
-# uses _call: loss_call
 # uses _groups: FEW Group each_row softmax_rows
-# uses _job: Job Kernel
+# uses _job: Job loss_kernel
 # uses _math: SL_INFINITY log1p_positive real row_scale two_sum unit
 # uses _operand: scatter
-# uses _options: Options WANT_GRAD
+# uses _options: WANT_GRAD
 # uses _rows: Row add_piece any_extreme close_piece column_exponentials column_maxima limit_columns
 # uses _rows: load_columns open_row piece_exponentials piece_output return_to_piece start_limits store_class
 # uses _rows: take_out

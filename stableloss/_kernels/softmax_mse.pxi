@@ -15,12 +15,11 @@
 # on, and float64 carries along, in a second number x_lo beside x, what the roundings lost.
 #
 # uses _blocks: stopped
-# uses _call: loss_call
 # uses _groups: FEW Group each_row softmax_rows
-# uses _job: Job Kernel
+# uses _job: Job loss_kernel
 # uses _math: SL_FMA SL_INFINITY product product_error real remainder_of row_scale two_sum unit
 # uses _operand: kind_of scatter
-# uses _options: Options WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
+# uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
 # uses _rows: Columns Row add_piece broadcast close_piece column_exponentials column_maxima columns_of
 # uses _rows: finish_exponentials inverse_square limit_columns load_columns load_tile open_columns open_row
 # uses _rows: piece_exponentials piece_output return_to_piece start_limits store_class take_out
