@@ -1,7 +1,9 @@
 """Build one extension per CPU level from one source; everything else is in pyproject.toml."""
 
+import graphlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -54,28 +56,23 @@ def levels():
             print(f"stableloss: the compiler lacks {flags}; built without level {level}")
 
 
+def kernel_files():
+    """The names of the kernel files, each after those that its lines `# uses <file>: <names>` name; _math
+    comes first, with what all of them cimport."""
+    uses = {
+        path.stem: {"_math", *re.findall(r"^# uses (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)}
+        for path in sorted(KERNELS.glob("*.pxi"))
+    }
+    uses["_math"].remove("_math")
+    return [f"{stem}.pxi" for stem in graphlib.TopologicalSorter(uses).static_order()]
+
+
 def extension(level, flags):
     """The extension `stableloss._<level>`: a stub that includes every kernel file."""
-    bodies = sorted(path.name for path in KERNELS.glob("*.pxi"))
+    files = kernel_files()
     stub = Path("build", "stubs", f"_{level}.pyx")
     stub.parent.mkdir(parents=True, exist_ok=True)
-    # shared parts (leading underscore) come first, in the order in which they build on each other
-    shared = [
-        "_math.pxi",
-        "_operand.pxi",
-        "_sums.pxi",
-        "_options.pxi",
-        "_job.pxi",
-        "_blocks.pxi",
-        "_checks.pxi",
-        "_call.pxi",
-        "_logits.pxi",
-        "_elements.pxi",
-        "_rows.pxi",
-        "_stats.pxi",
-    ]
-    losses = [name for name in bodies if name not in shared]
-    text = "".join(f'include "{name}"\n' for name in [*shared, *losses])
+    text = "".join(f'include "{name}"\n' for name in files)
     if not stub.exists() or stub.read_text() != text:
         stub.write_text(text)
     return Extension(
@@ -84,7 +81,7 @@ def extension(level, flags):
         include_dirs=[numpy.get_include(), str(KERNELS)],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *ALWAYS_INLINE],
         extra_compile_args=[*FLAGS, *flags],
-        depends=[*(str(KERNELS / name) for name in bodies), *map(str, sorted(KERNELS.glob("*.h")))],
+        depends=[*(str(KERNELS / name) for name in files), *map(str, sorted(KERNELS.glob("*.h")))],
     )
 
 
