@@ -105,9 +105,12 @@ class BuildExtensions(build_ext):
     def build_extensions(self):
         if self.compiler.compiler_type == "msvc":
             self.use_clang_cl()
-        elif PLATFORM.startswith(("win", "mingw")) and self.accepts(UNALIGNED_MOVES):
+        elif PLATFORM.startswith(("win", "mingw")):
+            more = UNALIGNED_MOVES if self.accepts(UNALIGNED_MOVES) else []
             for extension in self.extensions:
-                extension.extra_compile_args += UNALIGNED_MOVES
+                extension.extra_compile_args += more
+                # an installation of Python has no libgcc beside it
+                extension.extra_link_args = ["-static-libgcc"]
         for extension in list(self.extensions):
             if not self.accepts(extension.extra_compile_args):
                 self.extensions.remove(extension)
