@@ -52,6 +52,9 @@ cdef int element_kind(np.ndarray a):
         return np.NPY_UINT8
     if kind == NPY_HALF:
         return kind
+    if np.PyArray_ISFLOAT(a) and np.PyArray_ITEMSIZE(a) == 8:
+        # a long double, where it has no more bits than a double
+        return np.NPY_DOUBLE
     if np.PyArray_ISINTEGER(a):
         # long and long long are two type numbers of one width
         if np.PyArray_ITEMSIZE(a) == 8:
