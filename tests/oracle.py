@@ -766,7 +766,8 @@ def _scaled_to_ulps(difference, magnitude, dtype):
     unit = np.maximum(unit, info.minexp + 1) - info.nmant - 1
     # Differences so large or small that they leave float64 are beyond, or below, any limit.
     shift = np.clip(exponent.astype(np.int64) - unit, -2000, 2000)
-    return np.ldexp(mantissa.astype(np.float64), shift)
+    # the only type of exponents that is an int in C everywhere
+    return np.ldexp(mantissa.astype(np.float64), shift.astype(np.intc))
 
 
 @quiet

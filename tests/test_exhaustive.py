@@ -87,7 +87,7 @@ class Value:
         """Errors of results that are `sign` times the exact values; NaN for NaN."""
         if self.exact.dtype == object:
             exact, unit = self.in_ulps
-            errors = abs((np.ldexp(got * sign, -unit) - exact).astype(np.float64))
+            errors = abs((np.ldexp(got * sign, (-unit).astype(np.intc)) - exact).astype(np.float64))
         else:
             difference = got - self.exact if sign > 0 else got + self.exact
             errors = abs(difference) * self.ulps_per_unit
