@@ -5,6 +5,7 @@ version; calls of a few rows take a little longer than in one built for the vers
 """
 
 import copy
+import graphlib
 import os
 import re
 import shutil
@@ -58,28 +59,23 @@ def levels():
         yield from X86_LEVELS.items()
 
 
+def kernel_files():
+    """The names of the kernel files, each after those that its lines `# uses <file>: <names>` name; _math
+    comes first, with what all of them cimport."""
+    uses = {
+        path.stem: {"_math", *re.findall(r"^# uses (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)}
+        for path in sorted(KERNELS.glob("*.pxi"))
+    }
+    uses["_math"].remove("_math")
+    return [f"{stem}.pxi" for stem in graphlib.TopologicalSorter(uses).static_order()]
+
+
 def extension(level, flags):
     """The extension `stableloss._<level>`: a stub that includes every kernel file."""
-    bodies = sorted(path.name for path in KERNELS.glob("*.pxi"))
+    files = kernel_files()
     stub = Path("build", "stubs", f"_{level}.pyx")
     stub.parent.mkdir(parents=True, exist_ok=True)
-    # shared parts (leading underscore) come first, in the order in which they build on each other
-    shared = [
-        "_math.pxi",
-        "_operand.pxi",
-        "_sums.pxi",
-        "_options.pxi",
-        "_job.pxi",
-        "_blocks.pxi",
-        "_checks.pxi",
-        "_call.pxi",
-        "_logits.pxi",
-        "_elements.pxi",
-        "_rows.pxi",
-        "_stats.pxi",
-    ]
-    losses = [name for name in bodies if name not in shared]
-    text = "".join(f'include "{name}"\n' for name in [*shared, *losses])
+    text = "".join(f'include "{name}"\n' for name in files)
     if not stub.exists() or stub.read_text() != text:
         stub.write_text(text)
     return Extension(
@@ -88,7 +84,7 @@ def extension(level, flags):
         include_dirs=[numpy.get_include(), str(KERNELS)],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ALWAYS_INLINE, *LIMITED_API],
         extra_compile_args=[*FLAGS, *NO_DEBUG, *flags],
-        depends=[*(str(KERNELS / name) for name in bodies), *map(str, sorted(KERNELS.glob("*.h")))],
+        depends=[*(str(KERNELS / name) for name in files), *map(str, sorted(KERNELS.glob("*.h")))],
         py_limited_api=bool(LIMITED_API),
     )
 

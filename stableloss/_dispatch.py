@@ -4,9 +4,11 @@ STABLELOSS_CPU forces a level; a level that is unknown, not built or not support
 ImportError, never a silent fall-back.
 """
 
+import functools
 import os
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stableloss import _cpu
 
@@ -46,7 +48,24 @@ def _load() -> tuple[str, Any]:
     raise ImportError(f"STABLELOSS_CPU={forced} {reason}; available: {', '.join(available())}")
 
 
-_level, kernels = _load()
+if TYPE_CHECKING:
+    from stableloss import _base  # every level has the same names
+
+    kernels = _base
+    _level: str
+else:
+    _level, kernels = _load()
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def implemented_by(function: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Put a function of the kernels in the place of a declaration, under its name, types and docstring."""
+
+    def named(declared: Function) -> Any:
+        return functools.update_wrapper(function, declared)
+
+    return named
 
 
 def cpu_level() -> str:

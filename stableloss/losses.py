@@ -5,24 +5,15 @@ instance carries the stem as its name.
 """
 
 import math
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, overload
 
 import numpy as np
 
 from stableloss import _arrays
-from stableloss._arrays import (
-    WANT_GRAD,
-    WANT_HESS,
-    WANT_LOSS,
-    WANT_PRODUCT,
-    WANT_STATS,
-    WANT_TARGET_GRAD,
-    Stats,
-    index,
-    number,
-    positive,
-)
-from stableloss._dispatch import kernels
+from stableloss._arrays import Stats, index, number, positive
+from stableloss._dispatch import implemented_by, kernels
 
 __all__ = [
     "SigmoidBCE",
@@ -36,117 +27,172 @@ __all__ = [
     "softmax_mse",
 ]
 
-LOSS_AND_GRAD = WANT_LOSS | WANT_GRAD
-GRAD_AND_HESS = WANT_GRAD | WANT_HESS
+# a reduced loss, or one value per row or element
+Value: TypeAlias = float | np.ndarray
 
 
-# ---- checks of options ----------------------------------------------------------------------------
+# ---- options --------------------------------------------------------------------------------------
+
+
+def _reduction(name: str, value: Any) -> str:
+    known = tuple(kernels.REDUCTIONS)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} is {value!r}, not one of {', '.join(known)}")
+    return known[known.index(value)]
 
 
 def _not_negative(name: str, value: Any) -> float:
     return number(name, value, lambda x: 0 <= x < math.inf, "not a non-negative finite number")
 
 
-def _smoothing(value: Any) -> float:
-    return number("label_smoothing", value, lambda x: 0 <= x < 1, "not in [0, 1)")
+def _smoothing(name: str, value: Any) -> float:
+    return number(name, value, lambda x: 0 <= x < 1, "not in [0, 1)")
 
 
-def _ignored(value: Any) -> int:
-    ignored = index("ignore_index", value)
-    if not -(2**63) <= ignored < 2**64:
-        raise ValueError("ignore_index is not in the range of any integer dtype")
-    return ignored
+def _share(name: str, value: Any) -> float:
+    return number(name, value, lambda x: 0 <= x <= 1, "not in [0, 1]")
+
+
+def _label(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    label = index(name, value)
+    if not -(2**63) <= label < 2**64:
+        raise ValueError(f"{name} is not in the range of any integer dtype")
+    return label
 
 
 def _weights(name: str, value: Any) -> tuple[float, ...]:
-    array = np.asarray(value)
+    array = _arrays.any_array(value, name)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold real numbers, not dtype {array.dtype}")
     if array.ndim != 1 or not array.size:
         raise ValueError(f"{name} has shape {array.shape}, not one number per class")
-    valid = (array >= 0) & (array < math.inf)
-    _arrays.require_values(array, valid, name, "not a non-negative finite number")
-    return tuple(array.astype(np.float64).tolist())
+    numbers = tuple(array.astype(np.float64).tolist())
+    if not (min(numbers) >= 0 and sum(numbers) < math.inf):  # in doubt, NaN included
+        valid = (array >= 0) & (array < math.inf)
+        _arrays.require_values(array, valid, name, "not a non-negative finite number")
+    return numbers
 
 
-def _as_array(weights: float | tuple[float, ...] | None) -> np.ndarray | None:
-    return None if weights is None else np.atleast_1d(np.asarray(weights, np.float64))
+def _weight_or_weights(name: str, value: Any) -> float | tuple[float, ...]:
+    return _not_negative(name, value) if np.ndim(value) == 0 else _weights(name, value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)) and not (type(value) is int and value in (0, 1)):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
+
+
+# What every option has to be, whatever loss has it. A value that is the default is not looked at.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "reduction": _reduction,
+    "class_weight": _weights,
+    "pos_weight": _weight_or_weights,
+    "ignore_index": _label,
+    "label_smoothing": _smoothing,
+    "focal_gamma": _not_negative,
+    "focal_alpha": _share,
+    "z_loss": _not_negative,
+    "logit_scale": positive,
+    "softcap": positive,
+    "logit_clip": positive,
+    "axis": index,
+    "from_probabilities": _flag,
+}
+_OF_LOGITS = ("z_loss", "logit_scale", "softcap", "logit_clip")
+
+
+class _Option:
+    """An option of a loss, as its attribute."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, loss: Any, cls: Any) -> Any:
+        return self if loss is None else loss._options[self.name]
 
 
 # ---- the losses -----------------------------------------------------------------------------------
 
 
-def _rebuild(cls: "type[_Loss]", options: dict[str, Any]) -> "_Loss":
-    return cls(**options)
+def _rebuild(cls: "type[_Loss]", options: dict[str, Any], extra: Mapping[str, Any] | None = None) -> "_Loss":
+    """A loss from its pickle, also of a class whose `__init__` takes other arguments."""
+    if not (isinstance(cls, type) and issubclass(cls, _Loss)):
+        raise TypeError(f"{cls!r} is not a class of losses")
+    loss = cls.__new__(cls)
+    loss._configure({**cls._defaults, **options})
+    for name, value in (extra or {}).items():
+        object.__setattr__(loss, name, value)
+    return loss
 
 
-class _Loss:
-    """What the losses share: calls and identity."""
+class _Loss(kernels.Loss):
+    """What the losses share: calls and identity.
 
-    __slots__ = ("_kernel", "_options", "_spec", "logit_clip", "reduction")
+    A class of losses names its kernel (`_stem`), says whether its unit is the row or the element, and in
+    which range its targets lie that are no class indices; the arguments of its `__init__` are its options.
+    """
+
+    __slots__ = ()
 
     _stem: ClassVar[str]
     _rowwise: ClassVar[bool]
-    _defaults: ClassVar[dict[str, Any]] = {"reduction": "mean", "logit_clip": None}
+    _target_range: ClassVar[tuple[float, float]]
+    _defaults: ClassVar[Mapping[str, Any]]
 
     reduction: str
     logit_clip: float | None
-    _kernel: _arrays.Kernel
-    _options: Any
-    _spec: _arrays.Spec
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "_stem" in vars(cls):
+            cls._defaults = MappingProxyType(cls.__init__.__kwdefaults__ or {})
+            for name in cls._defaults:
+                setattr(cls, name, _Option(name))
 
     def __init__(self, *, reduction: str = "mean", logit_clip: float | None = None) -> None:
-        self._configure(
-            reduction=reduction,
-            logit_clip=None if logit_clip is None else positive("logit_clip", logit_clip),
-        )
+        self._configure(locals())
 
-    def _configure(self, **options: Any) -> None:
-        """Keep options that have been checked, and what the kernels make of them."""
-        reduction = options["reduction"]
-        if reduction not in _arrays.REDUCTIONS:
-            raise ValueError(f"reduction is {reduction!r}, not one of {', '.join(_arrays.REDUCTIONS)}")
-        get = options.get
-        set_slot = super().__setattr__
-        for name, value in options.items():
-            set_slot(name, value)
-        ignore, alpha = get("ignore_index"), get("focal_alpha")
-        class_weight, pos_weight = _as_array(get("class_weight")), _as_array(get("pos_weight"))
-        compiled = kernels.Options(
-            _arrays.REDUCTIONS[reduction],
-            clip=math.inf if options["logit_clip"] is None else options["logit_clip"],
-            scale=get("logit_scale", 1.0),
-            cap=get("softcap") or 0.0,
-            smoothing=get("label_smoothing", 0.0),
-            focal=get("focal_gamma", 0.0),
-            z_loss=get("z_loss", 0.0),
-            positive=1.0 if alpha is None else alpha,
-            negative=1.0 if alpha is None else 1.0 - alpha,
-            ignore=ignore,
-            class_weight=class_weight,
-            positive_weight=pos_weight,
-            positive_shared=isinstance(get("pos_weight"), float),
-            probabilities=get("from_probabilities", False),
-        )
-        kernel = getattr(kernels, self._stem)
-        axis = get("axis", -1)
-        set_slot("_options", compiled)
-        set_slot("_kernel", kernel if axis == -1 else _arrays.along(kernel, axis))
-        spec = _arrays.Spec(
-            kernel=kernel,
-            options=compiled,
-            reduction=reduction,
-            rowwise=self._rowwise,
-            axis=axis,
-            ignore_index=ignore,
-            class_weights=None if class_weight is None else class_weight.size,
-            pos_weights=None
-            if pos_weight is None or isinstance(get("pos_weight"), float)
-            else pos_weight.size,
-            from_probabilities=get("from_probabilities", False),
-        )
-        set_slot("_spec", spec)
+    def _configure(self, given: Mapping[str, Any]) -> None:
+        """Check options, among whatever else is given, and hand them to the kernels."""
+        defaults = self._defaults
+        options = {name: given[name] for name in defaults}
+        changed = [name for name in defaults if options[name] is not defaults[name]]
+        for name in changed:
+            options[name] = _CHECKS[name](name, options[name])
+        if options.get("from_probabilities"):
+            for name in _OF_LOGITS:
+                if name in changed and options[name] != defaults[name]:
+                    raise ValueError(f"from_probabilities=True leaves no logits for {name} to work on")
+        self._set(getattr(kernels, self._stem), options, self._rowwise, self._target_range[1])
 
+    @overload
+    def __call__(
+        self,
+        logits: Any,
+        targets: Any,
+        *,
+        sample_weight: Any = ...,
+        mask: Any = ...,
+        denominator: float | None = ...,
+        with_stats: Literal[False] = ...,
+        probabilities: None = ...,
+    ) -> Value: ...
+    @overload
+    def __call__(
+        self,
+        logits: Any,
+        targets: Any,
+        *,
+        sample_weight: Any = ...,
+        mask: Any = ...,
+        denominator: float | None = ...,
+        with_stats: Literal[True],
+        probabilities: np.ndarray | None = ...,
+    ) -> tuple[Value, Stats]: ...
+    @implemented_by(kernels.value)
     def __call__(
         self,
         logits: Any,
@@ -196,29 +242,34 @@ class _Loss:
         ValueError
             If shapes do not agree, or a target, weight or denominator is out of range.
         """
-        if with_stats or probabilities is not None:
-            loss, _, stats = self._measured(
-                WANT_LOSS, logits, targets, sample_weight, mask, denominator, None, probabilities, with_stats
-            )
-            return loss, stats
-        # as in _run, without the time of one more call
-        result = self._kernel(
-            logits,
-            targets,
-            sample_weight,
-            mask,
-            denominator,
-            None,
-            None,
-            None,
-            None,
-            WANT_LOSS,
-            self._options,
-        )
-        if result is None:
-            return self._run(WANT_LOSS, logits, targets, sample_weight, mask, denominator)
-        return result
 
+    @overload
+    def value_and_grad(
+        self,
+        logits: Any,
+        targets: Any,
+        *,
+        sample_weight: Any = ...,
+        mask: Any = ...,
+        denominator: float | None = ...,
+        out: np.ndarray | None = ...,
+        with_stats: Literal[False] = ...,
+        probabilities: None = ...,
+    ) -> tuple[Value, np.ndarray]: ...
+    @overload
+    def value_and_grad(
+        self,
+        logits: Any,
+        targets: Any,
+        *,
+        sample_weight: Any = ...,
+        mask: Any = ...,
+        denominator: float | None = ...,
+        out: np.ndarray | None = ...,
+        with_stats: Literal[True],
+        probabilities: np.ndarray | None = ...,
+    ) -> tuple[Value, np.ndarray, Stats]: ...
+    @implemented_by(kernels.value_and_grad)
     def value_and_grad(
         self,
         logits: Any,
@@ -263,36 +314,8 @@ class _Loss:
             If shapes do not agree, a target, weight or denominator is out of range, or `out` is
             read-only. Nothing has been written to `out` then.
         """
-        if with_stats or probabilities is not None:
-            return self._measured(
-                LOSS_AND_GRAD,
-                logits,
-                targets,
-                sample_weight,
-                mask,
-                denominator,
-                out,
-                probabilities,
-                with_stats,
-            )
-        # as in _run, without the time of one more call
-        result = self._kernel(
-            logits,
-            targets,
-            sample_weight,
-            mask,
-            denominator,
-            out,
-            None,
-            None,
-            None,
-            LOSS_AND_GRAD,
-            self._options,
-        )
-        if result is None:
-            return self._run(LOSS_AND_GRAD, logits, targets, sample_weight, mask, denominator, out)
-        return result
 
+    @implemented_by(kernels.grad_and_hess)
     def grad_and_hess(
         self,
         logits: Any,
@@ -323,14 +346,9 @@ class _Loss:
         TypeError, ValueError
             As for `value_and_grad`.
         """
-        if out is not None and not (isinstance(out, (tuple, list)) and len(out) == 2):
-            raise TypeError(f"out must be a pair of arrays, not {type(out).__name__}")
-        grad, hess = (None, None) if out is None else out
-        result: tuple[np.ndarray, np.ndarray] = self._run(
-            GRAD_AND_HESS, logits, targets, sample_weight, mask, out=grad, hess=hess
-        )
-        return result
+        raise NotImplementedError
 
+    @implemented_by(kernels.hessian_vector_product)
     def hessian_vector_product(
         self,
         logits: Any,
@@ -372,65 +390,17 @@ class _Loss:
         >>> sl.softmax_ce.hessian_vector_product([[0.0, 0.0]], [1], [[1.0, 0.0]])
         array([[ 0.25, -0.25]])
         """
-        result: np.ndarray = self._run(
-            WANT_PRODUCT, logits, targets, sample_weight, mask, denominator, out, vector=v
-        )
-        return result
+        raise NotImplementedError
 
-    def _run(
-        self,
-        want: int,
-        logits: Any,
-        targets: Any,
-        sample_weight: Any,
-        mask: Any,
-        denominator: Any = None,
-        out: Any = None,
-        *,
-        hess: Any = None,
-        vector: Any = None,
-        probabilities: Any = None,
-    ) -> Any:
-        """Call the kernel; where it does not take the arguments as they are, have them prepared."""
-        arguments = (logits, targets, sample_weight, mask, denominator, out, hess, vector, probabilities)
-        result = self._kernel(*arguments, want, self._options)
-        return _arrays.prepared_call(self._spec, *arguments, want) if result is None else result
-
-    def _measured(
-        self,
-        want: int,
-        logits: Any,
-        targets: Any,
-        sample_weight: Any,
-        mask: Any,
-        denominator: Any,
-        out: Any,
-        probabilities: Any,
-        with_stats: bool,
-    ) -> tuple[Any, Any, Stats]:
-        if not with_stats:
-            raise ValueError("probabilities is filled only with with_stats=True")
-        outputs = (out, probabilities)
-        targets = _arrays.undisturbed(targets, outputs)
-        sample_weight = _arrays.undisturbed(sample_weight, outputs)
-        mask = _arrays.undisturbed(mask, outputs)
-        loss, grad, measures = self._run(
-            want | WANT_STATS,
-            logits,
-            targets,
-            sample_weight,
-            mask,
-            denominator,
-            out,
-            probabilities=probabilities,
-        )
-        stats = _arrays.stats_of(self._spec, targets, sample_weight, mask, probabilities, measures)
-        return loss, grad, stats
+    @property
+    def _axis(self) -> int:
+        """Where the classes of a softmax loss lie, or the outputs of a sigmoid loss."""
+        axis: int = self._options.get("axis", -1)
+        return axis
 
     def _changed(self) -> dict[str, Any]:
         """The options that differ from their defaults."""
-        values = {name: getattr(self, name) for name in self._defaults}
-        return {name: value for name, value in values.items() if value != self._defaults[name]}
+        return {name: value for name, value in self._options.items() if value != self._defaults[name]}
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"{type(self).__name__} is immutable")
@@ -451,7 +421,7 @@ class _Loss:
         return hash((type(self), *self._changed().items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._changed())
+        return _rebuild, (type(self), self._changed(), getattr(self, "__dict__", None))
 
 
 class _CrossEntropy(_Loss):
@@ -459,6 +429,7 @@ class _CrossEntropy(_Loss):
 
     __slots__ = ()
 
+    @implemented_by(kernels.target_grad)
     def target_grad(
         self,
         logits: Any,
@@ -497,20 +468,7 @@ class _CrossEntropy(_Loss):
         >>> sl.softmax_ce.target_grad([[40.0, 0.0]], [[0.5, 0.5]])
         array([[4.24835426e-18, 4.00000000e+01]])
         """
-        result: np.ndarray = self._run(
-            WANT_TARGET_GRAD, logits, targets, sample_weight, mask, denominator, out
-        )
-        return result
-
-    @staticmethod
-    def _refuse_beside_probabilities(from_probabilities: Any, **options: Any) -> bool:
-        if from_probabilities not in (True, False):
-            raise TypeError(f"from_probabilities must be True or False, not {from_probabilities!r}")
-        if from_probabilities:
-            for name, changed in options.items():
-                if changed:
-                    raise ValueError(f"from_probabilities=True leaves no logits for {name} to work on")
-        return bool(from_probabilities)
+        raise NotImplementedError
 
 
 class SigmoidBCE(_CrossEntropy):
@@ -615,30 +573,10 @@ class SigmoidBCE(_CrossEntropy):
            [2.400000e+03, 2.079442e+00]])
     """
 
-    __slots__ = (
-        "class_weight",
-        "focal_alpha",
-        "focal_gamma",
-        "from_probabilities",
-        "label_smoothing",
-        "logit_scale",
-        "pos_weight",
-        "softcap",
-    )
+    __slots__ = ()
     _stem = "sigmoid_bce"
     _rowwise = False
-    _defaults: ClassVar[dict[str, Any]] = {
-        "reduction": "mean",
-        "class_weight": None,
-        "pos_weight": None,
-        "label_smoothing": 0.0,
-        "focal_gamma": 0.0,
-        "focal_alpha": None,
-        "logit_scale": 1.0,
-        "softcap": None,
-        "logit_clip": None,
-        "from_probabilities": False,
-    }
+    _target_range = (0.0, 1.0)
 
     class_weight: tuple[float, ...] | None
     pos_weight: float | tuple[float, ...] | None
@@ -663,28 +601,7 @@ class SigmoidBCE(_CrossEntropy):
         logit_clip: float | None = None,
         from_probabilities: bool = False,
     ) -> None:
-        if pos_weight is not None:
-            scalar = np.ndim(pos_weight) == 0
-            pos_weight = (_not_negative if scalar else _weights)("pos_weight", pos_weight)
-        if focal_alpha is not None:
-            focal_alpha = number("focal_alpha", focal_alpha, lambda x: 0 <= x <= 1, "not in [0, 1]")
-        self._configure(
-            reduction=reduction,
-            class_weight=None if class_weight is None else _weights("class_weight", class_weight),
-            pos_weight=pos_weight,
-            label_smoothing=_smoothing(label_smoothing),
-            focal_gamma=_not_negative("focal_gamma", focal_gamma),
-            focal_alpha=focal_alpha,
-            logit_scale=positive("logit_scale", logit_scale),
-            softcap=None if softcap is None else positive("softcap", softcap),
-            logit_clip=None if logit_clip is None else positive("logit_clip", logit_clip),
-            from_probabilities=self._refuse_beside_probabilities(
-                from_probabilities,
-                logit_scale=logit_scale != 1,
-                softcap=softcap is not None,
-                logit_clip=logit_clip is not None,
-            ),
-        )
+        self._configure(locals())
 
 
 class SoftmaxCE(_CrossEntropy):
@@ -793,32 +710,10 @@ class SoftmaxCE(_CrossEntropy):
     8.0
     """
 
-    __slots__ = (
-        "axis",
-        "class_weight",
-        "focal_gamma",
-        "from_probabilities",
-        "ignore_index",
-        "label_smoothing",
-        "logit_scale",
-        "softcap",
-        "z_loss",
-    )
+    __slots__ = ()
     _stem = "softmax_ce"
     _rowwise = True
-    _defaults: ClassVar[dict[str, Any]] = {
-        "reduction": "mean",
-        "class_weight": None,
-        "ignore_index": -100,
-        "label_smoothing": 0.0,
-        "focal_gamma": 0.0,
-        "z_loss": 0.0,
-        "logit_scale": 1.0,
-        "softcap": None,
-        "logit_clip": None,
-        "axis": -1,
-        "from_probabilities": False,
-    }
+    _target_range = (0.0, math.inf)
 
     class_weight: tuple[float, ...] | None
     ignore_index: int | None
@@ -845,25 +740,7 @@ class SoftmaxCE(_CrossEntropy):
         axis: int = -1,
         from_probabilities: bool = False,
     ) -> None:
-        self._configure(
-            reduction=reduction,
-            class_weight=None if class_weight is None else _weights("class_weight", class_weight),
-            ignore_index=None if ignore_index is None else _ignored(ignore_index),
-            label_smoothing=_smoothing(label_smoothing),
-            focal_gamma=_not_negative("focal_gamma", focal_gamma),
-            z_loss=_not_negative("z_loss", z_loss),
-            logit_scale=positive("logit_scale", logit_scale),
-            softcap=None if softcap is None else positive("softcap", softcap),
-            logit_clip=None if logit_clip is None else positive("logit_clip", logit_clip),
-            axis=index("axis", axis),
-            from_probabilities=self._refuse_beside_probabilities(
-                from_probabilities,
-                z_loss=z_loss != 0,
-                logit_scale=logit_scale != 1,
-                softcap=softcap is not None,
-                logit_clip=logit_clip is not None,
-            ),
-        )
+        self._configure(locals())
 
 
 class SigmoidMSE(_Loss):
@@ -930,6 +807,7 @@ class SigmoidMSE(_Loss):
     __slots__ = ()
     _stem = "sigmoid_mse"
     _rowwise = False
+    _target_range = (0.0, 1.0)
 
 
 class SoftmaxMSE(_Loss):
@@ -991,19 +869,15 @@ class SoftmaxMSE(_Loss):
     array([[ 0.25, -0.25]])
     """
 
-    __slots__ = ("axis",)
+    __slots__ = ()
     _stem = "softmax_mse"
     _rowwise = True
-    _defaults: ClassVar[dict[str, Any]] = {"reduction": "mean", "logit_clip": None, "axis": -1}
+    _target_range = (0.0, math.inf)
 
     axis: int
 
     def __init__(self, *, reduction: str = "mean", logit_clip: float | None = None, axis: int = -1) -> None:
-        self._configure(
-            reduction=reduction,
-            logit_clip=None if logit_clip is None else positive("logit_clip", logit_clip),
-            axis=index("axis", axis),
-        )
+        self._configure(locals())
 
 
 sigmoid_bce = SigmoidBCE()

@@ -6,7 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-pytest.register_assert_rewrite("contract", "oracle")
+pytest.register_assert_rewrite("bounds", "contract", "oracle")
 
 import stableloss  # noqa: E402
 

@@ -19,13 +19,12 @@ import oracle
 import stableloss as sl
 
 FILE = Path(__file__).with_name("worst_cases.json")
-ACTIVATIONS = ("sigmoid", "log_sigmoid", "softmax", "log_softmax", "logsumexp")
 QUANTITIES = ("loss", "grad", "hess")
 
 
 def limit(function):
     """In ulps, with fused multiply-add."""
-    return 3 if function in ACTIVATIONS else 4
+    return 3 if function in bits.ACTIVATIONS else 4
 
 
 def limit_here(function):
@@ -82,7 +81,7 @@ def bits_needed(logits):
 def errors(function, logits, targets):
     """Errors of every quantity, the largest of each row, for rows of finite logits."""
     with gmpy2.context(gmpy2.get_context(), precision=bits_needed(logits)):
-        if function in ACTIVATIONS:
+        if function in bits.ACTIVATIONS:
             exact, term = getattr(oracle, function)(logits), None
             if function == "logsumexp":
                 exact, term = exact
@@ -156,12 +155,7 @@ def confirm(function, dtype, worst, update):
 # ---- where the package states its errors ---------------------------------------------------------
 
 ROOT = FILE.parent.parent
-CLASSES = {
-    "sigmoid_bce": "SigmoidBCE",
-    "softmax_ce": "SoftmaxCE",
-    "sigmoid_mse": "SigmoidMSE",
-    "softmax_mse": "SoftmaxMSE",
-}
+CLASSES = {stem: type(getattr(sl, stem)).__name__ for stem in bits.LOSSES}
 DTYPES = ("float32", "float64")
 KINDS = {"hard": "", "soft": "soft "}
 
@@ -209,7 +203,7 @@ def _readme(record):
     names = ["loss", "gradient", "Hessian"]
     head = ["", *(f"{dtype} {name}" for dtype in DTYPES for name in names)]
     activations = [
-        [f"`{name}`", *(_cell(record, name, dtype, "value") for dtype in DTYPES)] for name in ACTIVATIONS
+        [f"`{name}`", *(_cell(record, name, dtype, "value") for dtype in DTYPES)] for name in bits.ACTIVATIONS
     ]
     tables = _markdown(head, loss_rows) + "\n" + _markdown(["", *DTYPES], activations)
     begin, end = "<!-- accuracy:begin -->\n", "<!-- accuracy:end -->\n"
@@ -218,7 +212,7 @@ def _readme(record):
 
 def _table(record, function):
     """A table in the paragraph on accuracy of a docstring's Notes."""
-    if function in ACTIVATIONS:
+    if function in bits.ACTIVATIONS:
         head = ["dtype", "error"]
         rows = [[dtype, _cell(record, function, dtype, "value")] for dtype in DTYPES]
     else:
@@ -231,7 +225,7 @@ def _table(record, function):
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["=" * width for width in widths]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (rule, head, rule, *rows, rule)]
-    name, module = CLASSES.get(function, function), "activations" if function in ACTIVATIONS else "losses"
+    name, module = CLASSES.get(function, function), "losses" if function in CLASSES else "activations"
     line_of_equals = r"    =[= ]+\n"
     pattern = (
         rf"\n(?:class|def) {name}\(.*?\n    Accuracy: .*?"
@@ -266,7 +260,7 @@ def _comment(record, function, stem):
     ]
     head = "# Largest errors found, in ulps; tests/worst_cases.json holds the inputs:\n"
     path = ROOT / "stableloss" / "_kernels" / f"{stem}.pxi"
-    pattern = rf"(# Largest errors found[^\n]*\n(?:#[^\n]*\n)*)def {function}\("
+    pattern = rf"(# Largest errors found[^\n]*\n(?:#[^\n]*\n)*)(?:def )?{function}\b"
     return Statement(path, pattern, head + "".join(lines))
 
 
@@ -274,7 +268,7 @@ def statements():
     """Every place that states an error."""
     record = read()
     yield _readme(record)
-    for function in (*CLASSES, *ACTIVATIONS):
+    for function in (*CLASSES, *bits.ACTIVATIONS):
         yield _comment(record, function, function if function in CLASSES else "activations")
         yield _table(record, function)
 

@@ -1,209 +1,379 @@
-# One call of a loss: its arrays and arguments, from Python to a job and back.
+# One call of a loss or an activation, from Python to a job and back.
+#
+# Arguments are converted first: that may run code of the caller's (`__array__`, `__float__`), which may change
+# or resize any array. Then memory is allocated, and arrays are checked and bound: from there until the kernel
+# has returned no line of Python runs in this thread but handlers of signals, so that what was checked is what
+# is read and written.
+#
+# uses _blocks: run sl_default_environment sl_restore_environment
+# uses _checks: activations_in_range counted_rows_in_range divisor_of in_range targets_in_range
+# uses _job: Job open_job
+# uses _loss: Loss
+# uses _operand: NO_AXIS Operand bind bind_weights disjoint element_kind empty_like empty_per_row is_floating
+# uses _operand: one_per_row same_memory same_shape
+# uses _options: REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
+# uses _options: WANT_TARGET_GRAD
 
-cdef bint same_shape(np.ndarray a, np.ndarray b, int ndim):
-    """Whether a has exactly the first `ndim` dimensions of b."""
-    cdef int d
-    if np.PyArray_NDIM(a) != ndim:
-        return False
-    for d in range(ndim):
-        if np.PyArray_DIMS(a)[d] != np.PyArray_DIMS(b)[d]:
+from stableloss._arrays import (
+    Stats, count_correct, divisor, index, mask_array, real_array, refuse, refuse_axis, require_out, without_label,
+)
+
+
+# ---- arguments ------------------------------------------------------------------------------------
+
+cdef bint only_scalars(object value) noexcept:
+    """A number, or a list or tuple of numbers: where no masked array can hide."""
+    if type(value) is not list and type(value) is not tuple:
+        return np.PyArray_IsAnyScalar(value)
+    for item in value:
+        if not np.PyArray_IsAnyScalar(item):
             return False
     return True
 
 
-cdef bint same_memory(np.ndarray a, np.ndarray b):
-    """Whether two arrays of one shape and type are the same elements in the same order."""
-    cdef int d
-    if np.PyArray_DATA(a) != np.PyArray_DATA(b):
-        return False
-    for d in range(np.PyArray_NDIM(a)):
-        if np.PyArray_STRIDES(a)[d] != np.PyArray_STRIDES(b)[d]:
-            return False
-    return True
+cdef np.ndarray readable(object value, str name):
+    """A plain array of real numbers that the kernels can read."""
+    cdef np.ndarray array
+    if np.PyArray_CheckExact(value):
+        if element_kind(value) >= 0:
+            return value
+    elif only_scalars(value):
+        array = np.PyArray_FROM_O(value)
+        if element_kind(array) >= 0:
+            return array
+    return real_array(value, name)
 
 
-cdef void extent(np.ndarray a, char** low, char** high) noexcept:
-    cdef int d
-    cdef Py_ssize_t reach
-    low[0] = np.PyArray_BYTES(a)
-    high[0] = low[0] + np.PyArray_ITEMSIZE(a)
-    for d in range(np.PyArray_NDIM(a)):
-        reach = (np.PyArray_DIMS(a)[d] - 1) * np.PyArray_STRIDES(a)[d]
-        if reach > 0:
-            high[0] += reach
-        else:
-            low[0] += reach
+cdef np.ndarray floating(np.ndarray array):
+    """The same as floating point: integers and bool as float64."""
+    return array if is_floating(element_kind(array)) else np.PyArray_Cast(array, np.NPY_DOUBLE)
 
 
-cdef bint disjoint(np.ndarray a, np.ndarray b):
-    cdef char *a_low
-    cdef char *a_high
-    cdef char *b_low
-    cdef char *b_high
-    if np.PyArray_SIZE(a) == 0 or np.PyArray_SIZE(b) == 0:
-        return True
-    extent(a, &a_low, &a_high)
-    extent(b, &b_low, &b_high)
-    return a_high <= b_low or b_high <= a_low
+cdef np.ndarray readable_mask(object value):
+    if np.PyArray_CheckExact(value) and element_kind(value) == np.NPY_BOOL:
+        return value
+    return mask_array(value)
 
 
-cdef bint writable_like(np.ndarray out, np.ndarray logits):
-    return (np.PyArray_TYPE(out) == np.PyArray_TYPE(logits)
-            and same_shape(out, logits, np.PyArray_NDIM(logits))
-            and np.PyArray_ISWRITEABLE(out) and np.PyArray_ISALIGNED(out)
+cdef int axis_of(object axis) except? -1:
+    if type(axis) is not int:
+        axis = index("axis", axis)
+    # one that no array has is refused with the array's shape
+    return max(<object>-NO_AXIS - 1, min(<object>NO_AXIS, axis))
+
+
+cdef inline int counted_axis(np.ndarray array, int axis) noexcept:
+    """An axis counted from the first; NO_AXIS or beyond where the array does not have it."""
+    cdef int ndim = np.PyArray_NDIM(array)
+    if axis < 0:
+        axis += ndim
+    return axis if 0 <= axis < ndim else NO_AXIS
+
+
+# ---- results --------------------------------------------------------------------------------------
+
+cdef bint writable_like(np.ndarray out, np.ndarray x) noexcept:
+    return (np.PyArray_TYPE(out) == np.PyArray_TYPE(x) and np.PyArray_ISWRITEABLE(out)
             and np.PyArray_ISNOTSWAPPED(out))
 
 
-cdef inline np.ndarray empty_like(np.ndarray logits):
-    """A new array in the memory order of the logits."""
-    if np.PyArray_IS_C_CONTIGUOUS(logits):
-        return np.PyArray_EMPTY(np.PyArray_NDIM(logits), np.PyArray_DIMS(logits), np.PyArray_TYPE(logits), 0)
-    return PyArray_NewLikeArray(logits, np.NPY_KEEPORDER, NULL, 0)
+cdef np.ndarray plain_output(object out, np.ndarray x, str name):
+    """`out` as a plain array of the type and shape of x; None where it is."""
+    if out is None or (np.PyArray_CheckExact(out) and writable_like(out, x) and same_shape(out, x)):
+        return out
+    return require_out(out, (<object>x).shape, x.dtype, name)
 
 
-cdef np.ndarray derivative_array(object out, np.ndarray logits, object targets, object weight, object mask, object vector):
-    """`out` where it can be written as it is, a new array where it is None; None where neither."""
-    if out is None:
-        return empty_like(logits)
-    if not (np.PyArray_CheckExact(out) and writable_like(out, logits)):
-        return None
-    if not (disjoint(out, logits) or same_memory(out, logits)):
-        return None
-    if (targets is not None and not disjoint(out, targets)) or (weight is not None and not disjoint(out, weight)):
-        return None
-    if (mask is not None and not disjoint(out, mask)) or (vector is not None and not disjoint(out, vector)):
-        return None
+cdef object returned(np.ndarray result):
+    """A result as numpy returns it: a scalar where it has no dimension."""
+    return result if np.PyArray_NDIM(result) else result[()]
+
+
+cdef object delivered(object out, np.ndarray result):
+    """`out`, which is to hold a result; the result itself, where it is None."""
+    cdef np.ndarray plain
+    if out is None or out is result:
+        return result
+    plain = np.PyArray_FROM_OF(out, np.NPY_ARRAY_ENSUREARRAY)
+    if not same_memory(plain, result):
+        np.PyArray_CopyInto(plain, result)
     return out
 
 
-cdef bint plain_array(object a, np.ndarray logits, int ndim):
-    """Whether `a` is an array that the kernels can read, of the first `ndim` dimensions of the logits."""
-    return np.PyArray_CheckExact(a) and element_kind(a) >= 0 and same_shape(a, logits, ndim)
+# ---- losses ---------------------------------------------------------------------------------------
 
+@cython.final
+@cython.no_gc
+@cython.freelist(8)
+cdef class Call:
+    """A call of a loss: its arguments as arrays, and its results. It keeps their memory alive, and lasts as long as
+    the default floating-point environment is in force."""
 
-cdef object loss_call(object logits, object targets, object weight, object mask, object denominator, object out,
-                      object hess, object vector, object probabilities, int want, Options options, bint rowwise,
-                      const Kernel* kernel):
-    """Run a loss, or return None where `_arrays` has to prepare the call or to refuse it. The rows of
-    a softmax loss (`rowwise`) are its unit, of a sigmoid loss the elements."""
-    cdef Job job
-    cdef Operand every
-    cdef int ndim, kind, lead
-    cdef int reduction = options.reduction
-    cdef np.ndarray losses = None
-    cdef np.ndarray predicted = None
-    cdef np.ndarray lse = None
-    cdef np.ndarray entropy = None
-    cdef tuple arrays = None
-    cdef double total
-    if not (np.PyArray_CheckExact(logits) and np.PyArray_CheckExact(targets)):
-        return None
-    kind = element_kind(logits)
-    if not is_floating(kind):
-        return None
-    ndim = np.PyArray_NDIM(logits)
-    lead = ndim - 1 if rowwise else ndim
-    if lead < 0:
-        return None
-    job.o = &options.settings
-    job.outputs = np.PyArray_DIMS(logits)[ndim - 1] if ndim else 1
-    job.hard = rowwise and np.PyArray_NDIM(targets) == lead
-    job.k = job.outputs if rowwise else 1
-    if want & WANT_TARGET_GRAD and job.hard:
-        return None
-    if job.k == 0 or not plain_array(targets, logits, lead if job.hard else ndim):
-        return None
-    if job.o.class_weight != NULL and job.o.class_weights != job.outputs:
-        return None
-    if job.o.positive_weight != NULL and not job.o.positive_shared and job.o.positive_weights != job.outputs:
-        return None
-    job.n = np.PyArray_SIZE(logits) // job.k
-    job.want = want
-    job.block = max(1, BLOCK_ITEMS // job.k)
-    if job.block > GROUP:
-        job.block -= job.block % GROUP
-    job.loss = job.lse = job.entropy = job.predicted = NULL
-    job.value_kind = np.NPY_DOUBLE if kind == np.NPY_DOUBLE else np.NPY_FLOAT
-    job.general = options.general or want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
-    # sums of products of either sign lose digits
-    job.precise = options.precise or want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
-    job.ignoring = False
-    job.fills = probabilities is not None
-    bind(&job.x, logits, kind, lead)
-    bind(&job.t, targets, element_kind(targets), lead)
-    job.masked = mask is not None
-    if job.masked:
-        if not plain_array(mask, logits, lead) or np.PyArray_TYPE(mask) != np.NPY_BOOL:
-            return None
-        bind(&job.keep, mask, np.NPY_UINT8, lead)
-    job.weights = weight is not None
-    if job.weights:
-        if not plain_array(weight, logits, lead):
-            return None
-        bind(&job.w, weight, element_kind(weight), lead)
-        if not in_range(&job.w, job.n, DOUBLE_MAX, False):
-            return None
-    job.weighted = job.weights or job.masked or job.o.class_weight != NULL
-    if not targets_in_range(&job, targets, rowwise):
-        return None
-    job.weighted = job.weighted or job.ignoring
-    if job.o.probabilities:
-        bind(&every, logits, kind, ndim)
-        if not activations_in_range(&every, np.PyArray_SIZE(logits)) and not counted_rows_in_range(&job, &job.x, 1, False):
-            return None
-    if want & WANT_PRODUCT:
-        if not plain_array(vector, logits, ndim):
-            return None
-        bind(&job.v, vector, element_kind(vector), lead)
-    if want & (WANT_GRAD | WANT_PRODUCT | WANT_TARGET_GRAD):
-        out = derivative_array(out, logits, targets, weight, mask, vector)
+    cdef sl_environment environment     # the caller's
+    cdef Loss loss
+    cdef int want
+    cdef int axis
+    cdef bint integer_logits
+    cdef double divisor             # -1: the reduction's
+    cdef np.ndarray logits
+    cdef np.ndarray targets
+    cdef np.ndarray weight
+    cdef np.ndarray mask
+    cdef np.ndarray vector
+    cdef np.ndarray grad            # or what else has its shape
+    cdef np.ndarray hess
+    cdef np.ndarray probabilities
+    cdef np.ndarray losses
+    cdef np.ndarray predicted
+    cdef np.ndarray lse
+    cdef np.ndarray entropy
+
+    def __cinit__(self):
+        self.environment = sl_default_environment()
+
+    def __dealloc__(self):
+        sl_restore_environment(self.environment)
+
+    cdef int set_divisor(self, object denominator) except -1:
+        self.divisor = -1
+        if denominator is None:
+            return 0
+        if type(denominator) is float and self.loss.reduction >= REDUCE_MEAN and 0 < <double>denominator <= DOUBLE_MAX:
+            self.divisor = denominator
+        else:
+            self.divisor = divisor(denominator, self.loss.options["reduction"])
+        return 0
+
+    cdef int convert(self, object logits, object targets, object weight, object mask) except -1:
+        self.logits = readable(logits, "logits")
+        self.integer_logits = not is_floating(element_kind(self.logits))
+        if self.integer_logits:
+            self.logits = np.PyArray_Cast(self.logits, np.NPY_DOUBLE)
+        self.targets = readable(targets, "targets")
+        if weight is not None:
+            self.weight = readable(weight, "sample_weight")
+        if mask is not None:
+            self.mask = readable_mask(mask)
+        if self.loss.far_ignore_index is not None and np.PyArray_NDIM(self.targets) < np.PyArray_NDIM(self.logits):
+            self.mask = without_label(self.targets, self.loss.far_ignore_index, self.mask)
+        return 0
+
+    # Nothing below runs Python before the kernel has returned, but what raises an error, and handlers of signals.
+
+    cdef np.ndarray memory_for(self, np.ndarray out, bint over_logits):
+        """Where the kernel writes a result: to `out`, or to memory of its own where that would disturb an input."""
         if out is None:
-            return None
-        bind(&job.g, out, kind, lead)
-    if want & WANT_HESS:
-        hess = derivative_array(hess, logits, targets, weight, mask, vector)
-        # the Hessian is written before the gradient is computed
-        if hess is None or not disjoint(hess, out) or (rowwise and not disjoint(hess, logits)):
-            return None
-        bind(&job.h, hess, kind, lead)
-    if job.fills:
-        if derivative_array(probabilities, logits, targets, weight, mask, vector) is None or not disjoint(probabilities, logits):
-            return None
-        if want & WANT_GRAD and not disjoint(probabilities, out):
-            return None
-        bind(&job.p, probabilities, kind, lead)
-    job.divisor = 1
-    if denominator is not None:
-        if not isinstance(denominator, (int, float)):
-            return None
-        job.divisor = denominator
-        if not (job.divisor > 0 and job.divisor <= DOUBLE_MAX) or reduction < REDUCE_MEAN:
-            return None
-    elif reduction >= REDUCE_MEAN and not want & WANT_HESS:
-        job.divisor = divisor_of(&job, reduction, rowwise)
-        if job.divisor == 0:
-            job.divisor = 1         # nothing counts: the loss is 0, the gradient 0 (or empty)
-    if want & WANT_LOSS and reduction == REDUCE_NONE:
-        losses = np.PyArray_EMPTY(lead, np.PyArray_DIMS(logits), job.value_kind, 0)
-        job.loss = np.PyArray_BYTES(losses)
-    if want & WANT_STATS:
-        predicted = np.PyArray_EMPTY(lead, np.PyArray_DIMS(logits), np.NPY_INT64 if rowwise else np.NPY_BOOL, 0)
-        lse = np.PyArray_EMPTY(lead, np.PyArray_DIMS(logits), job.value_kind, 0)
-        entropy = np.PyArray_EMPTY(lead, np.PyArray_DIMS(logits), job.value_kind, 0)
-        job.predicted = np.PyArray_BYTES(predicted)
-        job.lse = np.PyArray_BYTES(lse)
-        job.entropy = np.PyArray_BYTES(entropy)
-    if shareable(&job):
-        arrays = (logits, targets, weight, mask, vector, out, hess, probabilities, losses, predicted, lse, entropy, options)
-    total = run(&job, kernel, arrays)
-    if want & WANT_HESS:
-        return out, hess
-    if not want & WANT_LOSS:
-        return out
-    if reduction == REDUCE_NONE:
-        loss = losses if lead else losses[()]
-    else:
-        loss = total / job.divisor
-    if want & WANT_STATS:
-        return loss, out, (predicted, lse, entropy)
-    return (loss, out) if want & WANT_GRAD else loss
+            return empty_like(self.logits)
+        if (np.PyArray_ISALIGNED(out) and disjoint(out, self.targets)
+                and (disjoint(out, self.logits) or (over_logits and same_memory(out, self.logits)))
+                and (self.weight is None or disjoint(out, self.weight))
+                and (self.mask is None or disjoint(out, self.mask))
+                and (self.vector is None or disjoint(out, self.vector))):
+            return out
+        return empty_like(out)
+
+    cdef int allocate(self) except -1:
+        cdef int value_kind = np.NPY_DOUBLE if np.PyArray_TYPE(self.logits) == np.NPY_DOUBLE else np.NPY_FLOAT
+        cdef int row_axis = self.axis if self.loss.rowwise else NO_AXIS
+        if self.want & (WANT_GRAD | WANT_PRODUCT | WANT_TARGET_GRAD):
+            self.grad = self.memory_for(self.grad, True)
+        if self.want & WANT_HESS:
+            # the Hessian of a row is written before the gradient is computed
+            self.hess = self.memory_for(self.hess, not self.loss.rowwise)
+        if self.probabilities is not None:
+            self.probabilities = self.memory_for(self.probabilities, False)
+        if self.want & WANT_LOSS and self.loss.reduction == REDUCE_NONE:
+            self.losses = empty_per_row(self.logits, row_axis, value_kind)
+        if self.want & WANT_STATS:
+            self.predicted = empty_per_row(self.logits, row_axis, np.NPY_INT64 if self.loss.rowwise else np.NPY_BOOL)
+            self.lse = empty_per_row(self.logits, row_axis, value_kind)
+            self.entropy = empty_per_row(self.logits, row_axis, value_kind)
+        return 0
+
+    cdef bint weights_fit(self, np.ndarray weight) noexcept:
+        """Whether weights or a mask have a number for each row or, for a loss by element, for each element."""
+        return (weight is None or one_per_row(weight, self.logits, self.axis)
+                or (not self.loss.rowwise and same_shape(weight, self.logits)))
+
+    cdef bint output_fits(self, np.ndarray out) noexcept:
+        return out is None or (writable_like(out, self.logits) and same_shape(out, self.logits))
+
+    cdef bint shapes_fit(self, const Job* job) noexcept:
+        cdef const Settings* o = job.o
+        if job.hard and (self.want & WANT_TARGET_GRAD or not one_per_row(self.targets, self.logits, self.axis)):
+            return False
+        if not job.hard and not same_shape(self.targets, self.logits):
+            return False
+        if not (self.weights_fit(self.weight) and self.weights_fit(self.mask)):
+            return False
+        if self.vector is not None and not same_shape(self.vector, self.logits):
+            return False
+        if not (self.output_fits(self.grad) and self.output_fits(self.hess) and self.output_fits(self.probabilities)):
+            return False
+        return ((o.class_weight == NULL or o.n_class_weight == job.outputs)
+                and (o.pos_weight == NULL or o.pos_weight_shared or o.n_pos_weight == job.outputs))
+
+    cdef void bind_results(self, Job* job, int axis) noexcept:
+        cdef int kind = job.x.kind
+        if self.grad is not None:
+            bind(&job.g, self.grad, kind, axis)
+        if self.hess is not None:
+            bind(&job.h, self.hess, kind, axis)
+        if self.probabilities is not None:
+            job.wants_probabilities = True
+            bind(&job.p, self.probabilities, kind, axis)
+        if self.losses is not None:
+            job.loss = np.PyArray_BYTES(self.losses)
+        if self.predicted is not None:
+            job.predicted = np.PyArray_BYTES(self.predicted)
+            job.lse = np.PyArray_BYTES(self.lse)
+            job.entropy = np.PyArray_BYTES(self.entropy)
+
+    cdef bint describe(self, Job* job) noexcept:
+        """Describe the call to the kernel; False where the arrays do not fit each other."""
+        cdef Loss loss = self.loss
+        cdef np.ndarray x = self.logits
+        cdef bint rowwise = loss.rowwise
+        cdef int ndim = np.PyArray_NDIM(x)
+        cdef int axis = self.axis if rowwise else NO_AXIS
+        if rowwise and (self.axis == NO_AXIS or np.PyArray_DIMS(x)[self.axis] == 0):
+            return False
+        open_job(job, x, axis)
+        job.o = &loss.settings
+        job.want = self.want
+        job.outputs = np.PyArray_DIMS(x)[self.axis] if self.axis < ndim else 1
+        job.hard = rowwise and np.PyArray_NDIM(self.targets) == ndim - 1
+        job.target_max = loss.target_max
+        job.has_options = loss.has_options or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
+        # sums of products of either sign lose digits
+        job.in_float64 = loss.in_float64 or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
+        if not self.shapes_fit(job):
+            return False
+        bind(&job.t, self.targets, element_kind(self.targets), NO_AXIS if job.hard else axis)
+        job.has_weight = self.weight is not None
+        if job.has_weight:
+            bind_weights(&job.w, self.weight, x, self.axis, rowwise)
+        job.masked = self.mask is not None
+        if job.masked:
+            bind_weights(&job.mask, self.mask, x, self.axis, rowwise)
+        if self.vector is not None:
+            bind(&job.v, self.vector, element_kind(self.vector), axis)
+        self.bind_results(job, axis)
+        return True
+
+    cdef bint values_fit(self, Job* job) except -1:
+        """Whether what counts is in range; notes whether rows may be ignored."""
+        cdef Operand every
+        if job.has_weight and not in_range(&job.w, job.n, DOUBLE_MAX, False):
+            return False
+        job.any_weight = job.has_weight or job.masked or job.o.class_weight != NULL
+        if not targets_in_range(job, self.targets, self.loss.rowwise):
+            return False
+        job.any_weight = job.any_weight or job.ignoring
+        if not job.o.from_probabilities:
+            return True
+        bind(&every, self.logits, job.x.kind, NO_AXIS)
+        return (activations_in_range(&every, np.PyArray_SIZE(self.logits))
+                or counted_rows_in_range(job, &job.x, 1, False))
+
+    cdef double reduction_divisor(self, Job* job) except? -1:
+        cdef double total
+        if self.divisor >= 0:
+            return self.divisor
+        if self.loss.reduction < REDUCE_MEAN or self.want & WANT_HESS:
+            return 1
+        total = divisor_of(job, self.loss.reduction, self.loss.rowwise)
+        return total if total != 0 else 1       # nothing counts: the loss is 0, the gradient 0 (or empty)
+
+    cdef double compute(self) except? -1:
+        """Allocate, check and run; returns the loss, where it is reduced."""
+        cdef Job job
+        self.axis = counted_axis(self.logits, self.loss.axis)
+        self.allocate()
+        if not (self.describe(&job) and self.values_fit(&job)):
+            refuse(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
+                   self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
+        job.divisor = self.reduction_divisor(&job)
+        return run(&job, &self.loss.kernel.functions) / job.divisor
+
+    cdef object run(self, object out, object hess, object probabilities):
+        """The results; `out`, `hess` and `probabilities` are the caller's arrays for them, or None."""
+        cdef np.ndarray x = self.logits
+        self.grad = plain_output(out, x, "out")
+        self.hess = plain_output(hess, x, "out")
+        self.probabilities = plain_output(probabilities, x, "probabilities")
+        if self.grad is not None and self.hess is not None and not disjoint(self.grad, self.hess):
+            raise ValueError("out shares memory with another array to write to")
+        if self.grad is not None and self.probabilities is not None and not disjoint(self.grad, self.probabilities):
+            raise ValueError("probabilities shares memory with another array to write to")
+        value = self.compute()
+        if self.losses is not None:
+            value = returned(self.losses)
+        if self.want & WANT_STATS:
+            # before an output is written over the targets
+            correct = count_correct(self.loss, self.targets, self.weight, self.mask, self.predicted, self.lse)
+            if probabilities is not None:
+                delivered(probabilities, self.probabilities)
+            stats = Stats(self.predicted, correct, self.lse, self.entropy, probabilities)
+        if self.want & WANT_HESS:
+            return delivered(out, self.grad), delivered(hess, self.hess)
+        if not self.want & WANT_LOSS:
+            return delivered(out, self.grad)
+        if self.want & WANT_GRAD:
+            grad = delivered(out, self.grad)
+            return (value, grad, stats) if self.want & WANT_STATS else (value, grad)
+        return (value, stats) if self.want & WANT_STATS else value
+
+
+cdef Call open_call(Loss loss, int want, object logits, object targets, object weight, object mask, object denominator):
+    """A call with the arguments that all have."""
+    cdef Call call
+    loss.require_configured()
+    call = Call.__new__(Call)
+    call.loss = loss
+    call.want = want
+    call.set_divisor(denominator)
+    call.convert(logits, targets, weight, mask)
+    return call
+
+
+cdef int statistics_wanted(bint with_stats, object probabilities) except -1:
+    if probabilities is not None and not with_stats:
+        raise ValueError("probabilities is filled only with with_stats=True")
+    return WANT_STATS if with_stats else 0
+
+
+# The methods of losses.py, where they are declared and described.
+
+def value(Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None, bint with_stats=False,
+          probabilities=None):
+    cdef int want = WANT_LOSS | statistics_wanted(with_stats, probabilities)
+    return open_call(self, want, logits, targets, sample_weight, mask, denominator).run(None, None, probabilities)
+
+
+def value_and_grad(Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None, out=None,
+                   bint with_stats=False, probabilities=None):
+    cdef int want = WANT_LOSS | WANT_GRAD | statistics_wanted(with_stats, probabilities)
+    return open_call(self, want, logits, targets, sample_weight, mask, denominator).run(out, None, probabilities)
+
+
+def grad_and_hess(Loss self not None, logits, targets, *, sample_weight=None, mask=None, out=None):
+    cdef Call call
+    grad = hess = None
+    if out is not None:
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise TypeError(f"out must be a pair of arrays, not {type(out).__name__}")
+        grad, hess = out
+    call = open_call(self, WANT_GRAD | WANT_HESS, logits, targets, sample_weight, mask, None)
+    return call.run(grad, hess, None)
+
+
+def hessian_vector_product(Loss self not None, logits, targets, v, *, sample_weight=None, mask=None, denominator=None,
+                           out=None):
+    cdef Call call = open_call(self, WANT_PRODUCT, logits, targets, sample_weight, mask, denominator)
+    call.vector = readable(v, "v")
+    return call.run(out, None, None)
+
+
+def target_grad(Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None, out=None):
+    return open_call(self, WANT_TARGET_GRAD, logits, targets, sample_weight, mask, denominator).run(out, None, None)

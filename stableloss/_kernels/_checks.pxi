@@ -1,21 +1,34 @@
 # Whether targets, weights and activations are in range, what rows count for, and what a mean divides by.
+#
+# uses _blocks: SL_PEEK SL_STORE stopped sum_blocks
+# uses _job: BLOCK_ITEMS Job
+# uses _math: sl_bits_f64 sl_bits_from_float
+# uses _operand: Operand bind gather is_floating load_flat row_offsets view_flat
+# uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
+# uses _sums: Sum add evaluate
+# uses _weights: CHECKED load_weights
 
-cdef enum:
-    CHECKED = 512           # rows whose weights and targets are looked at together
+# Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
+# and at one that is read as a float64 first. Found as those of `COST`, level v4.
+cdef double LOOK = 0.03
+cdef double CONVERTED_LOOK = 0.2
 
 cdef double DOUBLE_MAX = 1.7976931348623157e308
 
 
-cdef bint bits_in_range(const Operand* op, Py_ssize_t count, double top) noexcept nogil:
-    """Whether 0 <= v <= top for every element v, told from its bits as an unsigned number, in whose order
-    the numbers from 0 up stand. -0 is missed, and what is not contiguous or has 16 bits."""
-    cdef const uint8_t* bytes = <const uint8_t*>op.data
-    cdef const uint32_t* words = <const uint32_t*>op.data
-    cdef const uint64_t* longs = <const uint64_t*>op.data
+cdef bint bits_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, double top) noexcept nogil:
+    """Whether 0 <= v <= top for elements start ... start + count - 1, told from their bits as unsigned numbers, in
+    whose order the numbers from 0 up stand. -0 is missed, and what is not contiguous or has 16 bits."""
+    cdef const char* data = op.data + start * op.stride[0]
+    cdef const uint8_t* bytes = <const uint8_t*>data
+    cdef const uint32_t* words = <const uint32_t*>data
+    cdef const uint64_t* longs = <const uint64_t*>data
     cdef uint8_t byte = 0
     cdef uint32_t word = 0, last_word
     cdef uint64_t signs = 0, last_long
     cdef Py_ssize_t i
+    if op.kind == np.NPY_BOOL and top >= 1:
+        return True
     if op.ndim != 1 or top < 0:
         return False
     if (op.kind == np.NPY_UINT8 or op.kind == np.NPY_INT8) and op.stride[0] == 1:
@@ -40,27 +53,27 @@ cdef bint bits_in_range(const Operand* op, Py_ssize_t count, double top) noexcep
     return False
 
 
-cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) noexcept nogil:
-    """Whether 0 <= v <= top for every element v, and v is an integer where `whole`."""
-    cdef float singles[512]
-    cdef double doubles[512]
+cdef bint elements_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, double top, bint whole) noexcept nogil:
+    """Whether 0 <= v <= top for elements start ... start + count - 1, and v is an integer where `whole`."""
+    cdef float singles[CHECKED]
+    cdef double doubles[CHECKED]
     cdef const float* s
     cdef const double* v
     cdef float top_single
-    cdef Py_ssize_t start, n, i
+    cdef Py_ssize_t at, n, i
     cdef int ok = 1
-    if not (whole and is_floating(op.kind)) and bits_in_range(op, count, top):
+    if not (whole and is_floating(op.kind)) and bits_in_range(op, start, count, top):
         return True
-    for start from 0 <= start < count by 512:
-        n = min(512, count - start)
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
         if op.kind == np.NPY_FLOAT and not whole:
             # converted within its range, or the caller would find an overflow flag
             top_single = <float>min(top, 3.4028234e38)
-            s = view_flat(op, start, n, singles)
+            s = view_flat(op, at, n, singles)
             for i in range(n):
                 ok &= (s[i] >= 0) & (s[i] <= top_single)
         else:
-            v = view_flat(op, start, n, doubles)
+            v = view_flat(op, at, n, doubles)
             for i in range(n):
                 ok &= (v[i] >= 0) & (v[i] <= top)
             if whole and ok and is_floating(op.kind):
@@ -71,79 +84,142 @@ cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) 
     return True
 
 
-cdef bint activations_in_range(const Operand* op, Py_ssize_t count) noexcept nogil:
-    """Whether every element is in [0, 1], or NaN."""
-    cdef double values[512]
-    cdef const double* v
-    cdef Py_ssize_t start, n, i
-    cdef int out = 0
-    for start from 0 <= start < count by 512:
-        n = min(512, count - start)
-        v = view_flat(op, start, n, values)
-        for i in range(n):
-            out |= (v[i] < 0) | (v[i] > 1)
-    return out == 0
+cdef struct Check:
+    # A look at `count` elements or rows, in blocks of `block` of them. Whoever comes upon something sets a flag.
+    void (*look)(Check*, Py_ssize_t, Py_ssize_t, Sum*) noexcept nogil
+    Job* job
+    const Operand* op
+    Py_ssize_t count
+    Py_ssize_t block
+    double top
+    bint whole              # only integers are in range
+    bint targets            # op is of targets: NaN is none, and a weight of 0 does not excuse
+    bint samples            # weights to be added up: of samples, of classes
+    bint classes
+    int outside             # flag: something that counts is out of range
+    int ignoring            # flag: something has the ignored index
 
 
-cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, double* weight) noexcept nogil:
-    """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
-    or ignored, else the product of their weight (`samples`) and that of their class (`classes`)."""
-    cdef double value[CHECKED]
-    cdef Py_ssize_t i
-    for i in range(count):
-        weight[i] = 1
-    if not job.weighted:
-        return
-    if samples and job.weights:
-        load_flat(&job.w, start, count, weight)
-    if job.masked:
-        load_flat(&job.keep, start, count, value)
-        for i in range(count):
-            weight[i] = 0 if value[i] == 0 else weight[i]
-    if job.hard and (job.ignoring or (classes and job.o.class_weight != NULL)):
-        load_flat(&job.t, start, count, value)
-        for i in range(count):
-            if job.ignoring and value[i] == job.o.ignore:
-                weight[i] = 0
-            elif classes and job.o.class_weight != NULL and weight[i] != 0:
-                weight[i] *= job.o.class_weight[<Py_ssize_t>value[i]]
+cdef void look_at_block(const void* context, Py_ssize_t block, void* scratch, Sum* part) noexcept nogil:
+    cdef Check* check = <Check*>context
+    cdef Py_ssize_t start = block * check.block
+    if not SL_PEEK(&check.outside):
+        check.look(check, start, min(check.block, check.count - start), part)
 
 
-cdef double weight_total(const Job* job, bint samples, bint classes) noexcept nogil:
-    cdef double weight[CHECKED]
-    cdef Py_ssize_t start, i, n
+cdef double look_at_all(Check* check, Py_ssize_t elements, double nanoseconds) except? -1:
+    """The sum of a look at everything, `elements` numbers of so many nanoseconds each. Few are looked at with
+    the GIL held."""
     cdef Sum total
-    total.hi = total.lo = 0
-    for start from 0 <= start < job.n by CHECKED:
-        n = min(<Py_ssize_t>CHECKED, job.n - start)
-        load_weights(job, start, n, samples, classes, weight)
+    check.outside = check.ignoring = False
+    if elements <= BLOCK_ITEMS:
+        total.hi = total.lo = 0
+        check.look(check, 0, check.count, &total)
+        return evaluate(&total)
+    return sum_blocks(look_at_block, check, NULL if check.job == NULL else &check.job.call,
+                      (check.count + check.block - 1) // check.block, elements * nanoseconds)
+
+
+cdef void look_for_range(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    if not elements_in_range(check.op, start, count, check.top, check.whole):
+        SL_STORE(&check.outside, 1)
+
+
+cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) except -1:
+    """Whether 0 <= v <= top for every element v, and v is an integer where `whole`."""
+    cdef Check check
+    if count <= BLOCK_ITEMS:
+        return elements_in_range(op, 0, count, top, whole)
+    check.look = look_for_range
+    check.job = NULL
+    check.op = op
+    check.count = count
+    check.block = BLOCK_ITEMS
+    check.top = top
+    check.whole = whole
+    look_at_all(&check, count, LOOK * op.stride[0] if op.ndim == 1 and 0 < op.stride[0] <= 8 else CONVERTED_LOOK)
+    return not check.outside
+
+
+cdef void look_for_activations(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef double values[CHECKED]
+    cdef const double* v
+    cdef Py_ssize_t at, n, i
+    cdef int outside = 0
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        v = view_flat(check.op, at, n, values)
         for i in range(n):
-            add(&total, weight[i])
-    return evaluate(&total)
+            outside |= (v[i] < 0) | (v[i] > 1)
+    if outside:
+        SL_STORE(&check.outside, 1)
 
 
-cdef double rows_that_count(const Job* job) noexcept nogil:
-    """Rows of a sigmoid loss with an element that is not masked."""
+cdef bint activations_in_range(const Operand* op, Py_ssize_t count) except -1:
+    """Whether every element is in [0, 1], or NaN."""
+    cdef Check check
+    check.look = look_for_activations
+    check.job = NULL
+    check.op = op
+    check.count = count
+    check.block = BLOCK_ITEMS
+    look_at_all(&check, count, CONVERTED_LOOK)
+    return not check.outside
+
+
+cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef double weight[CHECKED]
+    cdef Py_ssize_t at, i, n
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        load_weights(check.job, at, n, check.samples, check.classes, weight)
+        for i in range(n):
+            add(total, weight[i])
+
+
+cdef double weight_total(Job* job, bint samples, bint classes) except? -1:
+    cdef Check check
+    check.look = add_weights
+    check.job = job
+    check.count = job.n
+    check.block = BLOCK_ITEMS
+    check.samples = samples
+    check.classes = classes
+    return look_at_all(&check, job.n, CONVERTED_LOOK)
+
+
+cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef const Job* job = check.job
     cdef double value[CHECKED]
-    cdef Py_ssize_t row, start, i, n
-    cdef double rows = 0
+    cdef Py_ssize_t row, at, i, n
     cdef bint any
-    for row in range(job.n // job.outputs):
+    for row in range(start, start + count):
         any = False
-        for start from 0 <= start < job.outputs by CHECKED:
-            n = min(<Py_ssize_t>CHECKED, job.outputs - start)
-            load_flat(&job.keep, row * job.outputs + start, n, value)
+        for at from 0 <= at < job.outputs by CHECKED:
+            if at % BLOCK_ITEMS == 0 and stopped(job):
+                return
+            n = min(<Py_ssize_t>CHECKED, job.outputs - at)
+            load_flat(&job.mask, row * job.outputs + at, n, value)
             for i in range(n):
                 any |= value[i] != 0
-        rows += any
-    return rows
+        total.hi += any
 
 
-cdef double divisor_of(const Job* job, int reduction, bint rowwise) noexcept nogil:
+cdef double rows_that_count(Job* job) except? -1:
+    """Rows of a sigmoid loss with an element that is not masked."""
+    cdef Check check
+    check.look = count_rows
+    check.job = job
+    check.count = job.n // job.outputs
+    check.block = max(1, BLOCK_ITEMS // job.outputs)
+    return look_at_all(&check, job.n, CONVERTED_LOOK)
+
+
+cdef double divisor_of(Job* job, int reduction, bint rowwise) except? -1:
     """What the sum of the losses is divided by; 0 where nothing counts."""
     if reduction == REDUCE_MEAN:
         if rowwise:
-            return weight_total(job, True, True) if job.weighted else job.n
+            return weight_total(job, True, True) if job.any_weight else job.n
         return weight_total(job, False, False) if job.masked else job.n
     if reduction == REDUCE_BATCHMEAN:
         if rowwise:
@@ -154,55 +230,86 @@ cdef double divisor_of(const Job* job, int reduction, bint rowwise) noexcept nog
     return 1
 
 
-cdef bint counted_in_range(Job* job, double top, bint whole) noexcept nogil:
-    """`in_range` for the targets of rows (elements) that count; notes whether any has the ignored index."""
+cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef const Job* job = check.job
     cdef double target[CHECKED]
     cdef double kept[CHECKED]
-    cdef Py_ssize_t start, i, n
+    cdef Py_ssize_t at, i, n
     for i in range(CHECKED):
         kept[i] = 1
-    for start from 0 <= start < job.n by CHECKED:
-        n = min(<Py_ssize_t>CHECKED, job.n - start)
-        load_flat(&job.t, start, n, target)
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        load_flat(&job.t, at, n, target)
         if job.masked:
-            load_flat(&job.keep, start, n, kept)
+            load_flat(&job.mask, at, n, kept)
         for i in range(n):
             if kept[i] == 0:
                 continue
-            if whole and job.o.ignores and target[i] == job.o.ignore:
-                job.ignoring = True
-            elif not (target[i] >= 0 and target[i] <= top) or (whole and target[i] != <double><int64_t>target[i]):
-                return False
-    return True
+            if check.whole and job.o.has_ignore_index and target[i] == job.o.ignore_index:
+                SL_STORE(&check.ignoring, 1)
+            elif not (target[i] >= 0 and target[i] <= check.top) or (check.whole and target[i] != <double><int64_t>target[i]):
+                SL_STORE(&check.outside, 1)
+                return
 
 
-cdef bint counted_rows_in_range(const Job* job, const Operand* op, double top, bint targets) noexcept nogil:
-    """The same for all classes of the rows that count: of `targets`, of which NaN is none and which a
-    weight of 0 does not excuse, or of activations."""
+cdef bint counted_in_range(Job* job, double top, bint whole) except -1:
+    """`in_range` for the targets of rows (elements) that count; notes whether any has the ignored index."""
+    cdef Check check
+    check.look = look_at_counted
+    check.job = job
+    check.count = job.n
+    check.block = BLOCK_ITEMS
+    check.top = top
+    check.whole = whole
+    look_at_all(&check, job.n, CONVERTED_LOOK)
+    job.ignoring = job.ignoring or check.ignoring
+    return not check.outside
+
+
+cdef void look_at_counted_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef const Job* job = check.job
+    cdef const Operand* op = check.op
     cdef double counted[CHECKED]
     cdef Py_ssize_t offset[CHECKED]
     cdef double value[CHECKED]
-    cdef Py_ssize_t start, at, i, c, n, m
-    for start from 0 <= start < job.n by CHECKED:
-        n = min(<Py_ssize_t>CHECKED, job.n - start)
-        load_weights(job, start, n, not targets, False, counted)
-        row_offsets(op, start, n, offset)
+    cdef Py_ssize_t first, at, i, c, n, m
+    for first from start <= first < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - first)
+        load_weights(job, first, n, not check.targets, False, counted)
+        row_offsets(op, first, n, offset)
         for i in range(n):
             if counted[i] == 0:
                 continue
             for at from 0 <= at < job.k by CHECKED:
+                if at % BLOCK_ITEMS == 0 and stopped(job):
+                    return
                 m = min(<Py_ssize_t>CHECKED, job.k - at)
                 gather(op.data + offset[i] + at * op.inner, op.kind, op.inner, m, value)
                 for c in range(m):
-                    if value[c] < 0 or value[c] > top or (targets and value[c] != value[c]):
-                        return False
-    return True
+                    if value[c] < 0 or value[c] > check.top or (check.targets and value[c] != value[c]):
+                        SL_STORE(&check.outside, 1)
+                        return
 
 
-cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) noexcept:
+cdef bint counted_rows_in_range(Job* job, const Operand* op, double top, bint targets) except -1:
+    """The same for all classes of the rows that count: of `targets`, of which NaN is none and which a
+    weight of 0 does not excuse, or of activations."""
+    cdef Check check
+    check.look = look_at_counted_rows
+    check.job = job
+    check.op = op
+    check.count = job.n
+    check.block = job.block
+    check.top = top
+    check.targets = targets
+    look_at_all(&check, job.n * job.k, CONVERTED_LOOK)
+    return not check.outside
+
+
+cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) except -1:
     cdef Operand every
-    cdef double top = job.k - 1 if job.hard else DOUBLE_MAX if rowwise else 1
-    cdef bint may_ignore = job.hard and job.o.ignores and 0 <= job.o.ignore <= top
+    cdef double top = job.k - 1 if job.hard else min(job.target_max, DOUBLE_MAX)
+    cdef bint may_ignore = job.hard and job.o.has_ignore_index and 0 <= job.o.ignore_index <= top
     if not job.masked and not may_ignore:
         bind(&every, targets, job.t.kind, np.PyArray_NDIM(targets))
         if in_range(&every, np.PyArray_SIZE(targets), top, job.hard):

@@ -3,10 +3,17 @@
 # A kernel opens a chunk, computes its losses and derivatives into the chunk's buffers, and closes it.
 # The buffers are never the caller's memory, so that the loops over them vectorise whether or not
 # the gradient overwrites the logits.
+#
+# uses _job: Job
+# uses _logits: transform_logits
+# uses _math: SL_INFINITY fma real
+# uses _operand: load_flat store_flat store_values view_flat
+# uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_TARGET_GRAD
+# uses _sums: CHUNK Sum add lane_sum padded
+# uses _weights: load_weights output_weights
 
 cdef enum:
-    CHUNK = 512
-    # the buffers of a chunk within the scratch memory
+    # places of chunks in scratch, after logits and targets
     VALUE = 2 * CHUNK
     GRAD = 3 * CHUNK
     HESS = 4 * CHUNK
@@ -20,7 +27,6 @@ cdef enum:
     LOG_ON = 11 * CHUNK
     LOG_OFF = 12 * CHUNK
     PRODUCT = 13 * CHUNK
-    KEPT = 14 * CHUNK
 
 
 cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
@@ -37,13 +43,18 @@ cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, re
 
 
 cdef const real* open_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, const real** targets) noexcept nogil:
-    """The logits of a chunk, clamped where asked, and its targets."""
-    cdef const real* z = view_flat(&job.x, start, n, scratch)
+    """The logits of a chunk, as they enter the activation where there is no cap, and its targets."""
     targets[0] = view_targets(job, start, n, scratch + CHUNK)
-    if job.o.clip < SL_INFINITY:
-        clamp(z, n, job.o.clip, scratch)
-        return scratch
-    return z
+    if job.o.logit_clip == SL_INFINITY:
+        return view_flat(&job.x, start, n, scratch)
+    load_flat(&job.x, start, n, scratch)
+    transform_logits(job.o, n, scratch, scratch + SLOPE)
+    return scratch
+
+
+cdef inline real residual_numerator(real z, real y, real e) noexcept nogil:
+    """(1 + e) (a - y)."""
+    return fma(-y, e, <real>1 - y) if z >= 0 else fma(<real>1 - y, e, -y)
 
 
 cdef void weigh(real* values, const real* weight, Py_ssize_t n) noexcept nogil:
@@ -53,40 +64,10 @@ cdef void weigh(real* values, const real* weight, Py_ssize_t n) noexcept nogil:
         values[i] = 0 if weight[i] == 0 else values[i] * weight[i]
 
 
-cdef void output_weights(const double* weight, Py_ssize_t weights, Py_ssize_t outputs, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
-    """Multiply elements start ... start + n - 1 by the weights of their outputs."""
-    cdef Py_ssize_t i, output = start % outputs
-    if weights == 1:
-        for i in range(n):
-            to[i] *= <real>weight[0]
-        return
-    for i in range(n):
-        to[i] *= <real>weight[output]
-        output = output + 1 if output + 1 < outputs else 0
-
-
-cdef void element_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, bint classes, real* scratch) noexcept nogil:
-    """What the elements of a chunk count for: 0 where masked, else their weight, with `classes` times
-    that of their output."""
-    cdef real* weight = scratch + WEIGHT
-    cdef real* kept = scratch + KEPT
-    cdef Py_ssize_t i
-    if job.weights:
-        load_flat(&job.w, start, n, weight)
-    else:
-        for i in range(n):
-            weight[i] = 1
-    if classes and job.o.class_weight != NULL:
-        output_weights(job.o.class_weight, job.o.class_weights, job.outputs, start, n, weight)
-    if job.masked:
-        load_flat(&job.keep, start, n, kept)
-        weigh(weight, <const real*>kept, n)
-
-
 cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, Sum* total) noexcept nogil:
     """Apply the weights, add up or store the losses, store the derivatives."""
-    cdef Py_ssize_t i, padded = (n + LANES - 1) & ~(LANES - 1)
-    cdef double error
+    cdef Py_ssize_t i
+    cdef double lo
     cdef real* value = scratch + VALUE
     cdef real* hess = scratch + HESS
     cdef real* product = scratch + PRODUCT
@@ -95,8 +76,10 @@ cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
         load_flat(&job.v, start, n, product)
         for i in range(n):
             product[i] *= hess[i] * factor
-    if job.weighted:
-        element_weights(job, start, n, True, scratch)
+    if job.any_weight:
+        load_weights(job, start, n, True, False, scratch + WEIGHT)
+        if job.o.class_weight != NULL:
+            output_weights(job.o.class_weight, job.o.n_class_weight, job.outputs, start, n, scratch + WEIGHT)
         weigh(value, <const real*>(scratch + WEIGHT), n)
         weigh(scratch + GRAD, <const real*>(scratch + WEIGHT), n)
         weigh(hess, <const real*>(scratch + WEIGHT), n)
@@ -105,10 +88,10 @@ cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
     if job.loss != NULL:
         store_values(job.loss, job.value_kind, start, <const real*>value, n)
     elif job.want & WANT_LOSS:
-        for i in range(n, padded):
+        for i in range(n, padded(n)):
             value[i] = 0
-        add(total, lane_sum(<const real*>value, padded, &error))
-        total.lo += error
+        add(total, lane_sum(<const real*>value, padded(n), &lo))
+        total.lo += lo
     if job.want & (WANT_GRAD | WANT_TARGET_GRAD):
         store_flat(&job.g, start, n, <const real*>(scratch + GRAD))
     if job.want & WANT_PRODUCT:

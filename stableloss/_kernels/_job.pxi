@@ -1,16 +1,20 @@
 # A job: what a kernel is to do with which arrays.
+#
+# uses _operand: Operand bind element_kind
+# uses _options: Settings
+# uses _sums: GROUP Sum
 
 cdef enum:
     BLOCK_ITEMS = 32768     # logits per block: a block is the unit of partial sums and of threads
 
 cdef struct Job:
-    # x, t, w, keep: logits, targets, weights, mask; g, h: gradient (or what else has its shape) and
+    # x, t, w, mask: logits, targets, weights, mask; g, h: gradient (or what else has its shape) and
     # Hessian diagonal; v: vector; p: probabilities. Softmax losses bind them as rows, sigmoid losses
     # element by element.
     Operand x
     Operand t
     Operand w
-    Operand keep
+    Operand mask
     Operand g
     Operand h
     Operand v
@@ -21,20 +25,22 @@ cdef struct Job:
     char* entropy
     char* predicted
     int value_kind          # of losses and statistics
-    bint weights            # is w bound?
-    bint masked             # is keep bound?
+    bint has_weight         # is w bound?
+    bint masked             # is mask bound?
     bint ignoring           # may a row's target be the ignored index?
-    bint weighted           # may a row's weight differ from 1?
+    bint any_weight         # may a row's weight differ from 1?
     bint hard               # targets are class indices
-    bint general            # not for a kernel of the plain loss
-    bint precise            # computed in float64 whatever the logits' type
-    bint fills              # is p bound?
+    bint has_options        # not for a kernel of the plain loss
+    bint in_float64         # computed in float64 whatever the logits' type
+    bint wants_probabilities    # is p bound?
     int want
     Py_ssize_t n
     Py_ssize_t k
-    Py_ssize_t outputs      # length of the last axis
+    Py_ssize_t outputs      # length of the axis of the outputs, rows of a softmax loss
     Py_ssize_t block        # rows (elements) per block
+    double target_max       # targets that are no class indices lie between 0 and this
     double divisor
+    void* call              # of which `stopped` asks; NULL while the GIL is held
 
 
 # One kernel: rows (elements) start ... stop - 1 of a job, whose weighted losses it adds to the sum.
@@ -45,3 +51,37 @@ ctypedef void (*Kernel64)(const Job*, Py_ssize_t, Py_ssize_t, Sum*, double*) noe
 cdef struct Kernel:
     Kernel32 single
     Kernel64 double
+
+
+@cython.final
+cdef class LossKernel:
+    """The kernel of a loss, as an object that its class finds by the stem; `loss_kernel` alone makes usable ones."""
+
+    cdef Kernel functions
+
+
+cdef LossKernel loss_kernel(Kernel32 single, Kernel64 double_):
+    cdef LossKernel kernel = LossKernel.__new__(LossKernel)
+    kernel.functions.single = single
+    kernel.functions.double = double_
+    return kernel
+
+
+cdef void open_job(Job* job, np.ndarray x, int axis) noexcept:
+    """Bind the logits as rows along an axis that is not empty, or one by one (NO_AXIS)."""
+    cdef int kind = element_kind(x)
+    job.o = &PLAIN
+    job.k = np.PyArray_DIMS(x)[axis] if axis < np.PyArray_NDIM(x) else 1
+    job.n = np.PyArray_SIZE(x) // job.k
+    job.outputs = job.k
+    job.block = max(1, BLOCK_ITEMS // job.k)
+    if job.block > GROUP:
+        job.block -= job.block % GROUP
+    job.want = 0
+    job.divisor = 1
+    job.loss = job.lse = job.entropy = job.predicted = NULL
+    job.call = NULL
+    job.value_kind = np.NPY_DOUBLE if kind == np.NPY_DOUBLE else np.NPY_FLOAT
+    job.has_weight = job.masked = job.ignoring = job.any_weight = job.hard = False
+    job.has_options = job.in_float64 = job.wants_probabilities = False
+    bind(&job.x, x, kind, axis)

@@ -1,4 +1,6 @@
 # Arrays of any layout and element type, read and written as rows or element by element.
+#
+# uses _math: real
 
 cdef extern from "sl_half.h":
     float sl_from_half(uint16_t) noexcept nogil
@@ -12,6 +14,7 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef enum:
     MAX_DIMS = 64           # NPY_MAXDIMS of numpy 2
+    NO_AXIS = MAX_DIMS      # beyond every axis
 
 cdef enum:
     # element types beside numpy's numbers
@@ -31,8 +34,8 @@ ctypedef fused element:
 
 
 cdef struct Operand:
-    # An array seen as rows: leading dimensions merged where their strides allow, innermost first,
-    # and the stride in bytes along the last axis.
+    # An array seen as rows: the dimensions beside the axis of its rows, merged where their strides allow,
+    # innermost first, and the stride in bytes along that axis.
     char* data
     int kind                # element type: NPY_FLOAT, ...
     Py_ssize_t inner
@@ -41,16 +44,14 @@ cdef struct Operand:
     Py_ssize_t stride[MAX_DIMS]
 
 
-cdef int element_kind(np.ndarray a):
+cdef int element_kind(np.ndarray a) noexcept:
     """The fixed-width type number of an array that the kernels can read, or -1."""
     cdef int kind = np.PyArray_TYPE(a)
     if not (np.PyArray_ISALIGNED(a) and np.PyArray_ISNOTSWAPPED(a)):
         return -1
     if kind == np.NPY_FLOAT or kind == np.NPY_DOUBLE or kind == np.NPY_INT64:
         return kind
-    if kind == np.NPY_BOOL:
-        return np.NPY_UINT8
-    if kind == NPY_HALF:
+    if kind == np.NPY_BOOL or kind == NPY_HALF:
         return kind
     if np.PyArray_ISFLOAT(a) and np.PyArray_ITEMSIZE(a) == 8:
         # a long double, where it has no more bits than a double
@@ -63,7 +64,7 @@ cdef int element_kind(np.ndarray a):
             return np.NPY_INT32 if np.PyArray_ISSIGNED(a) else np.NPY_UINT32
         return kind
     # ml_dtypes registers bfloat16 with numpy as a user's type, known by its name alone
-    return KIND_BFLOAT if np.PyTypeNum_ISUSERDEF(kind) and a.dtype.name == "bfloat16" else -1
+    return KIND_BFLOAT if np.PyTypeNum_ISUSERDEF(kind) and a.dtype.type.__name__ == "bfloat16" else -1
 
 
 cdef inline bint is_floating(int kind) noexcept nogil:
@@ -74,29 +75,136 @@ cdef inline int kind_of(real hint) noexcept nogil:
     return np.NPY_FLOAT if real is float else np.NPY_DOUBLE
 
 
-cdef void bind(Operand* op, np.ndarray a, int kind, int lead) noexcept:
-    """Describe `a` as rows over its first `lead` dimensions; `inner` is the stride of the next one."""
-    cdef int d, top
-    cdef np.npy_intp* shape = np.PyArray_DIMS(a)
-    cdef np.npy_intp* stride = np.PyArray_STRIDES(a)
-    op.data = np.PyArray_BYTES(a)
-    op.kind = kind
-    op.inner = stride[lead] if lead < np.PyArray_NDIM(a) else 0
-    op.ndim = 0
-    for d in range(lead - 1, -1, -1):
-        if shape[d] == 1:
-            continue
-        top = op.ndim - 1
-        if top >= 0 and stride[d] == op.stride[top] * op.shape[top]:
-            op.shape[top] *= shape[d]
+# ---- shapes and memory ----------------------------------------------------------------------------
+
+cdef bint same_shape(np.ndarray a, np.ndarray b) noexcept:
+    cdef int d
+    if np.PyArray_NDIM(a) != np.PyArray_NDIM(b):
+        return False
+    for d in range(np.PyArray_NDIM(b)):
+        if np.PyArray_DIMS(a)[d] != np.PyArray_DIMS(b)[d]:
+            return False
+    return True
+
+
+cdef bint one_per_row(np.ndarray a, np.ndarray b, int axis) noexcept:
+    """Whether a has the dimensions of b without one of them."""
+    cdef int d
+    if np.PyArray_NDIM(a) != np.PyArray_NDIM(b) - 1:
+        return False
+    for d in range(np.PyArray_NDIM(a)):
+        if np.PyArray_DIMS(a)[d] != np.PyArray_DIMS(b)[d + 1 if d >= axis else d]:
+            return False
+    return True
+
+
+cdef bint same_memory(np.ndarray a, np.ndarray b) noexcept:
+    """Whether two arrays of one shape and type are the same elements in the same order."""
+    cdef int d
+    if np.PyArray_DATA(a) != np.PyArray_DATA(b):
+        return False
+    for d in range(np.PyArray_NDIM(a)):
+        if np.PyArray_STRIDES(a)[d] != np.PyArray_STRIDES(b)[d]:
+            return False
+    return True
+
+
+cdef void extent(np.ndarray a, char** low, char** high) noexcept:
+    cdef int d
+    cdef Py_ssize_t reach
+    low[0] = np.PyArray_BYTES(a)
+    high[0] = low[0] + np.PyArray_ITEMSIZE(a)
+    for d in range(np.PyArray_NDIM(a)):
+        reach = (np.PyArray_DIMS(a)[d] - 1) * np.PyArray_STRIDES(a)[d]
+        if reach > 0:
+            high[0] += reach
         else:
-            op.ndim += 1
-            op.shape[top + 1] = shape[d]
-            op.stride[top + 1] = stride[d]
+            low[0] += reach
+
+
+cdef bint disjoint(np.ndarray a, np.ndarray b) noexcept:
+    """Whether the memory between the ends of one array has none of the other's."""
+    cdef char *a_low
+    cdef char *a_high
+    cdef char *b_low
+    cdef char *b_high
+    if np.PyArray_SIZE(a) == 0 or np.PyArray_SIZE(b) == 0:
+        return True
+    extent(a, &a_low, &a_high)
+    extent(b, &b_low, &b_high)
+    return a_high <= b_low or b_high <= a_low
+
+
+cdef np.ndarray empty_like(np.ndarray a):
+    """A new array of the type and in the memory order of another."""
+    if np.PyArray_IS_C_CONTIGUOUS(a):
+        return np.PyArray_EMPTY(np.PyArray_NDIM(a), np.PyArray_DIMS(a), np.PyArray_TYPE(a), 0)
+    return PyArray_NewLikeArray(a, np.NPY_KEEPORDER, NULL, 0)
+
+
+cdef np.ndarray empty_per_row(np.ndarray a, int axis, int kind):
+    """A new array, in C order, of the dimensions of another without one of them."""
+    cdef np.npy_intp shape[MAX_DIMS]
+    cdef int d, n = 0
+    for d in range(np.PyArray_NDIM(a)):
+        if d != axis:
+            shape[n] = np.PyArray_DIMS(a)[d]
+            n += 1
+    return np.PyArray_EMPTY(n, shape, kind, 0)
+
+
+# ---- arrays as rows -------------------------------------------------------------------------------
+
+cdef inline void add_dimension(Operand* op, Py_ssize_t length, Py_ssize_t stride) noexcept:
+    """Put a dimension around those that an operand has, merged with the outermost where it goes on from it."""
+    cdef int top = op.ndim - 1
+    if length == 1:
+        return
+    if top >= 0 and stride == op.stride[top] * op.shape[top]:
+        op.shape[top] *= length
+        return
+    op.shape[op.ndim] = length
+    op.stride[op.ndim] = stride
+    op.ndim += 1
+
+
+cdef inline void close_dimensions(Operand* op) noexcept:
+    """A single row is a dimension of length 1."""
     if op.ndim == 0:
         op.ndim = 1
         op.shape[0] = 1
         op.stride[0] = 0
+
+
+cdef void bind(Operand* op, np.ndarray a, int kind, int axis) noexcept:
+    """Describe `a` as rows along an axis, in C order of its other dimensions; element by element for NO_AXIS."""
+    cdef int d, ndim = np.PyArray_NDIM(a)
+    op.data = np.PyArray_BYTES(a)
+    op.kind = kind
+    op.inner = np.PyArray_STRIDES(a)[axis] if axis < ndim else 0
+    op.ndim = 0
+    for d in range(ndim - 1, -1, -1):
+        if d != axis:
+            add_dimension(op, np.PyArray_DIMS(a)[d], np.PyArray_STRIDES(a)[d])
+    close_dimensions(op)
+
+
+cdef void bind_weights(Operand* op, np.ndarray a, np.ndarray logits, int axis, bint rowwise) noexcept:
+    """Describe one number per row along `axis` of the logits: once for each row or, unless `rowwise`, repeated for
+    each element of it. An array of as many dimensions as the logits has a number for each element."""
+    cdef int d, ndim = np.PyArray_NDIM(logits)
+    cdef bint per_row = np.PyArray_NDIM(a) < ndim
+    op.data = np.PyArray_BYTES(a)
+    op.kind = element_kind(a)
+    op.inner = op.ndim = 0
+    for d in range(ndim - 1, -1, -1):
+        if not per_row:
+            add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[d])
+        elif d != axis:
+            add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[d - 1 if d > axis else d])
+        elif not rowwise:
+            add_dimension(op, np.PyArray_DIMS(logits)[d], 0)
+    close_dimensions(op)
 
 
 cdef inline Py_ssize_t advance(const Operand* op, Py_ssize_t* index, Py_ssize_t count) noexcept nogil:
@@ -150,12 +258,25 @@ cdef inline void gather_typed(const element* hint, const char* data, Py_ssize_t 
             to[i] = <real>(<const element*>(data + i * stride))[0]
 
 
+cdef void gather_bool(const uint8_t* data, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
+    """Any byte but 0 is True: views and foreign buffers hold others than 1."""
+    cdef Py_ssize_t i
+    if stride == 1:
+        for i in range(n):
+            to[i] = <real>(data[i] != 0)
+    else:
+        for i in range(n):
+            to[i] = <real>(data[i * stride] != 0)
+
+
 cdef void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
     """Read n numbers of any element type into contiguous floats."""
     if kind == np.NPY_FLOAT:
         gather_typed(<const float*>NULL, data, stride, n, to)
     elif kind == np.NPY_DOUBLE:
         gather_typed(<const double*>NULL, data, stride, n, to)
+    elif kind == np.NPY_BOOL:
+        gather_bool(<const uint8_t*>data, stride, n, to)
     elif kind == np.NPY_UINT8:
         gather_typed(<const uint8_t*>NULL, data, stride, n, to)
     elif kind == np.NPY_INT64:

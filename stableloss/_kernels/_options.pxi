@@ -1,4 +1,8 @@
-# The options of a loss as numbers, and what can be asked of a call.
+# What can be asked of a call, and the options of a loss as numbers.
+#
+# uses _math: SL_INFINITY
+
+from libc.string cimport memset
 
 cdef enum:
     WANT_LOSS = 1
@@ -16,63 +20,30 @@ cdef enum:
 
 cdef struct Settings:
     # The options of a loss as numbers; the comment names the value that takes no part.
-    double clip                     # inf
-    double scale                    # 1
-    double cap                      # 0
-    double smoothing                # 0
-    double focal                    # 0
+    double logit_clip               # inf
+    double logit_scale              # 1
+    double softcap                  # 0
+    double label_smoothing          # 0
+    double focal_gamma              # 0
     double z_loss                   # 0
     double positive                 # 1: factor of -log a ...
     double negative                 # 1: ... and of -log(1 - a)
-    bint ignores                    # False: has it a class index whose rows do not count?
-    double ignore
+    bint has_ignore_index           # False: has it a class index whose rows do not count?
+    double ignore_index
     const double* class_weight      # NULL: one per class or output
-    const double* positive_weight   # NULL: one per output
-    Py_ssize_t class_weights
-    Py_ssize_t positive_weights
-    bint positive_shared            # one for all outputs
-    bint probabilities              # the logits are given as activations
+    const double* pos_weight        # NULL: one per output
+    Py_ssize_t n_class_weight
+    Py_ssize_t n_pos_weight
+    bint pos_weight_shared          # one for all outputs
+    bint from_probabilities         # the logits are given as activations
 
 
-@cython.final
-cdef class Options:
-    """The options of a loss, checked by its class, in the form that kernels read."""
+cdef void set_neutral(Settings* o) noexcept:
+    """The settings of a loss without options."""
+    memset(o, 0, sizeof(Settings))
+    o.logit_clip = SL_INFINITY
+    o.logit_scale = o.positive = o.negative = 1
 
-    cdef Settings settings
-    cdef int reduction
-    cdef bint general               # beyond what the kernels for plain losses do
-    cdef bint precise               # float32 logits are computed in float64
-    cdef object weights
 
-    def __init__(self, int reduction, *, double clip=SL_INFINITY, double scale=1, double cap=0, double smoothing=0,
-                 double focal=0, double z_loss=0, double positive=1, double negative=1, object ignore=None,
-                 np.ndarray class_weight=None, np.ndarray positive_weight=None, bint positive_shared=False,
-                 bint probabilities=False):
-        cdef Settings* o = &self.settings
-        self.reduction = reduction
-        o.clip = clip
-        o.scale = scale
-        o.cap = cap
-        o.smoothing = smoothing
-        o.focal = focal
-        o.z_loss = z_loss
-        o.positive = positive
-        o.negative = negative
-        o.ignores = ignore is not None
-        o.ignore = ignore if o.ignores else 0
-        o.probabilities = probabilities
-        o.positive_shared = positive_shared
-        o.class_weight = o.positive_weight = NULL
-        o.class_weights = o.positive_weights = 0
-        self.weights = class_weight, positive_weight
-        if class_weight is not None:
-            o.class_weight = <const double*>np.PyArray_DATA(class_weight)
-            o.class_weights = np.PyArray_SIZE(class_weight)
-        if positive_weight is not None:
-            o.positive_weight = <const double*>np.PyArray_DATA(positive_weight)
-            o.positive_weights = np.PyArray_SIZE(positive_weight)
-        # The rounding of a scaled or bent logit, or of a logarithm that is raised to a power, would be
-        # many ulps of the result; float64 has the digits to spare.
-        self.precise = scale != 1 or cap != 0 or focal != 0 or probabilities
-        self.general = (self.precise or smoothing != 0 or z_loss != 0 or positive != 1 or negative != 1
-                        or positive_weight is not None)
+cdef Settings PLAIN
+set_neutral(&PLAIN)

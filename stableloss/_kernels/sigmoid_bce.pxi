@@ -11,6 +11,17 @@
 #
 #   grad  -A b**g (b + g a S) + B a**g (a + g b T)
 #   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**g (a b (1 + 2g) + g b T (g b - a))
+#
+# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk
+# uses _elements: open_chunk residual_numerator
+# uses _job: Job loss_kernel
+# uses _logits: chain_first chain_second smallest_normal transform_logits
+# uses _math: absolute exp_negative fma log1p_positive log1p_unit real square_of_one_plus
+# uses _operand: load_flat
+# uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
+# uses _stats: chunk_statistics
+# uses _sums: Sum
+# uses _weights: output_weights
 
 
 cdef inline real bce_margin(real z, real y) noexcept nogil:
@@ -18,11 +29,6 @@ cdef inline real bce_margin(real z, real y) noexcept nogil:
     logit on the side of its target costs nothing."""
     cdef real against = <real>1 - y if z > 0 else y
     return 0 if against == 0 else absolute(z) * against
-
-
-cdef inline real bce_numerator(real z, real y, real e) noexcept nogil:
-    """(1 + e) (a - y)."""
-    return fma(-y, e, <real>1 - y) if z >= 0 else fma(<real>1 - y, e, -y)
 
 
 cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
@@ -51,7 +57,7 @@ cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* t
         if job.want & WANT_GRAD:
             # the divisor goes into 1 + e, where it costs no rounding of its own
             for i in range(n):
-                grad[i] = bce_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
+                grad[i] = residual_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
             if not ordinary:
                 for i in range(n):
                     grad[i] = <real>(grad[i] / job.divisor)
@@ -71,17 +77,14 @@ cdef inline real bounded_product(real a, real b) noexcept nogil:
 cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
     """Logits of a chunk after clip, scale and cap, their e**-|x|, and both negative logarithms."""
     cdef real* x = scratch + LOGIT
-    cdef real* slope = scratch + SLOPE
     cdef real* e = scratch + EXPONENTIAL
     cdef real* on = scratch + LOG_ON
     cdef real* off = scratch + LOG_OFF
-    cdef real scale = <real>job.o.scale
-    cdef real cap = <real>job.o.cap
     cdef real tiny = smallest_normal(job, scratch[0])
     cdef real a, b, large, small, log_large
     cdef Py_ssize_t i
     load_flat(&job.x, start, n, x)
-    if job.o.probabilities:
+    if job.o.from_probabilities:
         # From activations: both logarithms by log1p of the smaller over the larger.
         for i in range(n):
             a = x[i]
@@ -97,14 +100,7 @@ cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* sc
             off[i] = log_large if a < b else small
             x[i] = a - b
         return
-    if job.o.clip < SL_INFINITY:
-        clamp(<const real*>x, n, job.o.clip, x)
-    if scale != 1:
-        for i in range(n):
-            x[i] *= scale
-    if cap != 0:
-        for i in range(n):
-            x[i] = capped(x[i], cap, &slope[i])
+    transform_logits(job.o, n, x, scratch + SLOPE)
     for i in range(n):
         e[i] = exp_negative(-absolute(x[i]))
     for i in range(n):
@@ -116,8 +112,8 @@ cdef void option_factors(const Job* job, Py_ssize_t start, Py_ssize_t n, real* s
     """The factors A and B of a chunk."""
     cdef real* on = scratch + POSITIVE
     cdef real* off = scratch + NEGATIVE
-    cdef real stays = <real>(1 - job.o.smoothing)
-    cdef real share = <real>(0.5 * job.o.smoothing)
+    cdef real stays = <real>(1 - job.o.label_smoothing)
+    cdef real share = <real>(0.5 * job.o.label_smoothing)
     cdef real positive = <real>job.o.positive
     cdef real negative = <real>job.o.negative
     cdef real y
@@ -127,8 +123,8 @@ cdef void option_factors(const Job* job, Py_ssize_t start, Py_ssize_t n, real* s
         y = on[i]
         on[i] = positive * fma(stays, y, share)
         off[i] = negative * fma(stays, <real>1 - y, share)
-    if job.o.positive_weight != NULL:
-        output_weights(job.o.positive_weight, job.o.positive_weights, job.outputs, start, n, on)
+    if job.o.pos_weight != NULL:
+        output_weights(job.o.pos_weight, job.o.n_pos_weight, job.outputs, start, n, on)
 
 
 cdef void option_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
@@ -163,7 +159,7 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
     cdef real* value = scratch + VALUE
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
-    cdef real gamma = <real>job.o.focal
+    cdef real gamma = <real>job.o.focal_gamma
     cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
     cdef real a, b, a_power, b_power, a_log, b_log
     cdef Py_ssize_t i
@@ -188,46 +184,32 @@ cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scr
     cdef const real* log_on = scratch + LOG_ON
     cdef const real* log_off = scratch + LOG_OFF
     cdef real* grad = scratch + GRAD
-    cdef real gamma = <real>job.o.focal
-    cdef real stays = <real>((1 - job.o.smoothing) / job.divisor)
+    cdef real gamma = <real>job.o.focal_gamma
+    cdef real stays = <real>((1 - job.o.label_smoothing) / job.divisor)
     cdef real positive = <real>job.o.positive
     cdef real negative = <real>job.o.negative
     cdef real more, less
     cdef Py_ssize_t i
     for i in range(n):
         on[i] = positive
-    if job.o.positive_weight != NULL:
-        output_weights(job.o.positive_weight, job.o.positive_weights, job.outputs, start, n, on)
+    if job.o.pos_weight != NULL:
+        output_weights(job.o.pos_weight, job.o.n_pos_weight, job.outputs, start, n, on)
     for i in range(n):
         more = on[i] * exp_negative(-gamma * log_off[i]) if gamma != 0 else on[i]
         less = negative * exp_negative(-gamma * log_on[i]) if gamma != 0 else negative
         grad[i] = stays * (bounded_product(more, log_on[i]) - bounded_product(less, log_off[i]))
 
 
-cdef void option_steering(const Job* job, Py_ssize_t n, real* scratch) noexcept nogil:
-    """Derivatives by x to derivatives by the logits."""
-    cdef const real* x = scratch + LOGIT
+cdef void chain_options(const Job* job, Py_ssize_t n, real* scratch) noexcept nogil:
+    """Derivatives by x to derivatives by the logits; the divisor goes into the gradient."""
     cdef const real* slope = scratch + SLOPE
     cdef real* grad = scratch + GRAD
-    cdef real* hess = scratch + HESS
-    cdef real scale = <real>job.o.scale
-    cdef real cap = <real>job.o.cap
-    cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
     # in float64: the divisor may be one that float32 does not hold
     cdef double factor = 1 / job.divisor
-    cdef real bend
     cdef Py_ssize_t i
-    if cap != 0:
-        for i in range(n if curved else 0):
-            bend = -<real>2 * (x[i] / cap) * slope[i] / cap
-            hess[i] = scale * (scale * (slope[i] * slope[i] * hess[i] + bend * grad[i]))
-        for i in range(n):
-            grad[i] *= scale * slope[i]
-    elif scale != 1:
-        for i in range(n if curved else 0):
-            hess[i] = scale * (scale * hess[i])
-        for i in range(n):
-            grad[i] *= scale
+    if job.want & (WANT_HESS | WANT_PRODUCT):
+        chain_second(job.o, n, <const real*>(scratch + LOGIT), slope, <const real*>grad, scratch + HESS)
+    chain_first(job.o, n, slope, grad)
     for i in range(n):
         grad[i] = <real>(grad[i] * factor)
 
@@ -241,18 +223,18 @@ cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* 
             target_chunk(job, at, n, scratch)
         else:
             option_factors(job, at, n, scratch)
-            if job.o.focal == 0:
+            if job.o.focal_gamma == 0:
                 option_chunk(job, at, n, scratch)
             else:
                 focal_chunk(job, at, n, scratch)
-            option_steering(job, n, scratch)
+            chain_options(job, n, scratch)
         if job.want & WANT_STATS:
             chunk_statistics(job, at, n, <const real*>(scratch + LOGIT), scratch)
         close_chunk(job, at, n, scratch, total)
 
 
 cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    if job.general:
+    if job.has_options:
         option_chunks(job, start, stop, total, scratch)
     else:
         plain_chunks(job, start, stop, total, scratch)
@@ -271,6 +253,4 @@ cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
 #   float64 soft grad 3.201 at -0x1.00d0d44d9d174p+1, target 0x1.f9b644c34dcap-22
 #   float64 soft hess 2.415 at 0x1.35d2899120da7p+2, target 0x1.ec34d9a9ce478p-21
 #   float64 soft loss 1.970 at 0x1.f0be4febed90ap+4, target 0x1.fdc0c34503283p-2
-def sigmoid_bce(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
-    cdef Kernel kernel = Kernel(sigmoid_bce_kernel[float], sigmoid_bce_kernel[double])
-    return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, False, &kernel)
+sigmoid_bce = loss_kernel(sigmoid_bce_kernel[float], sigmoid_bce_kernel[double])

@@ -59,9 +59,10 @@ def softmax_loss(x: Any, y: Any) -> tuple[float, np.ndarray]:
            [-0.5 ,  0.5 ]])
     """
     try:
-        return _LOSS.value_and_grad(x, y)
+        loss, dx = _LOSS.value_and_grad(x, y)
     except ValueError as error:
         raise explained(error, x, y, "x", "y", -1, True) from None
+    return float(loss), dx
 
 
 def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> tuple[float, np.ndarray]:
@@ -114,4 +115,4 @@ def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> t
         raise explained(error, x, y, "x", "y", -1, True) from None
     if verbose:
         print("dx:", dx.shape)
-    return loss, dx
+    return float(loss), dx

@@ -88,7 +88,7 @@ class CrossEntropyCost:
             If an argument does not hold real numbers, the shapes differ, or a target is out of range.
         """
         try:
-            return _BCE_OF_OUTPUT(a, y)
+            return float(_BCE_OF_OUTPUT(a, y))
         except ValueError as error:
             raise explained(error, a, y, "a", "y", 0, False) from None
 

@@ -1,0 +1,108 @@
+# What the kernels know of a loss: its kernel, and its options in the form that kernels read.
+#
+# uses _job: LossKernel
+# uses _operand: MAX_DIMS
+# uses _options: REDUCE_BATCHMEAN REDUCE_MEAN REDUCE_NONE REDUCE_SUM Settings set_neutral
+
+cdef extern from "Python.h":
+    object PyDictProxy_New(object)
+
+REDUCTIONS = {"none": REDUCE_NONE, "sum": REDUCE_SUM, "mean": REDUCE_MEAN, "batchmean": REDUCE_BATCHMEAN}
+
+
+cdef double number_of(dict options, str name, double neutral) except? -1:
+    """An option as a number; `neutral` where it is None or another loss's."""
+    value = options.get(name)
+    return neutral if value is None else value
+
+
+cdef class Loss:
+    """What the kernels know of a loss; the classes of losses.py derive from it. It is configured once."""
+
+    cdef Settings settings
+    cdef LossKernel kernel                # None until the loss is configured
+    cdef object options                 # read-only, by their names
+    cdef np.ndarray class_weight        # the memory of the settings'
+    cdef np.ndarray pos_weight
+    cdef object far_ignore_index        # one that float64 may not tell from its neighbours, or None
+    cdef double target_max              # targets that are no class indices lie between 0 and this
+    cdef bint rowwise                   # a loss for each row, or for each element?
+    cdef int axis
+    cdef int reduction
+    cdef bint has_options               # beyond what the kernels for plain losses do
+    cdef bint in_float64                # float32 logits are computed in float64
+
+    @property
+    def _options(self):
+        self.require_configured()
+        return self.options
+
+    def _set(self, LossKernel kernel not None, dict options not None, bint rowwise, double target_max):
+        """Take over options that the class has checked."""
+        if self.kernel is not None:
+            raise AttributeError(f"{type(self).__name__} is immutable: its options cannot be set again")
+        if kernel.functions.single == NULL:
+            raise TypeError("a kernel that was not made by the kernels")
+        self.reduction = REDUCTIONS[options["reduction"]]
+        self.rowwise = rowwise
+        self.target_max = target_max
+        # an axis that no array has is refused with the array's shape
+        self.axis = max(-MAX_DIMS - 1, min(<object>MAX_DIMS, options.get("axis", -1)))
+        self.set_numbers(options)
+        self.set_weights(options)
+        self.set_ignore_index(options.get("ignore_index"))
+        # The rounding of a scaled or bent logit, or of a logarithm that is raised to a power, would be
+        # many ulps of the result; float64 has the digits to spare.
+        self.in_float64 = (self.settings.logit_scale != 1 or self.settings.softcap != 0
+                           or self.settings.focal_gamma != 0 or self.settings.from_probabilities)
+        self.has_options = (self.in_float64 or self.settings.label_smoothing != 0 or self.settings.z_loss != 0
+                            or self.settings.positive != 1 or self.settings.negative != 1
+                            or self.settings.pos_weight != NULL)
+        self.options = PyDictProxy_New(options)
+        self.kernel = kernel
+
+    cdef int require_configured(self) except -1:
+        if self.kernel is None:
+            raise AttributeError(f"{type(self).__name__} has no options: its __init__ has not been called")
+        return 0
+
+    cdef int set_numbers(self, dict options) except -1:
+        cdef Settings* o = &self.settings
+        set_neutral(o)
+        o.logit_clip = number_of(options, "logit_clip", o.logit_clip)
+        o.logit_scale = number_of(options, "logit_scale", o.logit_scale)
+        o.softcap = number_of(options, "softcap", 0)
+        o.label_smoothing = number_of(options, "label_smoothing", 0)
+        o.focal_gamma = number_of(options, "focal_gamma", 0)
+        o.z_loss = number_of(options, "z_loss", 0)
+        o.from_probabilities = number_of(options, "from_probabilities", 0) != 0
+        if options.get("focal_alpha") is not None:
+            o.positive = options["focal_alpha"]
+            o.negative = 1 - o.positive
+        return 0
+
+    cdef int set_weights(self, dict options) except -1:
+        cdef Settings* o = &self.settings
+        weight = options.get("class_weight")
+        if weight is not None:
+            self.class_weight = np.PyArray_FROMANY(weight, np.NPY_DOUBLE, 1, 1, np.NPY_ARRAY_DEFAULT | np.NPY_ARRAY_ENSURECOPY)
+            o.class_weight = <const double*>np.PyArray_DATA(self.class_weight)
+            o.n_class_weight = np.PyArray_SIZE(self.class_weight)
+        weight = options.get("pos_weight")
+        if weight is not None:
+            self.pos_weight = np.PyArray_FROMANY(weight, np.NPY_DOUBLE, 0, 1, np.NPY_ARRAY_DEFAULT | np.NPY_ARRAY_ENSURECOPY)
+            o.pos_weight = <const double*>np.PyArray_DATA(self.pos_weight)
+            o.n_pos_weight = np.PyArray_SIZE(self.pos_weight)
+            o.pos_weight_shared = np.PyArray_NDIM(self.pos_weight) == 0
+        return 0
+
+    cdef int set_ignore_index(self, object index) except -1:
+        # labels are compared as float64, which holds every integer up to 2**53
+        if index is None:
+            return 0
+        if -2**53 < index < 2**53:
+            self.settings.has_ignore_index = True
+            self.settings.ignore_index = index
+        else:
+            self.far_ignore_index = index
+        return 0
