@@ -6,7 +6,7 @@ from stableloss.activations import log_sigmoid, log_softmax, logsumexp, sigmoid,
 from stableloss.losses import *  # noqa: F403
 from stableloss.losses import __all__ as _losses
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "cpu_level",

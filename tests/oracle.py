@@ -812,7 +812,7 @@ class Value:
         """Errors of results that are `sign` times the exact values; NaN for NaN."""
         if self.exact.dtype == object:
             exact, unit = self.in_ulps
-            errors = abs((np.ldexp(got * sign, -unit) - exact).astype(np.float64))
+            errors = abs((np.ldexp(got * sign, (-unit).astype(np.intc)) - exact).astype(np.float64))
         else:
             difference = got - self.exact if sign > 0 else got + self.exact
             errors = abs(difference) * self.ulps_per_unit
@@ -888,7 +888,8 @@ def _scaled_to_ulps(difference, magnitude, dtype):
     unit = np.maximum(unit, info.minexp + 1) - info.nmant - 1
     # Differences so large or small that they leave float64 are beyond, or below, any limit.
     shift = np.clip(exponent.astype(np.int64) - unit, -2000, 2000)
-    return np.ldexp(mantissa.astype(np.float64), shift)
+    # the only type of exponents that is an int in C everywhere
+    return np.ldexp(mantissa.astype(np.float64), shift.astype(np.intc))
 
 
 @quiet

@@ -8,17 +8,6 @@ cdef extern from "sl_half.h":
     uint16_t sl_to_half(float) noexcept nogil
     uint16_t sl_to_bfloat(float) noexcept nogil
 
-cdef extern from *:
-    """
-    /* ml_dtypes registers bfloat16 with numpy as a user's type, known by its name alone */
-    static inline int sl_is_bfloat(PyArrayObject *a) {
-        const char *name = PyArray_DESCR(a)->typeobj->tp_name;
-        size_t n = strlen(name);
-        return PyArray_TYPE(a) >= NPY_USERDEF && n >= 8 && strcmp(name + n - 8, "bfloat16") == 0;
-    }
-    """
-    bint sl_is_bfloat(np.ndarray)
-
 cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
     object PyArray_NewLikeArray(np.ndarray, np.NPY_ORDER, void*, int)
@@ -64,6 +53,9 @@ cdef int element_kind(np.ndarray a) noexcept:
         return kind
     if kind == np.NPY_BOOL or kind == NPY_HALF:
         return kind
+    if np.PyArray_ISFLOAT(a) and np.PyArray_ITEMSIZE(a) == 8:
+        # a long double, where it has no more bits than a double
+        return np.NPY_DOUBLE
     if np.PyArray_ISINTEGER(a):
         # long and long long are two type numbers of one width
         if np.PyArray_ITEMSIZE(a) == 8:
@@ -71,7 +63,8 @@ cdef int element_kind(np.ndarray a) noexcept:
         if np.PyArray_ITEMSIZE(a) == 4:
             return np.NPY_INT32 if np.PyArray_ISSIGNED(a) else np.NPY_UINT32
         return kind
-    return KIND_BFLOAT if sl_is_bfloat(a) else -1
+    # ml_dtypes registers bfloat16 with numpy as a user's type, known by its name alone
+    return KIND_BFLOAT if np.PyTypeNum_ISUSERDEF(kind) and a.dtype.type.__name__ == "bfloat16" else -1
 
 
 cdef inline bint is_floating(int kind) noexcept nogil:
