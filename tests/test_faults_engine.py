@@ -169,6 +169,34 @@ def test_call_in_a_signal_handler(tmp_path, count):
 
 
 @UNIX
+def test_signals_that_come_faster_than_they_are_handled(tmp_path):
+    """Handlers interrupt each other until Python has enough of it; the stack is large enough for that."""
+    code = """
+    sl.set_num_threads(2)
+    x, t = array(100_000, 10), np.zeros(100_000, int)
+    depth = deepest = 0
+    def handler(*_):
+        global depth, deepest
+        depth += 1
+        deepest = max(depth, deepest)
+        end = time.time() + 0.02
+        while time.time() < end:
+            sl.softmax_ce(x, t)
+        depth -= 1
+    signal.signal(signal.SIGALRM, handler)
+    sys.setrecursionlimit(400)
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+    try:
+        while True:
+            sl.softmax_ce(LONG[:30_000_000], LABEL[:30_000_000])
+    except RecursionError:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert deepest > 100
+    """
+    check(tmp_path, code)
+
+
+@UNIX
 def test_signals_are_seen_in_the_middle_of_a_call(tmp_path):
     code = """
     seen = []

@@ -16,6 +16,7 @@ cdef extern from "sl_pool.h":
     ctypedef struct sl_call:
         pass
     ctypedef void (*sl_work)(void*, Py_ssize_t, void*) noexcept nogil
+    int SL_MAX_HELPERS
     unsigned long sl_main_thread
     sl_workspace* sl_take_workspace() noexcept nogil
     void sl_give_workspace(sl_workspace*) noexcept nogil
@@ -35,15 +36,16 @@ cdef extern from "sl_platform.h":
 
 cdef enum:
     RELEASE_GIL = 2048      # logits below which dropping the GIL costs more than it gives
-    MAX_THREADS = 256       # the pool's helpers and the calling thread
 
-# Nanoseconds of work that make a thread worth its while.
+# Nanoseconds of work that make a thread worth its while: starting one costs about 10000, and where it gets no
+# CPU to itself the call has lost some 6000.
 cdef double THREAD_WORK = 40000
 
-# Nanoseconds that a logit takes, with value and gradient, in arrays that fit the cache: a lower bound over
-# numbers of classes, from the best of many calls on Zen 5 and Sapphire Rapids. What is computed in float32, in
-# float64; then the same for what is computed in tiles. Too low a figure makes a call of some 0.1 ms use one
-# thread where two would be a little faster.
+# Nanoseconds that a logit takes with value and gradient, in arrays that fit the cache; computed in float32, in
+# float64, and the same for what is computed in tiles (soft targets, options, Hessians, statistics). Lower bounds
+# over the losses and numbers of classes: plain kernels of v4 as on Zen 5, the others 0.7 of the least on Sapphire
+# Rapids (best of 15 calls of 60000 logits each). What costs ten times as much, as a focal loss does, is shared
+# from two blocks on anyway; too low a figure makes a call of some 0.1 ms use one thread where two would be faster.
 cdef double[3][4] COST = [
     [1.4, 4.0, 4.0, 8.0],       # base
     [0.5, 1.2, 1.4, 2.8],       # v3
@@ -65,6 +67,8 @@ _threading = sys.modules.get("threading")
 sl_main_thread = get_ident() if _threading is None else _threading.main_thread().ident
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=before_fork, after_in_child=after_fork)
+# to be called by nobody else
+del before_fork, after_fork
 
 
 cdef inline bint stopped(const Job* job) noexcept nogil:
@@ -101,7 +105,7 @@ cdef inline void add_part(Sum* total, const Sum* part) noexcept nogil:
 
 cdef int helpers_for(Py_ssize_t count, double nanoseconds) except -1:
     """How many threads, beside the calling one, `count` blocks of so much work are worth."""
-    cdef double threads = min(nanoseconds / THREAD_WORK, <double>min(count, <Py_ssize_t>MAX_THREADS))
+    cdef double threads = min(nanoseconds / THREAD_WORK, <double>min(count, <Py_ssize_t>(SL_MAX_HELPERS + 1)))
     if threads < 2:
         return 0
     return <int>min(threads, <double>get_num_threads()) - 1

@@ -32,6 +32,7 @@ enum {
     SL_MAX_HELPERS = 255,       /* whatever number of threads is asked for: memory is exhausted long before */
     SL_ASK = 50000000,          /* nanoseconds between two questions for signals ... */
     SL_WAIT = 10000,            /* ... and microseconds until one who waits looks at the clock */
+    SL_MAX_ASKING = 8,          /* calls in the middle of which a call that asks is made: each takes up stack */
     SL_SPIN = 10000,            /* nanoseconds that a caller looks out for the last helper before it blocks */
     SL_RETRY = 100000000        /* nanoseconds until a thread is asked for again where one was refused */
 };
@@ -121,10 +122,12 @@ typedef struct sl_call {
     struct sl_call *outer;      /* the call in the middle of which this one was made */
 } sl_call;
 
-/* The main thread's own: when it is to ask for signals next, and its innermost call that is asking. */
+/* The main thread's own: when it is to ask for signals next, its innermost call that is asking, and how many
+   there are. */
 static unsigned long sl_main_thread;
 static int64_t sl_ask_at;
 static sl_call *sl_asking;
+static int sl_number_asking;
 
 static void sl_gather(sl_call *call, int asks);
 
@@ -136,8 +139,10 @@ static void sl_ask(sl_call *call) {
     state = PyGILState_Ensure();
     call->outer = sl_asking;
     sl_asking = call;
+    sl_number_asking++;
     if (PyErr_CheckSignals() != 0)
         SL_STORE(&call->stop, 1);
+    sl_number_asking--;
     sl_asking = call->outer;
     PyGILState_Release(state);
     sl_default_environment();
@@ -266,6 +271,8 @@ static void sl_gather(sl_call *call, int asks) {
         SL_PAUSE();
     while (PyThread_acquire_lock_timed(call->done, asks ? SL_WAIT : -1, 0) != PY_LOCK_ACQUIRED)
         sl_ask_in_time(call);
+    /* the lock orders memory well enough, but not in the eyes of a thread sanitizer that lacks sem_clockwait */
+    (void)SL_LOAD(&call->present);
 }
 
 /* Works on all blocks, with as many helpers as can be had up to a number. Returns 0, or -1 with an exception set
@@ -277,7 +284,7 @@ static int sl_run(sl_call *call, sl_work work, void *context, Py_ssize_t blocks,
     call->taken = 0;
     call->stop = call->closed = 0;
     call->present = 1;
-    call->asks = PyThread_get_thread_ident() == sl_main_thread;
+    call->asks = PyThread_get_thread_ident() == sl_main_thread && sl_number_asking < SL_MAX_ASKING;
     call->questions = 0;
     call->helpers = 0;
     if (helpers > 0 && own->done == NULL)
@@ -318,8 +325,10 @@ static void sl_after_fork(void) {
         sl_helpers[i].wake = NULL;
     }
     sl_retry_at = 0;
-    if (PyThread_get_thread_ident() != sl_main_thread)
+    if (PyThread_get_thread_ident() != sl_main_thread) {
         sl_asking = NULL;
+        sl_number_asking = 0;
+    }
     sl_main_thread = PyThread_get_thread_ident();
 }
 
