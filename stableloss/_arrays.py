@@ -46,8 +46,15 @@ def holds_mask(value: Any, depth: int = 64) -> bool:
     """Whether numpy would drop a mask on the way from a value to an array: lists are looked into."""
     if not isinstance(value, (list, tuple)):
         return isinstance(value, np.ma.MaskedArray)
-    nested = any(issubclass(kind, (list, tuple, np.ma.MaskedArray)) for kind in set(map(type, value)))
-    return nested and depth > 0 and any(holds_mask(item, depth - 1) for item in value)
+    for kind in set(map(type, value)):
+        if issubclass(kind, (list, tuple, np.ma.MaskedArray)):
+            break
+    else:
+        return False  # nothing but numbers
+    for item in value:
+        if depth > 0 and holds_mask(item, depth - 1):
+            return True
+    return False
 
 
 def require_no_mask(value: Any, name: str) -> None:
@@ -60,6 +67,8 @@ def require_no_mask(value: Any, name: str) -> None:
 
 def any_array(value: Any, name: str) -> np.ndarray:
     """The plain array that numpy makes of a value."""
+    if type(value) is np.ndarray:
+        return value
     require_no_mask(value, name)
     array = np.asanyarray(value)
     require_no_mask(array, name)  # what `__array__` gave
@@ -82,6 +91,8 @@ def readable_dtype(dtype: np.dtype) -> np.dtype | None:
 def real_array(value: Any, name: str) -> np.ndarray:
     """A plain array of real numbers that the kernels can read."""
     array = any_array(value, name)
+    if array.dtype.char in "fd" and array.dtype.isnative and array.flags.aligned:
+        return array
     dtype = readable_dtype(array.dtype)
     if dtype is None:
         refuse_dtype(array, name)
@@ -168,32 +179,30 @@ def without_label(targets: np.ndarray, label: int, mask: np.ndarray | None) -> n
 
 def as_numbers(array: np.ndarray) -> np.ndarray:
     """As float64; any byte but 0 is True."""
-    return (array.view(np.uint8) != 0 if array.dtype == np.bool_ else array).astype(np.float64)
-
-
-def count_correct(
-    loss: Any,
-    targets: np.ndarray,
-    sample_weight: np.ndarray | None,
-    mask: np.ndarray | None,
-    predicted: np.ndarray,
-    logsumexp: np.ndarray,
-) -> int:
-    """How many predictions are the target, of the rows (elements) that count."""
-    if loss._rowwise:
-        soft = targets.ndim > predicted.ndim
-        labels = np.argmax(targets, axis=loss._axis) if soft else as_numbers(targets)
-        right = (predicted == labels) & (predicted >= 0)
-    else:
-        right = predicted == (as_numbers(targets) > 0.5)
-        for counts in (mask, sample_weight):
-            if counts is not None:
-                right &= per_element(counts != 0, targets, loss._axis)
-    right &= logsumexp == logsumexp
-    return int(np.count_nonzero(right))
+    return (array.view(np.uint8) != 0 if array.dtype.char == "?" else array).astype(np.float64, copy=False)
 
 
 # ---- refusals -------------------------------------------------------------------------------------
+
+
+def place_of(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The indices of an element, counted in C order."""
+    place: list[int] = []
+    for length in reversed(shape):
+        index, i = divmod(index, length)
+        place.append(i)
+    return tuple(reversed(place))
+
+
+def refuse_value(array: np.ndarray, place: tuple[int, ...], name: str, demand: str) -> NoReturn:
+    where = f" at {place[0] if len(place) == 1 else place}" if place else ""
+    raise ValueError(f"{name}{where} is {array[place]}, {demand}")
+
+
+def refuse_axis(shape: tuple[int, ...], axis: int) -> NoReturn:
+    if -len(shape) <= axis < len(shape):
+        raise ValueError(f"x of shape {shape} is empty along axis {axis}")
+    raise ValueError(f"x of shape {shape} has no axis {axis}")
 
 
 def require_shape(
@@ -205,92 +214,9 @@ def require_shape(
         )
 
 
-def require_values(array: np.ndarray, valid: np.ndarray, name: str, demand: str) -> None:
-    if not valid.all():
-        at = tuple(int(i) for i in np.unravel_index(int(np.argmin(valid)), valid.shape))
-        place = f" at {at[0] if len(at) == 1 else at}" if at else ""
-        raise ValueError(f"{name}{place} is {array[at]}, {demand}")
-
-
-def require_range(array: np.ndarray, name: str, highest: float, skip: Any = False) -> None:
-    values = as_numbers(array)
-    valid = (values >= 0) & (values <= highest) & (values < math.inf)
-    demand = "not a non-negative finite number" if highest == math.inf else f"not in [0, {highest:g}]"
-    require_values(array, valid | skip, name, demand)
-
-
 def without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     """What is left of a shape without one of its axes."""
     return shape[:axis] + shape[axis:][1:]
-
-
-def per_element(array: np.ndarray, logits: np.ndarray, axis: int) -> np.ndarray:
-    """What is given per row, as what can be broadcast against the logits."""
-    return array if array.ndim == logits.ndim else np.expand_dims(array, axis)
-
-
-def require_weight_shape(array: np.ndarray, logits: np.ndarray, name: str, loss: Any) -> None:
-    """Weights and masks are per row, or per element of a loss by element."""
-    rows = without(logits.shape, loss._axis)
-    if array.shape == rows and logits.ndim:
-        return
-    if loss._rowwise or array.shape != logits.shape:
-        allowed = f"{rows}" if loss._rowwise else f"{rows} or {logits.shape}"
-        raise ValueError(
-            f"{name} has shape {array.shape} where logits of shape {logits.shape} need {allowed}"
-        )
-
-
-def require_indices(loss: Any, targets: np.ndarray, logits: np.ndarray, skip: np.ndarray, hint: str) -> None:
-    k = logits.shape[loss._axis]
-    require_shape(targets, without(logits.shape, loss._axis), "targets (class indices)", logits, hint)
-    values = as_numbers(targets)
-    valid = (values >= 0) & (values < k) & (values == np.floor(values))
-    demand = f"not a whole number from 0 to {k - 1} ({k} classes)"
-    require_values(targets, valid | skip, "class index", demand)
-
-
-def require_soft_targets(loss: Any, targets: np.ndarray, logits: np.ndarray, skip: Any, hint: str) -> None:
-    axis, rows = loss._axis, without(logits.shape, loss._axis)
-    if (
-        loss._rowwise
-        and targets.ndim == logits.ndim
-        and targets.shape[axis] == 1 < logits.shape[axis]
-        and without(targets.shape, axis) == rows
-    ):
-        indices = "targets[..., 0]" if axis == -1 else f"targets.squeeze({axis})"
-        raise ValueError(
-            f"targets have shape {targets.shape} where logits of shape {logits.shape} need class indices of "
-            f"shape {rows} or probabilities of shape {logits.shape}; for class indices pass {indices}"
-        )
-    name = "targets (probabilities)" if loss._rowwise else "targets"
-    require_shape(targets, logits.shape, name, logits, hint)
-    name = "target probability" if loss._rowwise else "target"
-    require_range(targets, name, loss._target_range[1], skip)
-
-
-def require_options(loss: Any, logits: np.ndarray, counts: np.ndarray) -> None:
-    """That the options of the loss fit these logits, of the rows or elements that count."""
-    options = loss._options
-    outputs = logits.shape[loss._axis] if logits.ndim else 1
-    for name in ("class_weight", "pos_weight"):
-        weight = options.get(name)
-        if isinstance(weight, tuple) and len(weight) != outputs:
-            raise ValueError(
-                f"{name} has length {len(weight)} where logits of shape {logits.shape} need {outputs}"
-            )
-    if options.get("from_probabilities"):
-        values = as_numbers(logits)
-        with np.errstate(invalid="ignore"):
-            valid = ~((values < 0) | (values > 1))
-        demand = "not in [0, 1] (from_probabilities=True)"
-        require_values(logits, valid | ~per_element(counts, logits, loss._axis), "probability", demand)
-
-
-def refuse_axis(shape: tuple[int, ...], axis: int) -> NoReturn:
-    if -len(shape) <= axis < len(shape):
-        raise ValueError(f"x of shape {shape} is empty along axis {axis}")
-    raise ValueError(f"x of shape {shape} has no axis {axis}")
 
 
 def require_axis(loss: Any, logits: np.ndarray) -> None:
@@ -300,7 +226,48 @@ def require_axis(loss: Any, logits: np.ndarray) -> None:
         raise ValueError(f"logits of shape {logits.shape} have no classes along axis {loss._axis}")
 
 
-def refuse(
+def require_weight_shape(array: np.ndarray | None, logits: np.ndarray, name: str, loss: Any) -> None:
+    """Weights and masks are per row, or per element of a loss by element."""
+    rows = without(logits.shape, loss._axis)
+    if array is None or (array.shape == rows and logits.ndim):
+        return
+    if loss._rowwise or array.shape != logits.shape:
+        allowed = f"{rows}" if loss._rowwise else f"{rows} or {logits.shape}"
+        raise ValueError(
+            f"{name} has shape {array.shape} where logits of shape {logits.shape} need {allowed}"
+        )
+
+
+def require_targets_of_rows(loss: Any, targets: np.ndarray, logits: np.ndarray, hint: str) -> None:
+    """Class indices, or probabilities."""
+    axis, rows = loss._axis, without(logits.shape, loss._axis)
+    if targets.ndim < logits.ndim:
+        require_shape(targets, rows, "targets (class indices)", logits, hint)
+    elif (
+        targets.ndim == logits.ndim
+        and targets.shape[axis] == 1 < logits.shape[axis]
+        and without(targets.shape, axis) == rows
+    ):
+        indices = "targets[..., 0]" if axis == -1 else f"targets.squeeze({axis})"
+        raise ValueError(
+            f"targets have shape {targets.shape} where logits of shape {logits.shape} need class indices of "
+            f"shape {rows} or probabilities of shape {logits.shape}; for class indices pass {indices}"
+        )
+    else:
+        require_shape(targets, logits.shape, "targets (probabilities)", logits, hint)
+
+
+def require_option_lengths(loss: Any, logits: np.ndarray) -> None:
+    outputs = logits.shape[loss._axis] if logits.ndim else 1
+    for name in ("class_weight", "pos_weight"):
+        weight = loss._options.get(name)
+        if isinstance(weight, tuple) and len(weight) != outputs:
+            raise ValueError(
+                f"{name} has length {len(weight)} where logits of shape {logits.shape} need {outputs}"
+            )
+
+
+def refuse_shapes(
     loss: Any,
     logits: np.ndarray,
     targets: np.ndarray,
@@ -310,36 +277,22 @@ def refuse(
     by_targets: bool,
     integer_logits: bool,
 ) -> NoReturn:
-    """Raise the error that says why the arguments of a call do not fit each other."""
-    if loss._rowwise:
-        require_axis(loss, logits)
-    counts = np.ones(without(logits.shape, loss._axis) if loss._rowwise else logits.shape, bool)
-    if mask is not None:
-        require_weight_shape(mask, logits, "mask", loss)
-        counts &= mask if loss._rowwise else per_element(mask, logits, loss._axis)
+    """Raise the error that says why the shapes of a call's arguments do not fit each other."""
     hint = ""
     if integer_logits and targets.dtype.kind not in "biu":
         hint = "; integers came first and floats second: the order is (logits, targets)"
-    hard = loss._rowwise and targets.ndim < logits.ndim
-    if hard:
-        ignored, label = np.zeros(targets.shape, bool), loss._options.get("ignore_index")
-        if label is not None:
-            ignored = is_label(targets, label)
-        if targets.shape == counts.shape:
-            counts &= ~ignored
-        require_indices(loss, targets, logits, ~counts if targets.shape == counts.shape else ignored, hint)
+    if loss._rowwise:
+        require_axis(loss, logits)
+        require_targets_of_rows(loss, targets, logits, hint)
+        if by_targets and targets.ndim < logits.ndim:
+            raise ValueError(
+                "target_grad needs target probabilities of the shape of the logits, not class indices"
+            )
     else:
-        require_soft_targets(loss, targets, logits, ~per_element(counts, logits, loss._axis), hint)
-    if hard and by_targets:
-        raise ValueError(
-            "target_grad needs target probabilities of the shape of the logits, not class indices"
-        )
-    if sample_weight is not None:
-        require_weight_shape(sample_weight, logits, "sample_weight", loss)
-        require_range(sample_weight, "sample_weight", math.inf)
-        weight = sample_weight if loss._rowwise else per_element(sample_weight, logits, loss._axis)
-        counts = counts & (weight != 0)
-    require_options(loss, logits, counts)
+        require_shape(targets, logits.shape, "targets", logits, hint)
+    require_weight_shape(sample_weight, logits, "sample_weight", loss)
+    require_weight_shape(mask, logits, "mask", loss)
+    require_option_lengths(loss, logits)
     if vector is not None:
         require_shape(vector, logits.shape, "v", logits)
     raise RuntimeError("an argument was changed during the call")

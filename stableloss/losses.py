@@ -6,12 +6,10 @@ instance carries the stem as its name.
 
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, overload
 
 import numpy as np
 
-from stableloss import _arrays
 from stableloss._arrays import Stats, index, number, positive
 from stableloss._dispatch import implemented_by, kernels
 
@@ -62,21 +60,9 @@ def _label(name: str, value: Any) -> int | None:
     return label
 
 
-def _weights(name: str, value: Any) -> tuple[float, ...]:
-    array = _arrays.any_array(value, name)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must hold real numbers, not dtype {array.dtype}")
-    if array.ndim != 1 or not array.size:
-        raise ValueError(f"{name} has shape {array.shape}, not one number per class")
-    numbers = tuple(array.astype(np.float64).tolist())
-    if not (min(numbers) >= 0 and sum(numbers) < math.inf):  # in doubt, NaN included
-        valid = (array >= 0) & (array < math.inf)
-        _arrays.require_values(array, valid, name, "not a non-negative finite number")
-    return numbers
-
-
 def _weight_or_weights(name: str, value: Any) -> float | tuple[float, ...]:
-    return _not_negative(name, value) if np.ndim(value) == 0 else _weights(name, value)
+    scalar = isinstance(value, (int, float)) or np.ndim(value) == 0
+    return _not_negative(name, value) if scalar else kernels.weights(name, value)
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -88,7 +74,7 @@ def _flag(name: str, value: Any) -> bool:
 # What every option has to be, whatever loss has it. A value that is the default is not looked at.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "reduction": _reduction,
-    "class_weight": _weights,
+    "class_weight": kernels.weights,
     "pos_weight": _weight_or_weights,
     "ignore_index": _label,
     "label_smoothing": _smoothing,
@@ -121,6 +107,9 @@ def _rebuild(cls: "type[_Loss]", options: dict[str, Any], extra: Mapping[str, An
     """A loss from its pickle, also of a class whose `__init__` takes other arguments."""
     if not (isinstance(cls, type) and issubclass(cls, _Loss)):
         raise TypeError(f"{cls!r} is not a class of losses")
+    unknown = sorted(options.keys() - cls._defaults.keys())
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no option {unknown[0]!r}")
     loss = cls.__new__(cls)
     loss._configure({**cls._defaults, **options})
     for name, value in (extra or {}).items():
@@ -131,8 +120,8 @@ def _rebuild(cls: "type[_Loss]", options: dict[str, Any], extra: Mapping[str, An
 class _Loss(kernels.Loss):
     """What the losses share: calls and identity.
 
-    A class of losses names its kernel (`_stem`), says whether its unit is the row or the element, and in
-    which range its targets lie that are no class indices; the arguments of its `__init__` are its options.
+    A class of losses names its kernel (`_stem`), whose unit is the row or the element, and the range of
+    targets that are no class indices; the arguments of its `__init__` are its options.
     """
 
     __slots__ = ()
@@ -140,7 +129,7 @@ class _Loss(kernels.Loss):
     _stem: ClassVar[str]
     _rowwise: ClassVar[bool]
     _target_range: ClassVar[tuple[float, float]]
-    _defaults: ClassVar[Mapping[str, Any]]
+    _defaults: ClassVar[dict[str, Any]]
 
     reduction: str
     logit_clip: float | None
@@ -148,7 +137,8 @@ class _Loss(kernels.Loss):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if "_stem" in vars(cls):
-            cls._defaults = MappingProxyType(cls.__init__.__kwdefaults__ or {})
+            cls._rowwise = getattr(kernels, cls._stem).rowwise
+            cls._defaults = dict(cls.__init__.__kwdefaults__ or {})
             for name in cls._defaults:
                 setattr(cls, name, _Option(name))
 
@@ -156,17 +146,18 @@ class _Loss(kernels.Loss):
         self._configure(locals())
 
     def _configure(self, given: Mapping[str, Any]) -> None:
-        """Check options, among whatever else is given, and hand them to the kernels."""
+        """Check the options among whatever is given, and hand them to the kernels."""
         defaults = self._defaults
-        options = {name: given[name] for name in defaults}
-        changed = [name for name in defaults if options[name] is not defaults[name]]
-        for name in changed:
-            options[name] = _CHECKS[name](name, options[name])
+        options = dict(defaults)
+        for name, default in defaults.items():
+            value = given[name]
+            if value is not default:
+                options[name] = _CHECKS[name](name, value)
         if options.get("from_probabilities"):
             for name in _OF_LOGITS:
-                if name in changed and options[name] != defaults[name]:
+                if options.get(name) != defaults.get(name):
                     raise ValueError(f"from_probabilities=True leaves no logits for {name} to work on")
-        self._set(getattr(kernels, self._stem), options, self._rowwise, self._target_range[1])
+        self._set(getattr(kernels, self._stem), options, self._target_range[1])
 
     @overload
     def __call__(
@@ -409,7 +400,10 @@ class _Loss(kernels.Loss):
         raise AttributeError(f"{type(self).__name__} is immutable")
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self._changed().items())
+        try:
+            options = ", ".join(f"{name}={value!r}" for name, value in self._changed().items())
+        except AttributeError:  # its __init__ has not been called
+            return object.__repr__(self)
         return f"{type(self).__name__}({options})"
 
     def __eq__(self, other: object) -> bool:
@@ -575,7 +569,6 @@ class SigmoidBCE(_CrossEntropy):
 
     __slots__ = ()
     _stem = "sigmoid_bce"
-    _rowwise = False
     _target_range = (0.0, 1.0)
 
     class_weight: tuple[float, ...] | None
@@ -712,7 +705,6 @@ class SoftmaxCE(_CrossEntropy):
 
     __slots__ = ()
     _stem = "softmax_ce"
-    _rowwise = True
     _target_range = (0.0, math.inf)
 
     class_weight: tuple[float, ...] | None
@@ -806,7 +798,6 @@ class SigmoidMSE(_Loss):
 
     __slots__ = ()
     _stem = "sigmoid_mse"
-    _rowwise = False
     _target_range = (0.0, 1.0)
 
 
@@ -871,7 +862,6 @@ class SoftmaxMSE(_Loss):
 
     __slots__ = ()
     _stem = "softmax_mse"
-    _rowwise = True
     _target_range = (0.0, math.inf)
 
     axis: int

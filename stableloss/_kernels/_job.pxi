@@ -58,12 +58,14 @@ cdef class LossKernel:
     """The kernel of a loss, as an object that its class finds by the stem; `loss_kernel` alone makes usable ones."""
 
     cdef Kernel functions
+    cdef readonly bint rowwise      # has it a loss for each row, or for each element?
 
 
-cdef LossKernel loss_kernel(Kernel32 single, Kernel64 double_):
+cdef LossKernel loss_kernel(Kernel32 single, Kernel64 double_, bint rowwise):
     cdef LossKernel kernel = LossKernel.__new__(LossKernel)
     kernel.functions.single = single
     kernel.functions.double = double_
+    kernel.rowwise = rowwise
     return kernel
 
 

@@ -1,7 +1,7 @@
 # What the kernels know of a loss: its kernel, and its options in the form that kernels read.
 #
 # uses _job: LossKernel
-# uses _operand: MAX_DIMS
+# uses _operand: NO_AXIS
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN REDUCE_NONE REDUCE_SUM Settings set_neutral
 
 cdef extern from "Python.h":
@@ -10,10 +10,25 @@ cdef extern from "Python.h":
 REDUCTIONS = {"none": REDUCE_NONE, "sum": REDUCE_SUM, "mean": REDUCE_MEAN, "batchmean": REDUCE_BATCHMEAN}
 
 
-cdef double number_of(dict options, str name, double neutral) except? -1:
-    """An option as a number; `neutral` where it is None or another loss's."""
+cdef int read_number(dict options, str name, double* number) except -1:
+    """An option as a number; left as it is where the option is None or another loss's."""
     value = options.get(name)
-    return neutral if value is None else value
+    if value is not None:
+        number[0] = value
+    return 0
+
+
+cdef np.ndarray doubles(tuple numbers):
+    cdef np.npy_intp length = len(numbers), i
+    cdef np.ndarray array = np.PyArray_EMPTY(1, &length, np.NPY_DOUBLE, 0)
+    for i in range(length):
+        (<double*>np.PyArray_DATA(array))[i] = numbers[i]
+    return array
+
+
+cdef int bounded_axis(object axis) except -9999:
+    """An axis as a C integer; one that no array has stays such."""
+    return max(<object>-NO_AXIS - 1, min(<object>NO_AXIS, axis))
 
 
 cdef class Loss:
@@ -37,17 +52,18 @@ cdef class Loss:
         self.require_configured()
         return self.options
 
-    def _set(self, LossKernel kernel not None, dict options not None, bint rowwise, double target_max):
+    def _set(self, LossKernel kernel not None, dict options not None, double target_max):
         """Take over options that the class has checked."""
         if self.kernel is not None:
             raise AttributeError(f"{type(self).__name__} is immutable: its options cannot be set again")
         if kernel.functions.single == NULL:
             raise TypeError("a kernel that was not made by the kernels")
         self.reduction = REDUCTIONS[options["reduction"]]
-        self.rowwise = rowwise
+        self.rowwise = kernel.rowwise
         self.target_max = target_max
-        # an axis that no array has is refused with the array's shape
-        self.axis = max(-MAX_DIMS - 1, min(<object>MAX_DIMS, options.get("axis", -1)))
+        self.axis = -1
+        if "axis" in options:
+            self.axis = bounded_axis(options["axis"])
         self.set_numbers(options)
         self.set_weights(options)
         self.set_ignore_index(options.get("ignore_index"))
@@ -69,13 +85,13 @@ cdef class Loss:
     cdef int set_numbers(self, dict options) except -1:
         cdef Settings* o = &self.settings
         set_neutral(o)
-        o.logit_clip = number_of(options, "logit_clip", o.logit_clip)
-        o.logit_scale = number_of(options, "logit_scale", o.logit_scale)
-        o.softcap = number_of(options, "softcap", 0)
-        o.label_smoothing = number_of(options, "label_smoothing", 0)
-        o.focal_gamma = number_of(options, "focal_gamma", 0)
-        o.z_loss = number_of(options, "z_loss", 0)
-        o.from_probabilities = number_of(options, "from_probabilities", 0) != 0
+        read_number(options, "logit_clip", &o.logit_clip)
+        read_number(options, "logit_scale", &o.logit_scale)
+        read_number(options, "softcap", &o.softcap)
+        read_number(options, "label_smoothing", &o.label_smoothing)
+        read_number(options, "focal_gamma", &o.focal_gamma)
+        read_number(options, "z_loss", &o.z_loss)
+        o.from_probabilities = bool(options.get("from_probabilities"))
         if options.get("focal_alpha") is not None:
             o.positive = options["focal_alpha"]
             o.negative = 1 - o.positive
@@ -85,15 +101,15 @@ cdef class Loss:
         cdef Settings* o = &self.settings
         weight = options.get("class_weight")
         if weight is not None:
-            self.class_weight = np.PyArray_FROMANY(weight, np.NPY_DOUBLE, 1, 1, np.NPY_ARRAY_DEFAULT | np.NPY_ARRAY_ENSURECOPY)
+            self.class_weight = doubles(weight)
             o.class_weight = <const double*>np.PyArray_DATA(self.class_weight)
             o.n_class_weight = np.PyArray_SIZE(self.class_weight)
         weight = options.get("pos_weight")
         if weight is not None:
-            self.pos_weight = np.PyArray_FROMANY(weight, np.NPY_DOUBLE, 0, 1, np.NPY_ARRAY_DEFAULT | np.NPY_ARRAY_ENSURECOPY)
+            o.pos_weight_shared = not isinstance(weight, tuple)
+            self.pos_weight = doubles((weight,) if o.pos_weight_shared else weight)
             o.pos_weight = <const double*>np.PyArray_DATA(self.pos_weight)
             o.n_pos_weight = np.PyArray_SIZE(self.pos_weight)
-            o.pos_weight_shared = np.PyArray_NDIM(self.pos_weight) == 0
         return 0
 
     cdef int set_ignore_index(self, object index) except -1:

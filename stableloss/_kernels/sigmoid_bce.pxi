@@ -253,4 +253,4 @@ cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
 #   float64 soft grad 3.201 at -0x1.00d0d44d9d174p+1, target 0x1.f9b644c34dcap-22
 #   float64 soft hess 2.415 at 0x1.35d2899120da7p+2, target 0x1.ec34d9a9ce478p-21
 #   float64 soft loss 1.970 at 0x1.f0be4febed90ap+4, target 0x1.fdc0c34503283p-2
-sigmoid_bce = loss_kernel(sigmoid_bce_kernel[float], sigmoid_bce_kernel[double])
+sigmoid_bce = loss_kernel(sigmoid_bce_kernel[float], sigmoid_bce_kernel[double], rowwise=False)

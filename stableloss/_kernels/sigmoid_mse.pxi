@@ -145,4 +145,4 @@ cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
 #   float64 soft grad 3.444 at -0x1.8f32e53c99747p+2, target 0x1.4d5a26743ac3ep-21
 #   float64 soft hess 3.758 at -0x1.e8a7b002436f3p+1, target 0x1.4b039325dc81p-6
 #   float64 soft loss 2.203 at -0x1.8f32e53c9ac19p+2, target 0x1.4d5a26743ac3ep-21
-sigmoid_mse = loss_kernel(sigmoid_mse_kernel[float], sigmoid_mse_kernel[double])
+sigmoid_mse = loss_kernel(sigmoid_mse_kernel[float], sigmoid_mse_kernel[double], rowwise=False)

@@ -211,4 +211,4 @@ cdef void softmax_ce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, S
 #   float64 soft grad 3.877 in a row of 1000
 #   float64 soft hess 3.892 in a row of 1000
 #   float64 soft loss 3.445 in a row of 3
-softmax_ce = loss_kernel(softmax_ce_kernel[float], softmax_ce_kernel[double])
+softmax_ce = loss_kernel(softmax_ce_kernel[float], softmax_ce_kernel[double], rowwise=True)

@@ -648,4 +648,4 @@ cdef void softmax_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
 #   float64 soft grad 3.083 in a row of 1000
 #   float64 soft hess 3.687 in a row of 1000
 #   float64 soft loss 2.265 in a row of 10
-softmax_mse = loss_kernel(softmax_mse_kernel[float], softmax_mse_kernel[double])
+softmax_mse = loss_kernel(softmax_mse_kernel[float], softmax_mse_kernel[double], rowwise=True)
