@@ -1,6 +1,7 @@
 """Which package is under test, and the settings shared by all test files."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +12,10 @@ pytest.register_assert_rewrite("bounds", "contract", "oracle")
 import stableloss  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Their means are those of POSIX: fork, signals, guard pages, libm by its name.
+if sys.platform == "win32":
+    collect_ignore_glob = ["test_faults_*.py", "test_fuzz.py", "test_structure.py", "test_threads.py"]
 
 # The same examples in every run: a failure on one machine is a failure on all.
 hypothesis.settings.register_profile("stableloss", deadline=None, derandomize=True, max_examples=60)
