@@ -15,7 +15,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from cases import BY_ROWS, DTYPES, KEY
+from cases import BY_ROWS, DTYPES, HIGHLIGHTS, KEY
 from rivals import LIBRARIES
 
 import stableloss
@@ -187,17 +187,6 @@ def report(rows):
     return "\n\n".join(part for part in parts if part)
 
 
-# What README shows: few and many classes, in the caches and out of them, each loss once.
-HIGHLIGHTS = (
-    ("softmax_ce", "float32", "4096x10"),
-    ("softmax_ce", "float32", "1024x100"),
-    ("softmax_ce", "float64", "64x1000"),
-    ("sigmoid_bce", "float32", "1,000,000"),
-    ("softmax_mse", "float32", "16384x1000"),
-    ("sigmoid_mse", "float64", "10,000,000"),
-)
-
-
 def highlights(rows):
     """README's rows, with what they were measured on."""
     last = rows[-1]
@@ -207,7 +196,10 @@ def highlights(rows):
         rival = best_rival(group)
         if (loss, dtype, size) in HIGHLIGHTS and rival:
             cells = [f"`{loss}` {dtype}", size, number(best_form(group, OURS)["ns_per_logit"])]
-            cells += [f"{number(rival['ns_per_logit'])} {rival['library']}", number(rival["ratio_to_stableloss"])]
+            cells += [
+                f"{number(rival['ns_per_logit'])} {rival['library']}",
+                number(rival["ratio_to_stableloss"]),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     intro = (
         f"Value + gradient in one call, one thread, level `{last['level']}` on {last['cpu']}, version "
