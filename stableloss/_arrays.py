@@ -287,6 +287,13 @@ def require_options(loss: Any, logits: np.ndarray, counts: np.ndarray) -> None:
         require_values(logits, valid | ~per_element(counts, logits, loss._axis), "probability", demand)
 
 
+def refuse_total(total: float, exponent: int) -> NoReturn:
+    raise ValueError(
+        f"sample_weight adds up to {math.ldexp(total, exponent):g} over the rows that count, by which no mean can be "
+        'divided: use reduction="sum", or pass denominator='
+    )
+
+
 def refuse_axis(shape: tuple[int, ...], axis: int) -> NoReturn:
     if -len(shape) <= axis < len(shape):
         raise ValueError(f"x of shape {shape} is empty along axis {axis}")
@@ -336,7 +343,8 @@ def refuse(
         )
     if sample_weight is not None:
         require_weight_shape(sample_weight, logits, "sample_weight", loss)
-        require_range(sample_weight, "sample_weight", math.inf)
+        finite = np.isfinite(as_numbers(sample_weight))
+        require_values(sample_weight, finite, "sample_weight", "not a finite number")
         weight = sample_weight if loss._rowwise else per_element(sample_weight, logits, loss._axis)
         counts = counts & (weight != 0)
     require_options(loss, logits, counts)

@@ -211,9 +211,11 @@ class _Loss(kernels.Loss):
         logits, targets : array_like
             As the class describes them.
         sample_weight : array_like, optional
-            Non-negative weights, one per row: the shape of `logits` without the class axis; for the
-            sigmoid losses also of the shape of `logits`, one per element. A weight of 0 removes the
-            row or element, whatever its logits hold.
+            Finite weights, one per row: the shape of `logits` without the class axis; for the
+            sigmoid losses also of the shape of `logits`, one per element. They may be negative, as the
+            advantages of a policy gradient are; where "mean" divides by their total, that has to be
+            positive. A weight of 0 removes the row or element, whatever its logits hold. Only a weight
+            over the divisor matters: both may be as large or small as float64 holds.
         mask : array_like of bool, optional
             True where a row (for the sigmoid losses also: an element) counts; shapes as for
             `sample_weight`. Elsewhere logits and targets may be anything, NaN included.
@@ -240,7 +242,8 @@ class _Loss(kernels.Loss):
         TypeError
             If an argument does not hold real numbers, or `mask` is not bool.
         ValueError
-            If shapes do not agree, or a target, weight or denominator is out of range.
+            If shapes do not agree, a target, weight or denominator is out of range, or the total
+            weight of the rows that count, by which "mean" divides, is not positive.
         """
 
     @overload

@@ -6,16 +6,17 @@
 # is read and written.
 #
 # uses _blocks: run sl_default_environment sl_restore_environment
-# uses _checks: activations_in_range counted_rows_in_range divisor_of in_range targets_in_range
+# uses _checks: activations_in_range counted_rows_in_range NO_EXPONENT divisor_of largest_exponent
+# uses _checks: targets_in_range weights_in_range
 # uses _job: Job open_job
 # uses _loss: Loss
 # uses _operand: NO_AXIS Operand bind bind_weights disjoint element_kind empty_like empty_per_row is_floating
 # uses _operand: one_per_row same_memory same_shape
-# uses _options: REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
+# uses _options: ORDINARY_DIVISOR ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
 # uses _options: WANT_TARGET_GRAD
 
 from stableloss._arrays import (
-    Stats, count_correct, divisor, index, mask_array, real_array, refuse, refuse_axis, require_out, without_label,
+    Stats, count_correct, divisor, index, mask_array, real_array, refuse, refuse_axis, refuse_total, require_out, without_label,
 )
 
 
@@ -246,7 +247,8 @@ cdef class Call:
         job.target_max = loss.target_max
         job.has_options = loss.has_options or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
         # sums of products of either sign lose digits
-        job.in_float64 = loss.in_float64 or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
+        job.in_float64 = (loss.in_float64 or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
+                          or (loss.wide_weights and not (job.hard and not job.has_options)))
         if not self.shapes_fit(job):
             return False
         bind(&job.t, self.targets, element_kind(self.targets), NO_AXIS if job.hard else axis)
@@ -264,10 +266,13 @@ cdef class Call:
     cdef bint values_fit(self, Job* job) except -1:
         """Whether what counts is in range; notes whether rows may be ignored."""
         cdef Operand every
-        if job.has_weight and not in_range(&job.w, job.n, DOUBLE_MAX, False):
+        cdef Loss loss = self.loss
+        cdef bint single = not loss.rowwise and np.PyArray_TYPE(self.logits) != np.NPY_DOUBLE
+        job.extreme = loss.extreme_weights
+        if job.has_weight and not weights_in_range(job, ORDINARY_SINGLE if single else ORDINARY_DOUBLE):
             return False
         job.any_weight = job.has_weight or job.masked or job.o.class_weight != NULL
-        if not targets_in_range(job, self.targets, self.loss.rowwise):
+        if not targets_in_range(job, self.targets, loss.rowwise):
             return False
         job.any_weight = job.any_weight or job.ignoring
         if not job.o.from_probabilities:
@@ -276,14 +281,29 @@ cdef class Call:
         return (activations_in_range(&every, np.PyArray_SIZE(self.logits))
                 or counted_rows_in_range(job, &job.x, 1, False))
 
-    cdef double reduction_divisor(self, Job* job) except? -1:
-        cdef double total
+    cdef int set_job_divisor(self, Job* job) except -1:
+        """What the sum is divided by; with weights far from 1, weights and divisor over one power of two."""
+        cdef Loss loss = self.loss
+        cdef int exponent
+        cdef int64_t largest
         if self.divisor >= 0:
-            return self.divisor
-        if self.loss.reduction < REDUCE_MEAN or self.want & WANT_HESS:
-            return 1
-        total = divisor_of(job, self.loss.reduction, self.loss.rowwise)
-        return total if total != 0 else 1       # nothing counts: the loss is 0, the gradient 0 (or empty)
+            job.divisor = self.divisor
+            if job.extreme or not 1 / ORDINARY_DIVISOR <= self.divisor <= ORDINARY_DIVISOR:
+                job.extreme = job.any_weight = True
+                job.divisor = frexp(self.divisor, &exponent)
+                job.exponent = exponent
+        elif loss.reduction >= REDUCE_MEAN and not self.want & WANT_HESS:
+            if job.extreme and loss.rowwise and loss.reduction == REDUCE_MEAN:
+                largest = largest_exponent(job)
+                job.exponent = 0 if largest == NO_EXPONENT else <int>largest
+            job.divisor = divisor_of(job, loss.reduction, loss.rowwise)
+            if job.signed_ and not job.divisor > 0 and largest_exponent(job) != NO_EXPONENT:
+                refuse_total(job.divisor, job.exponent)
+            if job.divisor == 0:
+                job.divisor = 1     # nothing counts: the loss is 0, the gradient 0 (or empty)
+        if job.extreme and not loss.rowwise:
+            job.in_float64 = True
+        return 0
 
     cdef double compute(self) except? -1:
         """Allocate, check and run; returns the loss, where it is reduced."""
@@ -293,7 +313,7 @@ cdef class Call:
         if not (self.describe(&job) and self.values_fit(&job)):
             refuse(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
                    self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
-        job.divisor = self.reduction_divisor(&job)
+        self.set_job_divisor(&job)
         return run(&job, &self.loss.kernel.functions) / job.divisor
 
     cdef object run(self, object out, object hess, object probabilities):

@@ -2,7 +2,7 @@
 #
 # uses _job: LossKernel
 # uses _operand: MAX_DIMS
-# uses _options: REDUCE_BATCHMEAN REDUCE_MEAN REDUCE_NONE REDUCE_SUM Settings set_neutral
+# uses _options: ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_BATCHMEAN REDUCE_MEAN REDUCE_NONE REDUCE_SUM Settings set_neutral
 
 cdef extern from "Python.h":
     object PyDictProxy_New(object)
@@ -14,6 +14,16 @@ cdef double number_of(dict options, str name, double neutral) except? -1:
     """An option as a number; `neutral` where it is None or another loss's."""
     value = options.get(name)
     return neutral if value is None else value
+
+
+cdef bint all_between(np.ndarray weights, double low, double high) noexcept:
+    """Whether all weights but 0 are."""
+    cdef const double* w = <const double*>np.PyArray_DATA(weights)
+    cdef Py_ssize_t i
+    for i in range(np.PyArray_SIZE(weights)):
+        if w[i] != 0 and not low <= w[i] <= high:
+            return False
+    return True
 
 
 cdef class Loss:
@@ -31,6 +41,8 @@ cdef class Loss:
     cdef int reduction
     cdef bint has_options               # beyond what the kernels for plain losses do
     cdef bint in_float64                # float32 logits are computed in float64
+    cdef bint wide_weights              # a weight of a class is one that products in float32 may not hold
+    cdef bint extreme_weights           # likewise in float64
 
     @property
     def _options(self):
@@ -94,6 +106,10 @@ cdef class Loss:
             o.pos_weight = <const double*>np.PyArray_DATA(self.pos_weight)
             o.n_pos_weight = np.PyArray_SIZE(self.pos_weight)
             o.pos_weight_shared = np.PyArray_NDIM(self.pos_weight) == 0
+        for array in (self.class_weight, self.pos_weight):
+            if array is not None:
+                self.wide_weights = self.wide_weights or not all_between(array, 1 / ORDINARY_SINGLE, ORDINARY_SINGLE)
+                self.extreme_weights = self.extreme_weights or not all_between(array, 1 / ORDINARY_DOUBLE, ORDINARY_DOUBLE)
         return 0
 
     cdef int set_ignore_index(self, object index) except -1:

@@ -32,9 +32,7 @@ cdef inline real bce_margin(real z, real y) noexcept nogil:
 
 
 cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef real divisor
-    # whether the divisor's type holds its product with 1 + e
-    cdef bint ordinary = True
+    cdef real divisor = <real>job.divisor
     cdef real* value = scratch + VALUE
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
@@ -42,9 +40,6 @@ cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* t
     cdef const real* y
     cdef real* e = scratch + EXPONENTIAL
     cdef Py_ssize_t at, n, i
-    if real is float:
-        ordinary = 1e-37 <= job.divisor <= 1e37
-    divisor = <real>job.divisor if ordinary else 1
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
@@ -58,9 +53,6 @@ cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* t
             # the divisor goes into 1 + e, where it costs no rounding of its own
             for i in range(n):
                 grad[i] = residual_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
-            if not ordinary:
-                for i in range(n):
-                    grad[i] = <real>(grad[i] / job.divisor)
         if job.want & WANT_HESS:
             for i in range(n):
                 hess[i] = e[i] / square_of_one_plus(e[i])
@@ -204,7 +196,6 @@ cdef void chain_options(const Job* job, Py_ssize_t n, real* scratch) noexcept no
     """Derivatives by x to derivatives by the logits; the divisor goes into the gradient."""
     cdef const real* slope = scratch + SLOPE
     cdef real* grad = scratch + GRAD
-    # in float64: the divisor may be one that float32 does not hold
     cdef double factor = 1 / job.divisor
     cdef Py_ssize_t i
     if job.want & (WANT_HESS | WANT_PRODUCT):
