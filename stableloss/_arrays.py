@@ -6,7 +6,7 @@ converted; and where the kernels find that the arguments do not fit each other, 
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -61,13 +61,35 @@ def require_no_mask(value: Any, name: str) -> None:
 def any_array(value: Any, name: str) -> np.ndarray:
     """The plain array that numpy makes of a value."""
     require_no_mask(value, name)
+    if isinstance(value, Mapping):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, not an array: pass [{name}[c] for c in range({len(value)})]"
+        )
+    if hasattr(value, "toarray") and hasattr(value, "nnz"):
+        raise TypeError(f"{name} is a sparse {type(value).__name__}: pass {name}.toarray()")
     array = np.asanyarray(value)
     require_no_mask(array, name)  # what `__array__` gave
     return np.asarray(array)
 
 
-def refuse_dtype(array: np.ndarray, name: str) -> NoReturn:
-    raise TypeError(f"{name} must hold real numbers, not dtype {array.dtype}")
+def refuse_dtype(value: Any, array: np.ndarray, name: str) -> NoReturn:
+    demand = f"{name} must hold real numbers, not dtype {array.dtype}"
+    first = array.flat[0] if array.size else None
+    if isinstance(first, (str, bytes)):
+        raise TypeError(
+            f"{demand} of strings such as {first!r}: for class indices pass "
+            f"np.unique({name}, return_inverse=True)[1]"
+        )
+    given = getattr(value, "dtype", array.dtype)
+    if not isinstance(given, np.dtype):
+        raise TypeError(
+            f"{demand}, which numpy makes of {type(value).__name__} of dtype {given}: pass "
+            f"{name}.to_numpy(float, na_value=0), with mask={name}.notna() where values are missing"
+        )
+    if array.dtype.kind == "O":
+        kinds = sorted({type(item).__name__ for item in array.flat})
+        raise TypeError(f"{demand} (of {', '.join(kinds)}): pass np.asarray({name}, float)")
+    raise TypeError(demand)
 
 
 def readable_dtype(dtype: np.dtype) -> np.dtype | None:
@@ -84,7 +106,7 @@ def real_array(value: Any, name: str) -> np.ndarray:
     array = any_array(value, name)
     dtype = readable_dtype(array.dtype)
     if dtype is None:
-        refuse_dtype(array, name)
+        refuse_dtype(value, array, name)
     if array.dtype == dtype and array.dtype.isnative and array.flags.aligned:
         return array
     return np.array(array, dtype=dtype)
@@ -93,17 +115,23 @@ def real_array(value: Any, name: str) -> np.ndarray:
 def mask_array(value: Any) -> np.ndarray:
     array = any_array(value, "mask")
     if array.dtype != np.bool_:
-        raise TypeError(f"mask must be bool (True: counts), not dtype {array.dtype}")
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"mask must be bool (True: counts) or 0 and 1, not dtype {array.dtype}")
+        require_values(array, (array == 0) | (array == 1), "mask", "not 0 or 1: pass mask=mask != 0")
+        return array != 0
     return array if array.flags.aligned else array.copy()
 
 
-def require_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
-    """`out` as a plain array over the same memory."""
+def require_out(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str, widens: bool = False
+) -> np.ndarray:
+    """`out` as a plain array over the same memory; where it `widens`, half precision also goes to more."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name} must be a numpy array, not {type(out).__name__}")
     require_no_mask(out, name)
     plain = np.asarray(out)
-    if plain.dtype != dtype or not plain.dtype.isnative:
+    wider = widens and dtype.itemsize == 2 and plain.dtype in (np.float32, np.float64)
+    if (plain.dtype != dtype and not wider) or not plain.dtype.isnative:
         raise TypeError(f"{name} has dtype {plain.dtype.str} where the result has {dtype.str}")
     if plain.shape != shape:
         raise ValueError(f"{name} has shape {plain.shape} where the result has {shape}")
@@ -144,6 +172,12 @@ def divisor(value: Any, reduction: str) -> float:
     return positive("denominator", value)
 
 
+def multiply_by_power(array: np.ndarray, exponent: int) -> None:
+    """Multiply by a power of two, in place; what that leaves nothing of is 0."""
+    with np.errstate(under="ignore"):
+        array[...] = np.ldexp(array.astype(np.float64), exponent)
+
+
 # ---- labels ---------------------------------------------------------------------------------------
 
 
@@ -158,12 +192,38 @@ def is_label(targets: np.ndarray, label: int) -> np.ndarray:
     return np.zeros(targets.shape, bool)
 
 
-def without_label(targets: np.ndarray, label: int, mask: np.ndarray | None) -> np.ndarray:
-    """A mask without the rows that have a label; one of the wrong shape stays as it is, to be refused."""
-    if mask is not None and mask.shape != targets.shape:
-        return mask
-    other = ~is_label(targets, label)
-    return other if mask is None else other & mask
+def is_any_label(targets: np.ndarray, labels: int | tuple[int, ...] | None) -> np.ndarray:
+    """Where targets are one of the labels that do not count."""
+    found = np.zeros(targets.shape, bool)
+    for label in () if labels is None else labels if isinstance(labels, tuple) else (labels,):
+        found |= is_label(targets, label)
+    return found
+
+
+def without_labels(loss: Any, targets: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """A mask without what has an ignored label; one of the wrong shape stays as it is, to be refused."""
+    other = ~is_any_label(targets, loss._options["ignore_index"])
+    if mask is None:
+        return other
+    rows = targets.shape if loss._rowwise else without(targets.shape, loss._axis)
+    if mask.ndim and mask.shape == rows[: mask.ndim]:
+        return other & (per_row(mask, len(rows)) if loss._rowwise else per_element(mask, targets, loss._axis))
+    return other & mask if mask.shape == targets.shape else mask
+
+
+def rounded_to_bounds(array: np.ndarray, highest: float) -> np.ndarray | None:
+    """A copy in which what is outside [0, highest] by at most 16 eps is the bound; None where nothing is."""
+    if array.dtype.kind in "biu":
+        return None
+    reach = 16 * (2.0**-7 if array.dtype.name == "bfloat16" else float(np.finfo(array.dtype).eps))
+    values = as_numbers(array)
+    below, above = (values < 0) & (values >= -reach), (values > highest) & (values <= highest + reach)
+    if not (below.any() or above.any()):
+        return None
+    rounded = array.copy(order="K")
+    rounded[below] = 0
+    rounded[above] = highest
+    return rounded
 
 
 def as_numbers(array: np.ndarray) -> np.ndarray:
@@ -193,6 +253,41 @@ def count_correct(
     return int(np.count_nonzero(right))
 
 
+# ---- several axes ---------------------------------------------------------------------------------
+
+
+def over_axes(
+    activation: Callable[..., Any],
+    x: Any,
+    axis: Any,
+    out: Any,
+    keepdims: bool = False,
+    reduces: bool = False,
+) -> Any:
+    """An activation over several axes as if they were one (None: over all); `reduces`: they are not in the result."""
+    array = real_array(x, "x")
+    given = range(array.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = [index("axis", a) for a in given]
+    for a in axes or [-1]:
+        if not -array.ndim <= a < array.ndim:
+            refuse_axis(array.shape, a)
+    axes = [a % array.ndim for a in axes]
+    if not axes or len(set(axes)) < len(axes):
+        raise ValueError(f"axis is {axis}, which names {'an axis twice' if axes else 'no axis'}")
+    last = list(range(-len(axes), 0))
+    moved = np.moveaxis(array, axes, last)
+    lead = moved.shape[: moved.ndim - len(axes)]
+    result = activation(moved.reshape((*lead, math.prod(moved.shape[len(lead) :]))))
+    if not reduces:
+        result = np.moveaxis(result.reshape(moved.shape), last, axes)
+    elif keepdims:
+        result = np.expand_dims(result, tuple(axes))
+    if out is None:
+        return result
+    np.copyto(require_out(out, np.shape(result), result.dtype, "out"), result)
+    return out
+
+
 # ---- refusals -------------------------------------------------------------------------------------
 
 
@@ -216,7 +311,13 @@ def require_range(array: np.ndarray, name: str, highest: float, skip: Any = Fals
     values = as_numbers(array)
     valid = (values >= 0) & (values <= highest) & (values < math.inf)
     demand = "not a non-negative finite number" if highest == math.inf else f"not in [0, {highest:g}]"
+    if highest == 1 and are_signs(values):
+        demand += "; labels of -1 and 1 are passed as (targets + 1) / 2"
     require_values(array, valid | skip, name, demand)
+
+
+def are_signs(values: np.ndarray) -> bool:
+    return bool(((values == 1) | (values == -1)).all())
 
 
 def without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
@@ -224,20 +325,27 @@ def without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis:][1:]
 
 
+def per_row(array: np.ndarray, ndim: int) -> np.ndarray:
+    """What is given for the first of the dimensions of the rows, as what can be broadcast against them."""
+    return array.reshape(array.shape + (1,) * (ndim - array.ndim))
+
+
 def per_element(array: np.ndarray, logits: np.ndarray, axis: int) -> np.ndarray:
     """What is given per row, as what can be broadcast against the logits."""
-    return array if array.ndim == logits.ndim else np.expand_dims(array, axis)
+    return array if array.ndim == logits.ndim else np.expand_dims(per_row(array, logits.ndim - 1), axis)
 
 
 def require_weight_shape(array: np.ndarray, logits: np.ndarray, name: str, loss: Any) -> None:
-    """Weights and masks are per row, or per element of a loss by element."""
+    """Weights and masks are per row, for the first of the dimensions of the rows, or per element of a loss by
+    element."""
     rows = without(logits.shape, loss._axis)
-    if array.shape == rows and logits.ndim:
+    if logits.ndim and (array.shape == rows or (array.ndim and array.shape == rows[: array.ndim])):
         return
     if loss._rowwise or array.shape != logits.shape:
         allowed = f"{rows}" if loss._rowwise else f"{rows} or {logits.shape}"
+        first = f", or for the first of the rows' dimensions {rows[:1]}" if len(rows) > 1 else ""
         raise ValueError(
-            f"{name} has shape {array.shape} where logits of shape {logits.shape} need {allowed}"
+            f"{name} has shape {array.shape} where logits of shape {logits.shape} need {allowed}{first}"
         )
 
 
@@ -247,6 +355,8 @@ def require_indices(loss: Any, targets: np.ndarray, logits: np.ndarray, skip: np
     values = as_numbers(targets)
     valid = (values >= 0) & (values < k) & (values == np.floor(values))
     demand = f"not a whole number from 0 to {k - 1} ({k} classes)"
+    if k == 2 and are_signs(values):
+        demand += "; labels of -1 and 1 are passed as (targets + 1) // 2"
     require_values(targets, valid | skip, "class index", demand)
 
 
@@ -263,6 +373,14 @@ def require_soft_targets(loss: Any, targets: np.ndarray, logits: np.ndarray, ski
             f"targets have shape {targets.shape} where logits of shape {logits.shape} need class indices of "
             f"shape {rows} or probabilities of shape {logits.shape}; for class indices pass {indices}"
         )
+    if targets.shape != logits.shape:
+        squeezed = [n for n in targets.shape if n != 1]
+        if loss._rowwise and targets.ndim == logits.ndim and squeezed == [n for n in rows if n != 1]:
+            hint += f"; for class indices pass targets.reshape({rows})"
+        elif not loss._rowwise and squeezed == [n for n in logits.shape if n != 1]:
+            hint += f"; pass targets.reshape({logits.shape})"
+        elif not loss._rowwise and targets.ndim == 0:
+            hint += f"; for one target of all pass np.full({logits.shape}, targets)"
     name = "targets (probabilities)" if loss._rowwise else "targets"
     require_shape(targets, logits.shape, name, logits, hint)
     name = "target probability" if loss._rowwise else "target"
@@ -275,7 +393,8 @@ def require_options(loss: Any, logits: np.ndarray, counts: np.ndarray) -> None:
     outputs = logits.shape[loss._axis] if logits.ndim else 1
     for name in ("class_weight", "pos_weight"):
         weight = options.get(name)
-        if isinstance(weight, tuple) and len(weight) != outputs:
+        one = not loss._rowwise and logits.ndim == 1
+        if isinstance(weight, tuple) and len(weight) != outputs and not (one and len(weight) == 1):
             raise ValueError(
                 f"{name} has length {len(weight)} where logits of shape {logits.shape} need {outputs}"
             )
@@ -303,7 +422,7 @@ def refuse_axis(shape: tuple[int, ...], axis: int) -> NoReturn:
 def require_axis(loss: Any, logits: np.ndarray) -> None:
     if not -logits.ndim <= loss._axis < logits.ndim:
         raise ValueError(f"logits of shape {logits.shape} have no axis {loss._axis}")
-    if logits.shape[loss._axis] == 0:
+    if loss._rowwise and logits.shape[loss._axis] == 0:
         raise ValueError(f"logits of shape {logits.shape} have no classes along axis {loss._axis}")
 
 
@@ -318,20 +437,18 @@ def refuse(
     integer_logits: bool,
 ) -> NoReturn:
     """Raise the error that says why the arguments of a call do not fit each other."""
-    if loss._rowwise:
+    if loss._rowwise or loss._axis != -1:
         require_axis(loss, logits)
     counts = np.ones(without(logits.shape, loss._axis) if loss._rowwise else logits.shape, bool)
     if mask is not None:
         require_weight_shape(mask, logits, "mask", loss)
-        counts &= mask if loss._rowwise else per_element(mask, logits, loss._axis)
+        counts &= per_row(mask, counts.ndim) if loss._rowwise else per_element(mask, logits, loss._axis)
     hint = ""
     if integer_logits and targets.dtype.kind not in "biu":
         hint = "; integers came first and floats second: the order is (logits, targets)"
     hard = loss._rowwise and targets.ndim < logits.ndim
     if hard:
-        ignored, label = np.zeros(targets.shape, bool), loss._options.get("ignore_index")
-        if label is not None:
-            ignored = is_label(targets, label)
+        ignored = is_any_label(targets, loss._options.get("ignore_index"))
         if targets.shape == counts.shape:
             counts &= ~ignored
         require_indices(loss, targets, logits, ~counts if targets.shape == counts.shape else ignored, hint)
@@ -345,8 +462,10 @@ def refuse(
         require_weight_shape(sample_weight, logits, "sample_weight", loss)
         finite = np.isfinite(as_numbers(sample_weight))
         require_values(sample_weight, finite, "sample_weight", "not a finite number")
-        weight = sample_weight if loss._rowwise else per_element(sample_weight, logits, loss._axis)
-        counts = counts & (weight != 0)
+        counted = sample_weight != 0
+        counts = counts & (
+            per_row(counted, counts.ndim) if loss._rowwise else per_element(counted, logits, loss._axis)
+        )
     require_options(loss, logits, counts)
     if vector is not None:
         require_shape(vector, logits.shape, "v", logits)

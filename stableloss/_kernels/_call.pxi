@@ -6,17 +6,18 @@
 # is read and written.
 #
 # uses _blocks: run sl_default_environment sl_restore_environment
-# uses _checks: activations_in_range counted_rows_in_range NO_EXPONENT divisor_of largest_exponent
+# uses _checks: NO_EXPONENT activations_in_range counted_rows_in_range divisor_of largest_exponent
 # uses _checks: targets_in_range weights_in_range
 # uses _job: Job open_job
 # uses _loss: Loss
 # uses _operand: NO_AXIS Operand bind bind_weights disjoint element_kind empty_like empty_per_row is_floating
-# uses _operand: one_per_row same_memory same_shape
-# uses _options: ORDINARY_DIVISOR ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
-# uses _options: WANT_TARGET_GRAD
+# uses _operand: one_per_row prefix_of_rows same_memory same_shape
+# uses _options: ORDINARY_DIVISOR ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD
+# uses _options: WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 
 from stableloss._arrays import (
-    Stats, count_correct, divisor, index, mask_array, real_array, refuse, refuse_axis, refuse_total, require_out, without_label,
+    Stats, count_correct, divisor, index, mask_array, over_axes, real_array, refuse, refuse_axis, refuse_total, require_out,
+    multiply_by_power,     rounded_to_bounds, without_labels,
 )
 
 
@@ -73,6 +74,12 @@ cdef inline int counted_axis(np.ndarray array, int axis) noexcept:
 
 # ---- results --------------------------------------------------------------------------------------
 
+cdef bint wider(np.ndarray out, np.ndarray x) noexcept:
+    """Whether out can take unrounded what is computed of half-precision logits."""
+    cdef int kind = np.PyArray_TYPE(out)
+    return (kind == np.NPY_FLOAT or kind == np.NPY_DOUBLE) and np.PyArray_ITEMSIZE(x) == 2
+
+
 cdef bint writable_like(np.ndarray out, np.ndarray x) noexcept:
     return (np.PyArray_TYPE(out) == np.PyArray_TYPE(x) and np.PyArray_ISWRITEABLE(out)
             and np.PyArray_ISNOTSWAPPED(out))
@@ -82,7 +89,7 @@ cdef np.ndarray plain_output(object out, np.ndarray x, str name):
     """`out` as a plain array of the type and shape of x; None where it is."""
     if out is None or (np.PyArray_CheckExact(out) and writable_like(out, x) and same_shape(out, x)):
         return out
-    return require_out(out, (<object>x).shape, x.dtype, name)
+    return require_out(out, (<object>x).shape, x.dtype, name, True)
 
 
 cdef object returned(np.ndarray result):
@@ -101,6 +108,12 @@ cdef object delivered(object out, np.ndarray result):
     return out
 
 
+cdef enum:
+    # Factors from a row's exponentials to its results are down to 2**-230 of the results' own factor: one that is
+    # smaller than 2**-400 is left out, and its power of two multiplied in at the end.
+    FAR_BELOW_1 = 400
+
+
 # ---- losses ---------------------------------------------------------------------------------------
 
 @cython.final
@@ -116,6 +129,7 @@ cdef class Call:
     cdef int axis
     cdef bint integer_logits
     cdef double divisor             # -1: the reduction's
+    cdef int missing                # power of two by which the results are divided in the end
     cdef np.ndarray logits
     cdef np.ndarray targets
     cdef np.ndarray weight
@@ -155,8 +169,9 @@ cdef class Call:
             self.weight = readable(weight, "sample_weight")
         if mask is not None:
             self.mask = readable_mask(mask)
-        if self.loss.far_ignore_index is not None and np.PyArray_NDIM(self.targets) < np.PyArray_NDIM(self.logits):
-            self.mask = without_label(self.targets, self.loss.far_ignore_index, self.mask)
+        if self.loss.masked_labels is not None and not (
+                self.loss.rowwise and np.PyArray_NDIM(self.targets) == np.PyArray_NDIM(self.logits)):
+            self.mask = without_labels(self.loss, self.targets, self.mask)
         return 0
 
     # Nothing below runs Python before the kernel has returned, but what raises an error, and handlers of signals.
@@ -193,11 +208,14 @@ cdef class Call:
 
     cdef bint weights_fit(self, np.ndarray weight) noexcept:
         """Whether weights or a mask have a number for each row or, for a loss by element, for each element."""
-        return (weight is None or one_per_row(weight, self.logits, self.axis)
+        return (weight is None or prefix_of_rows(weight, self.logits, self.axis)
+                or one_per_row(weight, self.logits, self.axis)
                 or (not self.loss.rowwise and same_shape(weight, self.logits)))
 
     cdef bint output_fits(self, np.ndarray out) noexcept:
-        return out is None or (writable_like(out, self.logits) and same_shape(out, self.logits))
+        return out is None or (same_shape(out, self.logits) and (
+            writable_like(out, self.logits)
+            or (wider(out, self.logits) and np.PyArray_ISWRITEABLE(out) and np.PyArray_ISNOTSWAPPED(out))))
 
     cdef bint shapes_fit(self, const Job* job) noexcept:
         cdef const Settings* o = job.o
@@ -211,18 +229,21 @@ cdef class Call:
             return False
         if not (self.output_fits(self.grad) and self.output_fits(self.hess) and self.output_fits(self.probabilities)):
             return False
-        return ((o.class_weight == NULL or o.n_class_weight == job.outputs)
-                and (o.pos_weight == NULL or o.pos_weight_shared or o.n_pos_weight == job.outputs))
+        return ((o.class_weight == NULL or self.outputs_fit(job, o.n_class_weight))
+                and (o.pos_weight == NULL or o.pos_weight_shared or self.outputs_fit(job, o.n_pos_weight)))
+
+    cdef bint outputs_fit(self, const Job* job, Py_ssize_t weights) noexcept:
+        """A number for each class or output, or the one output of logits without an axis of outputs."""
+        return weights == job.outputs or (weights == 1 and not self.loss.rowwise and np.PyArray_NDIM(self.logits) == 1)
 
     cdef void bind_results(self, Job* job, int axis) noexcept:
-        cdef int kind = job.x.kind
         if self.grad is not None:
-            bind(&job.g, self.grad, kind, axis)
+            bind(&job.g, self.grad, element_kind(self.grad), axis)
         if self.hess is not None:
-            bind(&job.h, self.hess, kind, axis)
+            bind(&job.h, self.hess, element_kind(self.hess), axis)
         if self.probabilities is not None:
             job.wants_probabilities = True
-            bind(&job.p, self.probabilities, kind, axis)
+            bind(&job.p, self.probabilities, element_kind(self.probabilities), axis)
         if self.losses is not None:
             job.loss = np.PyArray_BYTES(self.losses)
         if self.predicted is not None:
@@ -235,14 +256,19 @@ cdef class Call:
         cdef Loss loss = self.loss
         cdef np.ndarray x = self.logits
         cdef bint rowwise = loss.rowwise
-        cdef int ndim = np.PyArray_NDIM(x)
+        cdef int d, ndim = np.PyArray_NDIM(x)
         cdef int axis = self.axis if rowwise else NO_AXIS
         if rowwise and (self.axis == NO_AXIS or np.PyArray_DIMS(x)[self.axis] == 0):
+            return False
+        if self.axis == NO_AXIS and loss.axis != -1:
             return False
         open_job(job, x, axis)
         job.o = &loss.settings
         job.want = self.want
         job.outputs = np.PyArray_DIMS(x)[self.axis] if self.axis < ndim else 1
+        if not rowwise and loss.axis != -1:
+            for d in range(self.axis + 1, ndim):
+                job.inner *= max(<Py_ssize_t>1, np.PyArray_DIMS(x)[d])
         job.hard = rowwise and np.PyArray_NDIM(self.targets) == ndim - 1
         job.target_max = loss.target_max
         job.has_options = loss.has_options or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
@@ -281,6 +307,21 @@ cdef class Call:
         return (activations_in_range(&every, np.PyArray_SIZE(self.logits))
                 or counted_rows_in_range(job, &job.x, 1, False))
 
+    cdef bint fits_when_rounded(self, Job* job) except -1:
+        """The same once what rounding has carried over its bound counts as the bound."""
+        cdef np.ndarray targets = None
+        cdef np.ndarray logits = None
+        if not (self.loss.rowwise and np.PyArray_NDIM(self.targets) < np.PyArray_NDIM(self.logits)):
+            targets = rounded_to_bounds(self.targets, self.loss.target_max)
+        if self.loss.settings.from_probabilities:
+            logits = rounded_to_bounds(self.logits, 1)
+        if targets is None and logits is None:
+            return False
+        self.targets = self.targets if targets is None else targets
+        self.logits = self.logits if logits is None else logits
+        # numpy has run: everything is looked at again
+        return self.describe(job) and self.values_fit(job)
+
     cdef int set_job_divisor(self, Job* job) except -1:
         """What the sum is divided by; with weights far from 1, weights and divisor over one power of two."""
         cdef Loss loss = self.loss
@@ -291,7 +332,10 @@ cdef class Call:
             if job.extreme or not 1 / ORDINARY_DIVISOR <= self.divisor <= ORDINARY_DIVISOR:
                 job.extreme = job.any_weight = True
                 job.divisor = frexp(self.divisor, &exponent)
-                job.exponent = exponent
+                largest = largest_exponent(job) if loss.rowwise and exponent > FAR_BELOW_1 else exponent
+                if largest != NO_EXPONENT and exponent - largest > FAR_BELOW_1:
+                    self.missing = exponent - <int>largest
+                job.exponent = exponent - self.missing
         elif loss.reduction >= REDUCE_MEAN and not self.want & WANT_HESS:
             if job.extreme and loss.rowwise and loss.reduction == REDUCE_MEAN:
                 largest = largest_exponent(job)
@@ -308,13 +352,19 @@ cdef class Call:
     cdef double compute(self) except? -1:
         """Allocate, check and run; returns the loss, where it is reduced."""
         cdef Job job
+        cdef double total
         self.axis = counted_axis(self.logits, self.loss.axis)
         self.allocate()
-        if not (self.describe(&job) and self.values_fit(&job)):
+        if not (self.describe(&job) and self.values_fit(&job)) and not self.fits_when_rounded(&job):
             refuse(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
                    self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
         self.set_job_divisor(&job)
-        return run(&job, &self.loss.kernel.functions) / job.divisor
+        total = run(&job, &self.loss.kernel.functions) / job.divisor
+        if self.missing:
+            if self.grad is not None:
+                multiply_by_power(self.grad, -self.missing)
+            total = ldexp(total, -self.missing)
+        return total
 
     cdef object run(self, object out, object hess, object probabilities):
         """The results; `out`, `hess` and `probabilities` are the caller's arrays for them, or None."""

@@ -292,6 +292,13 @@ cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tota
     cdef bint any
     for row in range(start, start + count):
         any = False
+        if job.inner > 1:
+            at = row // job.inner * job.inner * job.outputs + row % job.inner
+            for i in range(job.outputs):
+                load_flat(&job.mask, at + i * job.inner, 1, value)
+                any |= value[0] != 0
+            total.hi += any
+            continue
         for at from 0 <= at < job.outputs by CHECKED:
             if at % BLOCK_ITEMS == 0 and stopped(job):
                 return

@@ -97,7 +97,7 @@ cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
     if job.any_weight:
         load_weights(job, start, n, True, False, scratch + WEIGHT)
         if job.o.class_weight != NULL:
-            output_weights(job.o.class_weight, job.o.n_class_weight, job.outputs, start, n, scratch + WEIGHT)
+            output_weights(job, job.o.class_weight, job.o.n_class_weight, start, n, scratch + WEIGHT)
         weigh(scratch + GRAD, <const real*>(scratch + WEIGHT), n)
         weigh(hess, <const real*>(scratch + WEIGHT), n)
         if job.want & WANT_PRODUCT:

@@ -40,6 +40,7 @@ cdef struct Job:
     Py_ssize_t n
     Py_ssize_t k
     Py_ssize_t outputs      # length of the axis of the outputs, rows of a softmax loss
+    Py_ssize_t inner        # elements of a sigmoid loss from one output to the next
     Py_ssize_t block        # rows (elements) per block
     double target_max       # targets that are no class indices lie between 0 and this
     double divisor
@@ -77,6 +78,7 @@ cdef void open_job(Job* job, np.ndarray x, int axis) noexcept:
     job.k = np.PyArray_DIMS(x)[axis] if axis < np.PyArray_NDIM(x) else 1
     job.n = np.PyArray_SIZE(x) // job.k
     job.outputs = job.k
+    job.inner = 1
     job.block = max(1, BLOCK_ITEMS // job.k)
     if job.block > GROUP:
         job.block -= job.block % GROUP

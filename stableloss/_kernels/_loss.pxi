@@ -34,7 +34,7 @@ cdef class Loss:
     cdef object options                 # read-only, by their names
     cdef np.ndarray class_weight        # the memory of the settings'
     cdef np.ndarray pos_weight
-    cdef object far_ignore_index        # one that float64 may not tell from its neighbours, or None
+    cdef tuple masked_labels            # ignored labels that the kernels do not look for, or None
     cdef double target_max              # targets that are no class indices lie between 0 and this
     cdef bint rowwise                   # a loss for each row, or for each element?
     cdef int axis
@@ -66,7 +66,7 @@ cdef class Loss:
         # The rounding of a scaled or bent logit, or of a logarithm that is raised to a power, would be
         # many ulps of the result; float64 has the digits to spare.
         self.in_float64 = (self.settings.logit_scale != 1 or self.settings.softcap != 0
-                           or self.settings.focal_gamma != 0 or self.settings.from_probabilities)
+                           or self.settings.focal_gamma != 0 or self.settings.focal_gamma_negative != 0 or self.settings.from_probabilities)
         self.has_options = (self.in_float64 or self.settings.label_smoothing != 0 or self.settings.z_loss != 0
                             or self.settings.positive != 1 or self.settings.negative != 1
                             or self.settings.pos_weight != NULL)
@@ -85,7 +85,8 @@ cdef class Loss:
         o.logit_scale = number_of(options, "logit_scale", o.logit_scale)
         o.softcap = number_of(options, "softcap", 0)
         o.label_smoothing = number_of(options, "label_smoothing", 0)
-        o.focal_gamma = number_of(options, "focal_gamma", 0)
+        gamma = options.get("focal_gamma", 0)
+        o.focal_gamma, o.focal_gamma_negative = gamma if isinstance(gamma, tuple) else (gamma, gamma)
         o.z_loss = number_of(options, "z_loss", 0)
         o.from_probabilities = number_of(options, "from_probabilities", 0) != 0
         if options.get("focal_alpha") is not None:
@@ -113,12 +114,14 @@ cdef class Loss:
         return 0
 
     cdef int set_ignore_index(self, object index) except -1:
-        # labels are compared as float64, which holds every integer up to 2**53
         if index is None:
             return 0
-        if -2**53 < index < 2**53:
+        if not self.rowwise or isinstance(index, tuple):
+            self.masked_labels = index if isinstance(index, tuple) else (index,)
+        # labels are compared as float64, which holds every integer up to 2**53
+        elif -2**53 < index < 2**53:
             self.settings.has_ignore_index = True
             self.settings.ignore_index = index
         else:
-            self.far_ignore_index = index
+            self.masked_labels = (index,)
         return 0

@@ -31,7 +31,8 @@ cdef struct Settings:
     double logit_scale              # 1
     double softcap                  # 0
     double label_smoothing          # 0
-    double focal_gamma              # 0
+    double focal_gamma              # 0: of -log a ...
+    double focal_gamma_negative     # 0: ... and of -log(1 - a)
     double z_loss                   # 0
     double positive                 # 1: factor of -log a ...
     double negative                 # 1: ... and of -log(1 - a)

@@ -82,13 +82,22 @@ cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint 
             weight[i] = <real>scaled_product(weight[i], of_class, job.exponent)
 
 
-cdef void output_weights(const double* weight, Py_ssize_t weights, Py_ssize_t outputs, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
+cdef void output_weights(const Job* job, const double* weight, Py_ssize_t weights, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
     """Multiply elements start ... start + n - 1 by the weights of their outputs."""
-    cdef Py_ssize_t i, output = start % outputs
+    cdef Py_ssize_t outputs = job.outputs
+    cdef Py_ssize_t i, until, output = start // job.inner % outputs
     if weights == 1:
         for i in range(n):
             to[i] *= <real>weight[0]
         return
+    if job.inner == 1:
+        for i in range(n):
+            to[i] *= <real>weight[output]
+            output = output + 1 if output + 1 < outputs else 0
+        return
+    until = job.inner - start % job.inner
     for i in range(n):
+        if i == until:
+            output = output + 1 if output + 1 < outputs else 0
+            until += job.inner
         to[i] *= <real>weight[output]
-        output = output + 1 if output + 1 < outputs else 0
