@@ -264,7 +264,7 @@ def over_axes(
     keepdims: bool = False,
     reduces: bool = False,
 ) -> Any:
-    """An activation over several axes as if they were one (None: over all); `reduces`: they are not in the result."""
+    """An activation over several axes (None: all) as if they were one, which a result that `reduces` lacks."""
     array = real_array(x, "x")
     given = range(array.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     axes = [index("axis", a) for a in given]
@@ -407,9 +407,10 @@ def require_options(loss: Any, logits: np.ndarray, counts: np.ndarray) -> None:
 
 
 def refuse_total(total: float, exponent: int) -> NoReturn:
+    scale = f" * 2**{exponent}" if exponent else ""
     raise ValueError(
-        f"sample_weight adds up to {math.ldexp(total, exponent):g} over the rows that count, by which no mean can be "
-        'divided: use reduction="sum", or pass denominator='
+        f"sample_weight adds up to {total:g}{scale} over the rows that count, which can not divide a mean: "
+        'use reduction="sum", or pass denominator='
     )
 
 

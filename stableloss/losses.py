@@ -83,8 +83,8 @@ def _weights(name: str, value: Any) -> tuple[float, ...]:
     if labels is not None and not callable(labels) and list(labels) != list(range(len(array))):
         by_label = "sort_index()" if sorted(labels) == list(range(len(array))) else "loc[classes].to_numpy()"
         raise ValueError(
-            f"{name} has the index {list(labels)!r}, not 0 ... {len(array) - 1} in order, and would be taken by "
-            f"position: pass {name}.{by_label}"
+            f"{name} has the index {list(labels)!r}, not 0 ... {len(array) - 1} in order, and would be "
+            f"taken by position: pass {name}.{by_label}"
         )
     if array.ndim != 1 or not array.size:
         raise ValueError(f"{name} has shape {array.shape}, not one number per class")

@@ -6,7 +6,7 @@
 # is read and written.
 #
 # uses _blocks: run sl_default_environment sl_restore_environment
-# uses _checks: NO_EXPONENT activations_in_range counted_rows_in_range divisor_of largest_exponent
+# uses _checks: DOUBLE_MAX NO_EXPONENT activations_in_range counted_rows_in_range divisor_of largest_exponent
 # uses _checks: targets_in_range weights_in_range
 # uses _job: Job open_job
 # uses _loss: Loss
@@ -14,10 +14,11 @@
 # uses _operand: one_per_row prefix_of_rows same_memory same_shape
 # uses _options: ORDINARY_DIVISOR ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD
 # uses _options: WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
+# uses _weights: frexp ldexp
 
 from stableloss._arrays import (
-    Stats, count_correct, divisor, index, mask_array, over_axes, real_array, refuse, refuse_axis, refuse_total, require_out,
-    multiply_by_power,     rounded_to_bounds, without_labels,
+    Stats, count_correct, divisor, index, mask_array, multiply_by_power, over_axes, real_array, refuse, refuse_axis,
+    refuse_total, require_out, rounded_to_bounds, without_labels,
 )
 
 

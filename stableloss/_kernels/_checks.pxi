@@ -2,11 +2,11 @@
 #
 # uses _blocks: SL_PEEK SL_STORE stopped sum_blocks
 # uses _job: BLOCK_ITEMS Job
-# uses _math: SL_INFINITY absolute sl_bits_f64 sl_bits_from_float
+# uses _math: SL_INFINITY absolute real sl_bits_f64 sl_bits_from_float
 # uses _operand: Operand bind gather is_floating load_flat row_offsets view_flat
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
 # uses _sums: Sum add evaluate
-# uses _weights: CHECKED class_at load_weights
+# uses _weights: CHECKED class_at frexp load_weights
 
 # Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
 # and at one that is read as a float64 first. Found as those of `COST`, level v4.

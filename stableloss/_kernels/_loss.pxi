@@ -2,7 +2,8 @@
 #
 # uses _job: LossKernel
 # uses _operand: MAX_DIMS
-# uses _options: ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_BATCHMEAN REDUCE_MEAN REDUCE_NONE REDUCE_SUM Settings set_neutral
+# uses _options: ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_BATCHMEAN REDUCE_MEAN REDUCE_NONE REDUCE_SUM Settings
+# uses _options: set_neutral
 
 cdef extern from "Python.h":
     object PyDictProxy_New(object)

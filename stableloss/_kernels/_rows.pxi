@@ -13,8 +13,8 @@
 # uses _blocks: stopped
 # uses _job: Job
 # uses _logits: chain_first indicator_logit transform_logits
-# uses _math: SL_INFINITY absolute exp_shifted is_positive_infinity log1p_positive real row_scale split_maximum two_sum
-# uses _math: unit
+# uses _math: SL_INFINITY absolute exp_shifted is_positive_infinity log1p_positive real row_scale
+# uses _math: split_maximum two_sum unit
 # uses _operand: gather kind_of row_offsets scatter
 # uses _sums: GROUP NARROW PIECE Split fold_columns lane_squares lane_sum maximum_of ordered_sum padded
 # uses _sums: start_split

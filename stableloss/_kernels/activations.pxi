@@ -7,7 +7,8 @@
 #   logsumexp    m + log1p(sum - 1)
 #
 # uses _blocks: run sl_default_environment sl_restore_environment
-# uses _call: axis_of counted_axis delivered floating over_axes readable refuse_axis require_out returned writable_like
+# uses _call: axis_of counted_axis delivered floating over_axes readable refuse_axis require_out returned
+# uses _call: writable_like
 # uses _elements: VALUE
 # uses _job: Job Kernel open_job
 # uses _math: SL_INFINITY absolute exp_negative log1p_unit real reciprocal
