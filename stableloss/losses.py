@@ -81,7 +81,7 @@ def _weights(name: str, value: Any) -> tuple[float, ...]:
         _arrays.refuse_dtype(value, array, name)
     labels = getattr(value, "index", None)  # of a pandas Series
     if labels is not None and not callable(labels) and list(labels) != list(range(len(array))):
-        by_label = "sort_index()" if sorted(labels) == list(range(len(array))) else "loc[classes].to_numpy()"
+        by_label = "sort_index()" if set(labels) == set(range(len(array))) else "loc[classes].to_numpy()"
         raise ValueError(
             f"{name} has the index {list(labels)!r}, not 0 ... {len(array) - 1} in order, and would be "
             f"taken by position: pass {name}.{by_label}"
