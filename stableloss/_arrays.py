@@ -274,7 +274,7 @@ def over_axes(
     keepdims: bool = False,
     reduces: bool = False,
 ) -> Any:
-    """An activation over several axes as if they were one (None: over all); `reduces`: they are not in the result."""
+    """An activation over several axes (None: all) as if they were one; `reduces`: the result lacks them."""
     array = real_array(x, "x")
     given = range(array.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     axes = [index("axis", a) for a in given]

@@ -76,10 +76,10 @@ def _labels(name: str, value: Any) -> int | tuple[int, ...] | None:
 def _weights(name: str, value: Any) -> tuple[float, ...]:
     labels = getattr(value, "index", None)  # of a pandas Series
     if labels is not None and not callable(labels) and list(labels) != list(range(len(value))):
-        by_label = "sort_index()" if sorted(labels) == list(range(len(value))) else "loc[classes].to_numpy()"
+        by_label = "sort_index()" if set(labels) == set(range(len(value))) else "loc[classes].to_numpy()"
         raise ValueError(
-            f"{name} has the index {list(labels)!r}, not 0 ... {len(value) - 1} in order, and would be taken by "
-            f"position: pass {name}.{by_label}"
+            f"{name} has the index {list(labels)!r}, not 0 ... {len(value) - 1} in order, and would be "
+            f"taken by position: pass {name}.{by_label}"
         )
     numbers: tuple[float, ...] = kernels.weights(name, value)
     return numbers

@@ -1,11 +1,14 @@
-"""What users of other libraries bring: weights of any scale and sign, targets that rounding has moved, masks of 0 and 1."""
+"""What users of other libraries bring: weights of any scale and sign, rounded targets, masks of 0 and 1."""
 
+import bits
 import mpmath
 import numpy as np
 import pytest
 
 import stableloss as sl
 
+LOSSES = [getattr(sl, stem) for stem in bits.LOSSES]
+ROWWISE = [loss for loss in LOSSES if loss._rowwise]
 DTYPES = [np.float32, np.float64]
 Z = np.array([[1.0, 0.0], [0.0, 2.0], [-1.5, 0.25]])
 LABELS = np.array([0, 1, 1])
@@ -18,17 +21,17 @@ def softmax(z):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def terms(stem, z, targets):
+def terms(loss, z, targets):
     """Unweighted losses and gradients, by the formulas of the textbooks in float64."""
     z = z.astype(np.float64)
-    if stem.startswith("softmax"):
+    if loss._rowwise:
         p = softmax(z)
-        if stem == "softmax_ce":
+        if isinstance(loss, sl.SoftmaxCE):
             return -(targets * np.log(p)).sum(-1), p - targets
         d = p - targets
         return (d * d).sum(-1) / 2, p * (d - (p * d).sum(-1, keepdims=True))
     a = 1 / (1 + np.exp(-z))
-    if stem == "sigmoid_bce":
+    if isinstance(loss, sl.SigmoidBCE):
         return -targets * np.log(a) - (1 - targets) * np.log1p(-a), a - targets
     return (a - targets) ** 2 / 2, (a - targets) * a * (1 - a)
 
@@ -45,11 +48,11 @@ SCALES = [1e-307, 1e-290, 1e-50, 1e-41, 1e-20, 1e-7, 1.0, 1e7, 1e20, 1e39, 1e50,
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hard", [True, False])
-@pytest.mark.parametrize("stem", ["softmax_ce", "softmax_mse"])
-def test_a_weighted_mean_of_rows_knows_no_scale(stem, hard, dtype, scale):
+@pytest.mark.parametrize("loss", ROWWISE, ids=repr)
+def test_a_weighted_mean_of_rows_knows_no_scale(loss, hard, dtype, scale):
     weight = np.array([1.0, 3.0, 0.5])
-    losses, grads = terms(stem, Z, ONE_HOT)
-    value, grad = getattr(sl, stem).value_and_grad(
+    losses, grads = terms(loss, Z, ONE_HOT)
+    value, grad = loss.value_and_grad(
         Z.astype(dtype), LABELS if hard else ONE_HOT, sample_weight=scale * weight
     )
     assert_close(value, weight @ losses / weight.sum(), dtype)
@@ -58,12 +61,12 @@ def test_a_weighted_mean_of_rows_knows_no_scale(stem, hard, dtype, scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stem", ["sigmoid_bce", "sigmoid_mse", "softmax_ce", "softmax_mse"])
-def test_only_weight_over_denominator_matters(stem, dtype, scale):
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_only_weight_over_denominator_matters(loss, dtype, scale):
     weight = np.array([1.0, 3.0, 0.5])
-    losses, grads = terms(stem, Z, ONE_HOT)
-    targets = ONE_HOT if stem.startswith("sigmoid") else LABELS
-    value, grad = getattr(sl, stem).value_and_grad(
+    losses, grads = terms(loss, Z, ONE_HOT)
+    targets = ONE_HOT if not loss._rowwise else LABELS
+    value, grad = loss.value_and_grad(
         Z.astype(dtype), targets, sample_weight=scale * weight, denominator=4 * scale
     )
     assert_close(value, (weight @ losses).sum() / 4, dtype)
@@ -71,18 +74,18 @@ def test_only_weight_over_denominator_matters(stem, dtype, scale):
 
 
 def test_weights_whose_sum_overflows():
-    losses, grads = terms("softmax_ce", Z, ONE_HOT)
+    losses, grads = terms(sl.softmax_ce, Z, ONE_HOT)
     value, grad = sl.softmax_ce.value_and_grad(Z, LABELS, sample_weight=[1.5e308] * 3)
     assert_close(value, losses.mean(), np.float64)
     assert_close(grad, grads / 3, np.float64)
 
 
 @pytest.mark.parametrize("denominator", [1e-300, 1e280, 1e300])
-@pytest.mark.parametrize("stem", ["sigmoid_bce", "sigmoid_mse", "softmax_ce", "softmax_mse"])
-def test_a_denominator_of_any_scale(stem, denominator):
-    losses, grads = terms(stem, Z, ONE_HOT)
-    targets = ONE_HOT if stem.startswith("sigmoid") else LABELS
-    value, grad = getattr(sl, stem).value_and_grad(Z, targets, denominator=denominator)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_denominator_of_any_scale(loss, denominator):
+    losses, grads = terms(loss, Z, ONE_HOT)
+    targets = ONE_HOT if not loss._rowwise else LABELS
+    value, grad = loss.value_and_grad(Z, targets, denominator=denominator)
     assert_close(value, losses.sum() / denominator, np.float64)
     assert_close(grad, grads / denominator, np.float64)
 
@@ -91,7 +94,7 @@ def test_a_denominator_of_any_scale(stem, denominator):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hard", [True, False])
 def test_class_weights_are_offset_by_sample_weights(hard, dtype, scale):
-    losses, grads = terms("softmax_ce", Z, ONE_HOT)
+    losses, grads = terms(sl.softmax_ce, Z, ONE_HOT)
     loss = sl.SoftmaxCE(reduction="sum", class_weight=[scale, 2 * scale])
     value, grad = loss.value_and_grad(
         Z.astype(dtype), LABELS if hard else ONE_HOT, sample_weight=[1 / scale] * 3
@@ -102,7 +105,7 @@ def test_class_weights_are_offset_by_sample_weights(hard, dtype, scale):
 
 
 def test_products_of_weights_that_differ_by_much():
-    losses, grads = terms("softmax_ce", Z, ONE_HOT)
+    losses, grads = terms(sl.softmax_ce, Z, ONE_HOT)
     loss = sl.SoftmaxCE(class_weight=[1e250, 1e-250])
     value, grad = loss.value_and_grad(Z, LABELS, sample_weight=[1e-250, 1e250, 1e250])
     assert_close(value, losses.mean(), np.float64)
@@ -113,7 +116,7 @@ def test_products_of_weights_that_differ_by_much():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("option", ["class_weight", "pos_weight"])
 def test_weights_of_outputs_are_offset_by_sample_weights(option, dtype, scale):
-    losses, grads = terms("sigmoid_bce", Z, np.ones_like(Z))
+    losses, grads = terms(sl.sigmoid_bce, Z, np.ones_like(Z))
     loss = sl.SigmoidBCE(reduction="sum", **{option: [scale, 2 * scale]})
     value, grad = loss.value_and_grad(Z.astype(dtype), np.ones_like(Z), sample_weight=[1 / scale] * 3)
     assert_close(value, (losses * [1, 2]).sum(), dtype)
@@ -132,7 +135,7 @@ def test_weights_of_outputs_are_offset_by_sample_weights(option, dtype, scale):
 )
 def test_a_float32_loss_beyond_float32(options, arguments):
     z = np.array([-3e38], np.float32)
-    want = 1000 * -float(z[0]) * (options.get("label_smoothing", 0) and 1.5 or 1)
+    want = 1000 * -float(z[0]) * (1.5 if "label_smoothing" in options else 1)
     assert sl.SigmoidBCE(**options)(z, [1.0], **arguments) == pytest.approx(want, rel=1e-7)
 
 
@@ -141,12 +144,12 @@ def test_a_float32_loss_beyond_float32(options, arguments):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
-@pytest.mark.parametrize("stem", ["sigmoid_bce", "sigmoid_mse", "softmax_ce", "softmax_mse"])
-def test_negative_sample_weights(stem, reduction, dtype):
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_negative_sample_weights(loss, reduction, dtype):
     advantage = np.array([1.5, -0.5, 2.0])
-    kind = type(getattr(sl, stem))
-    losses, grads = terms(stem, Z, ONE_HOT)
-    by_element = stem.startswith("sigmoid")
+    kind = type(loss)
+    losses, grads = terms(loss, Z, ONE_HOT)
+    by_element = not loss._rowwise
     losses = losses * (advantage[:, None] if by_element else advantage)
     divisor = {"mean": 6 if by_element else 3.0, "batchmean": 3}.get(reduction, 1)
     value, grad = kind(reduction=reduction).value_and_grad(
@@ -203,7 +206,8 @@ def test_a_target_just_over_its_bound_is_the_bound(loss, dtype):
     bound = np.array([1, 0, 1, 0.5], dtype)
     given = over.copy()
     got, want = loss.value_and_grad(z, over), loss.value_and_grad(z, bound)
-    assert got[0] == want[0] and np.array_equal(got[1], want[1])
+    assert got[0] == want[0]
+    assert np.array_equal(got[1], want[1])
     assert np.array_equal(over, given)
     for bad in (1 + 18 * eps, -17 * eps):
         with pytest.raises(ValueError, match="target at 1 is"):
@@ -218,7 +222,8 @@ def test_a_probability_just_below_0_is_0(loss, dtype):
         loss.value_and_grad(Z[:2].astype(dtype), t),
         loss.value_and_grad(Z[:2].astype(dtype), t.clip(0)),
     )
-    assert got[0] == want[0] and np.array_equal(got[1], want[1])
+    assert got[0] == want[0]
+    assert np.array_equal(got[1], want[1])
     with pytest.raises(ValueError, match=r"target probability at \(0, 1\) is"):
         loss(Z[:2].astype(dtype), 17 * t)
 
@@ -232,7 +237,9 @@ def test_an_activation_just_over_its_bound_is_the_bound(kind, dtype):
     out = p.copy()
     value, grad = loss.value_and_grad(out, t, out=out)
     want, want_grad = loss.value_and_grad(p.clip(0, 1), t)
-    assert grad is out and value == want and np.array_equal(grad, want_grad)
+    assert grad is out
+    assert value == want
+    assert np.array_equal(grad, want_grad)
 
 
 def test_votes_that_add_up_to_more_than_1():
@@ -302,7 +309,7 @@ def test_several_ignored_classes():
     z, y = np.random.default_rng(5).normal(size=(6, 4)), np.array([0, 3, 1, -100, 2, 255])
     loss = sl.SoftmaxCE(ignore_index=(-100, 2, 255))
     assert loss.ignore_index == (-100, 2, 255)
-    assert loss == eval(repr(loss), {"SoftmaxCE": sl.SoftmaxCE}) and hash(loss) is not None
+    assert loss == eval(repr(loss), dict(vars(sl)))
     value, grad = loss.value_and_grad(z, y)
     want, want_grad = sl.softmax_ce.value_and_grad(z[:3], y[:3])
     assert value == want
@@ -344,21 +351,13 @@ def test_focal_exponents_of_both_sides(pair):
 
 # ---- weights and masks of images, masks of 0 and 1 ------------------------------------------------
 
+IMAGE_LOSSES = LOSSES + [type(loss)(axis=1) for loss in LOSSES if "axis" in loss._options]
+IMAGE_LOSSES.append(sl.SoftmaxCE(axis=0, label_smoothing=0.1))
+IMAGE_LOSSES.append(sl.SoftmaxCE(ignore_index=(0, 1)))
+
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "loss",
-    [
-        sl.SoftmaxCE(axis=1),
-        sl.SoftmaxMSE(axis=1),
-        sl.SigmoidBCE(axis=1),
-        sl.sigmoid_mse,
-        sl.softmax_ce,
-        sl.SoftmaxCE(axis=0, label_smoothing=0.1),
-        sl.SoftmaxCE(axis=-1, ignore_index=(0, 1)),
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize("loss", IMAGE_LOSSES, ids=repr)
 def test_one_weight_per_image(loss, dtype):
     rng = np.random.default_rng(7)
     z = rng.normal(size=(2, 3, 4, 5)).astype(dtype)
@@ -369,7 +368,8 @@ def test_one_weight_per_image(loss, dtype):
         full = np.broadcast_to(given.reshape(given.shape + (1,) * (3 - n)), rows)
         got = loss.value_and_grad(z, y, sample_weight=given, mask=given > 0.3, with_stats=True)
         want = loss.value_and_grad(z, y, sample_weight=full, mask=full > 0.3, with_stats=True)
-        assert got[0] == want[0] and got[2].correct == want[2].correct
+        assert got[0] == want[0]
+        assert got[2].correct == want[2].correct
         np.testing.assert_array_equal(got[1], want[1])
         np.testing.assert_array_equal(got[2].predicted, want[2].predicted)
     for shape in [(), (1,), (2, 1), (2, 1, 1), (5,), (1, *rows)]:
@@ -391,17 +391,17 @@ def test_masks_of_0_and_1(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [4, 200, 5000])
-@pytest.mark.parametrize("stem", ["sigmoid_bce", "sigmoid_mse", "softmax_ce", "softmax_mse"])
-def test_a_wider_gradient_of_half_precision(stem, k, dtype):
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_wider_gradient_of_half_precision(loss, k, dtype):
     rng = np.random.default_rng(9)
     z = rng.normal(size=(3, k)).astype(np.float16)
-    y = rng.integers(0, 2, z.shape if stem.startswith("sigmoid") else 3)
-    loss = getattr(sl, stem)
-    for targets in [y] if stem.startswith("sigmoid") else [y, np.eye(k)[y]]:
+    y = rng.integers(0, 2, z.shape if not loss._rowwise else 3)
+    for targets in [y] if not loss._rowwise else [y, np.eye(k)[y]]:
         out = np.empty((k, 3), dtype).T
         value, grad = loss.value_and_grad(z, targets, out=out)
         want, want_grad = loss.value_and_grad(z.astype(np.float32), targets)
-        assert grad is out and value == want
+        assert grad is out
+        assert value == want
         np.testing.assert_allclose(grad, want_grad, rtol=5e-7)
         pair = np.empty(z.shape, dtype), np.empty(z.shape, dtype)
         _, hess = loss.grad_and_hess(z, targets, out=pair)
@@ -423,7 +423,8 @@ def test_activations_over_several_axes(axis, dtype):
     np.testing.assert_allclose(sl.softmax(x, axis=axis), e / total, rtol=rtol)
     np.testing.assert_allclose(sl.log_softmax(x, axis=axis), np.log(e / total), rtol=10 * rtol)
     kept = sl.logsumexp(x, axis=axis, keepdims=True)
-    assert kept.shape == total.shape and kept.dtype == dtype
+    assert kept.shape == total.shape
+    assert kept.dtype == dtype
     np.testing.assert_allclose(kept, np.log(total), rtol=10 * rtol)
     flat = sl.logsumexp(x, axis=axis)
     assert np.shape(flat) == e.sum(axis=axis).shape
