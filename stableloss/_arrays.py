@@ -46,15 +46,8 @@ def holds_mask(value: Any, depth: int = 64) -> bool:
     """Whether numpy would drop a mask on the way from a value to an array: lists are looked into."""
     if not isinstance(value, (list, tuple)):
         return isinstance(value, np.ma.MaskedArray)
-    for kind in set(map(type, value)):
-        if issubclass(kind, (list, tuple, np.ma.MaskedArray)):
-            break
-    else:
-        return False  # nothing but numbers
-    for item in value:
-        if depth > 0 and holds_mask(item, depth - 1):
-            return True
-    return False
+    nested = [kind for kind in set(map(type, value)) if issubclass(kind, (list, tuple, np.ma.MaskedArray))]
+    return bool(nested) and depth > 0 and any([holds_mask(item, depth - 1) for item in value])
 
 
 def require_no_mask(value: Any, name: str) -> None:
@@ -316,9 +309,10 @@ def refuse_value(array: np.ndarray, place: tuple[int, ...], name: str, demand: s
 
 
 def refuse_total(total: float, exponent: int) -> NoReturn:
+    scale = f" * 2**{exponent}" if exponent else ""
     raise ValueError(
-        f"sample_weight adds up to {math.ldexp(total, exponent):g} over the rows that count, by which no mean can be "
-        'divided: use reduction="sum", or pass denominator='
+        f"sample_weight adds up to {total:g}{scale} over the rows that count, which can not divide a mean: "
+        'use reduction="sum", or pass denominator='
     )
 
 

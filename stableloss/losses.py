@@ -6,6 +6,7 @@ instance carries the stem as its name.
 
 import math
 from collections.abc import Callable, Mapping
+from copyreg import _slotnames  # type: ignore[attr-defined]
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, overload
 
 import numpy as np
@@ -86,8 +87,9 @@ def _weights(name: str, value: Any) -> tuple[float, ...]:
 
 
 def _weight_or_weights(name: str, value: Any) -> float | tuple[float, ...]:
-    scalar = isinstance(value, (int, float)) or np.ndim(value) == 0
-    return _not_negative(name, value) if scalar else _weights(name, value)
+    if isinstance(value, (list, tuple)) or (not isinstance(value, (int, float)) and np.ndim(value)):
+        return _weights(name, value)
+    return _not_negative(name, value)
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -487,7 +489,11 @@ class _Loss(kernels.Loss):
         return hash((type(self), *self._changed().items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._changed(), getattr(self, "__dict__", None))
+        extra = dict(getattr(self, "__dict__", {}))
+        for name in _slotnames(type(self)):  # of a subclass
+            if hasattr(self, name):
+                extra[name] = getattr(self, name)
+        return _rebuild, (type(self), self._changed(), extra)
 
 
 class _CrossEntropy(_Loss):

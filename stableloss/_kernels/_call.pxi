@@ -283,6 +283,7 @@ cdef enum:
 @cython.final
 @cython.no_gc
 @cython.freelist(8)
+@cython.auto_pickle(False)
 cdef class Call:
     """A call of a loss: its arguments as arrays, and its results. It keeps their memory alive, and lasts as long as
     the default floating-point environment is in force."""

@@ -58,6 +58,7 @@ cdef struct Kernel:
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class LossKernel:
     """The kernel of a loss, as an object that its class finds by the stem; `loss_kernel` alone makes usable ones."""
 

@@ -42,6 +42,7 @@ cdef bint all_between(np.ndarray weights, double low, double high) noexcept:
     return True
 
 
+@cython.auto_pickle(False)
 cdef class Loss:
     """What the kernels know of a loss; the classes of losses.py derive from it. It is configured once."""
 
