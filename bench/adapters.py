@@ -1,13 +1,19 @@
-"""The adapters' calls against the textbook forms that they replace, for targets.py to time.
+"""Times the adapters' calls against the textbook forms that they replace.
+
+    python bench/adapters.py            measure, and write the table in bench/NOTES.md
+    python bench/adapters.py --quick    a few rounds; nothing is written
 
 Both sides interleaved in one process, in float64, at the sizes that the courses train with; the times are
 medians. What a network has at hand is given to both: its weighted input z, its output a, its targets y.
 """
 
+import harness  # before numpy  # isort: skip
+
+import argparse
 import platform
 import statistics
+from pathlib import Path
 
-import harness  # before numpy
 import numpy as np
 
 import stableloss
@@ -165,3 +171,18 @@ def table(quick):
         f"{platform.python_version()}, numpy {np.__version__}."
     )
     return "\n".join([where, "", *HEAD, *lines(quick)])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds, no file")
+    quick = parser.parse_args().quick
+    harness.use_cpus(1)
+    measured = table(quick)
+    if not quick:
+        harness.rewrite_part(Path(__file__).with_name("NOTES.md"), "adapters", measured)
+    print(measured)
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,6 @@ os.environ.update(
 )
 
 RESULTS = Path(__file__).resolve().parent / "results"
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 SAMPLE_SECONDS = 2e-3
 QUICK_PAIRS = 3
@@ -132,12 +131,6 @@ def results_path(stem, level, suffix=""):
     """The file for what is measured on this processor at a CPU level."""
     cpu = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
     return RESULTS / f"{stem}{cpu}-{level}{suffix}.csv"
-
-
-def last_cache_bytes():
-    """Size of the largest cache that one CPU uses, or 0 where the system does not tell."""
-    sizes = [path.read_text().strip() for path in CACHES.glob("index*/size")]
-    return max((int(size.rstrip("K")) * 1024 for size in sizes if size.endswith("K")), default=0)
 
 
 def read_rows(path):

@@ -1,6 +1,7 @@
 """The libraries that stableloss is timed against, each at its best form.
 
-A rival computes the mean loss and its gradient for its `losses`.
+A rival computes the mean loss and its gradient for its `losses`; a loss that none has a formula for is timed
+beside numpy's copy alone.
 `prepare` does everything that a training loop would do once (conversion, compilation, allocation of
 reused outputs) and returns a callable without arguments that gives `(loss, grad)`. Libraries are
 imported only there, and use as many threads as stableloss may.
@@ -13,6 +14,7 @@ import importlib.util
 import math
 
 import numpy as np
+from cases import LOSSES
 from harness import THREADS
 
 
@@ -63,12 +65,7 @@ def numpy_sigmoid_mse(logits, targets):
     return loss, diff * probs * (1 - probs) / logits.size
 
 
-NUMPY_RECIPES = {
-    "sigmoid_bce": numpy_sigmoid_bce,
-    "softmax_ce": numpy_softmax_ce,
-    "sigmoid_mse": numpy_sigmoid_mse,
-    "softmax_mse": numpy_softmax_mse,
-}
+NUMPY_RECIPES = {loss: globals()[f"numpy_{loss}"] for loss in LOSSES if f"numpy_{loss}" in globals()}
 
 
 class Rival:
@@ -297,12 +294,8 @@ def torch_losses():
         probs = torch.softmax(logits, 1)
         return 0.5 * functional.mse_loss(probs, one_hot, reduction="sum") / len(logits)
 
-    return {
-        "sigmoid_bce": functional.binary_cross_entropy_with_logits,
-        "softmax_ce": functional.cross_entropy,
-        "sigmoid_mse": sigmoid_mse,
-        "softmax_mse": softmax_mse,
-    }
+    sigmoid_bce, softmax_ce = functional.binary_cross_entropy_with_logits, functional.cross_entropy
+    return locals()
 
 
 class TorchEagerAutograd(Rival):
@@ -577,12 +570,7 @@ def jax_losses(jax):
         def sigmoid_bce(x, y):
             return optax.sigmoid_binary_cross_entropy(x, y).mean()
 
-    return {
-        "sigmoid_bce": sigmoid_bce,
-        "softmax_ce": softmax_ce,
-        "sigmoid_mse": sigmoid_mse,
-        "softmax_mse": softmax_mse,
-    }
+    return locals()
 
 
 class JaxByHand(JaxValueAndGrad):
@@ -615,8 +603,7 @@ class JaxByHand(JaxValueAndGrad):
             diff = probs - y
             return 0.5 * jnp.square(diff).mean(), diff * probs * (1 - probs) / x.size
 
-        forms = (softmax_ce, softmax_mse, sigmoid_bce, sigmoid_mse)
-        return {form.__name__: form for form in forms}[loss]
+        return locals()[loss]
 
 
 @functools.cache
@@ -702,8 +689,7 @@ def numba_kernels():
             out[i] = diff * p * (one - p) * share
         return 0.5 * loss / x.size
 
-    kernels = (softmax_ce, softmax_mse, sigmoid_bce, sigmoid_mse)
-    return {kernel.__name__: kernel for kernel in kernels}
+    return locals()
 
 
 class Numba(Rival):

@@ -5,7 +5,6 @@ more of the rare class at the threshold of 1/2, at some cost in precision. The r
 precision measures, hardly changes, and a focal loss does no better here than a weight.
 """
 
-import lightgbm as lgb
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
@@ -13,7 +12,7 @@ from sklearn.model_selection import RepeatedStratifiedKFold
 from tqdm import tqdm
 
 import stableloss as sl
-from stableloss.adapters.lightgbm import objective
+from stableloss.adapters.lightgbm import StableLGBMClassifier
 
 LOSSES = {
     "cross-entropy": sl.sigmoid_bce,
@@ -31,10 +30,10 @@ print(f"{'':18} {'recall':>8} {'precision':>10} {'F1':>8} {'average precision':>
 for name, loss in LOSSES.items():
     scores = []
     for train, test in tqdm(splits, desc=f"{name:18}", leave=False):
-        model = lgb.LGBMClassifier(objective=objective(loss), num_leaves=15, n_jobs=1, verbose=-1)
-        margins = model.fit(x[train], y[train]).predict(x[test], raw_score=True)
-        found = margins > 0
+        model = StableLGBMClassifier(objective=loss, num_leaves=15, n_jobs=1, verbose=-1)
+        found = model.fit(x[train], y[train]).predict(x[test])
         decisions = [score(y[test], found) for score in (recall_score, precision_score, f1_score)]
-        scores.append([*decisions, average_precision_score(y[test], margins)])
+        ranking = model.decision_function(x[test])
+        scores.append([*decisions, average_precision_score(y[test], ranking)])
     recall, precision, f1, ranking = np.mean(scores, axis=0)
     print(f"{name:18} {recall:8.3f} {precision:10.3f} {f1:8.3f} {ranking:18.3f}")

@@ -6,7 +6,7 @@ is asked for, and through XGETBV whether the operating system saves the wider re
 
 cdef extern from *:
     """
-    #if defined(__x86_64__) && defined(__GNUC__)
+    #if defined(__x86_64__)
     #include <cpuid.h>
 
     static int sl_x86_level(void) {

@@ -1,19 +1,14 @@
-"""How many threads a call may use, and the pool that helps with large ones.
+"""How many threads a call may use. What they do is in `_kernels/sl_pool.h`."""
 
-A call is cut into blocks whose results do not depend on who computes them; the calling thread works on
-them itself, and helpers take blocks as they come. There is no OpenMP: its GNU runtime hangs in a forked
-child, and two runtimes in one process clash.
-"""
-
+import math
 import os
-from _thread import allocate_lock  # threading takes as long to import as half of this package
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from operator import index
+from typing import SupportsIndex
 
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+MOST = 2**31 - 1
 
 
 def _usable_cpus() -> int:
@@ -22,49 +17,75 @@ def _usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _checked(count: int, name: str = "num_threads") -> int:
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count < 2**31:
-        raise ValueError(f"{name} is {count!r}, not a whole number from 1 to {2**31 - 1}")
-    return count
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _quota(folder: str) -> float:
+    """CPUs that a control group may use, whatever its version."""
+    limit, _, period = _read(f"{folder}/cpu.max").strip().partition(" ")
+    if not limit:
+        limit, period = _read(f"{folder}/cpu.cfs_quota_us"), _read(f"{folder}/cpu.cfs_period_us")
+    try:
+        cpus = int(limit) / int(period)
+    except (ValueError, ZeroDivisionError):  # "max", or none set
+        return math.inf
+    return cpus if cpus > 0 else math.inf
+
+
+def _cgroup_cpus(root: str = "") -> float:
+    """CPUs that this process's control groups let it use: the least of each group and those around it."""
+    groups = {}
+    for line in _read(f"{root}/proc/self/cgroup").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" or "cpu" in controllers.split(","):
+            groups[number == "0"] = path
+    cpus = math.inf
+    for line in _read(f"{root}/proc/self/mountinfo").splitlines():
+        mount, _, source = line.partition(" - ")
+        kind, _, options = source.split(" ", 2)
+        unified = kind == "cgroup2"
+        if unified not in groups or not (unified or (kind == "cgroup" and "cpu" in options.split(","))):
+            continue
+        top, folder = mount.split(" ")[3:5]
+        # in a container the mount may show less than the whole tree, and the path lead out of it
+        path = groups[unified]
+        inside = path[len(top) :] if f"{path}/".startswith(f"{top.rstrip('/')}/") else ""
+        names = [name for name in inside.split("/") if name]
+        for depth in range(len(names) + 1):
+            cpus = min(cpus, _quota("/".join([root + folder, *names[:depth]])))
+    return cpus
+
+
+def _checked(count: SupportsIndex, name: str = "num_threads") -> int:
+    try:
+        number = 0 if isinstance(count, bool) else index(count)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= MOST:
+        raise ValueError(f"{name} is {count!r}, not a whole number from 1 to {MOST}")
+    return number
 
 
 def _initial() -> int:
-    setting = os.environ.get("STABLELOSS_NUM_THREADS")
-    if not setting:
-        return _usable_cpus()
-    return _checked(int(setting) if setting.isdecimal() else 0, "STABLELOSS_NUM_THREADS")
+    setting = os.environ.get("STABLELOSS_NUM_THREADS", "").strip()
+    if setting:
+        number = int(setting) if setting.isdecimal() else 0
+        if not 1 <= number <= MOST:
+            raise ValueError(f"STABLELOSS_NUM_THREADS is {setting!r}, not a whole number from 1 to {MOST}")
+        return number
+    # a list has one number for each level of nesting; as the OpenMP runtimes do, what is no number is ignored
+    openmp = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    most = int(openmp) if openmp.isdecimal() and int(openmp) > 0 else MOST
+    return min(_usable_cpus(), max(1, math.ceil(min(_cgroup_cpus(), MOST))), most)
 
 
-class _Pool:
-    """The process's settings and its helpers, which are made when first needed."""
-
-    def __init__(self) -> None:
-        self.default = _initial()
-        self.local: ContextVar[int | None] = ContextVar("stableloss_num_threads", default=None)
-        self.forget()
-
-    def forget(self) -> None:
-        """Start without helpers: a forked child has none of its parent's threads."""
-        self.lock = allocate_lock()
-        self.executor: ThreadPoolExecutor | None = None
-        self.size = 0
-
-    def get(self, size: int) -> "ThreadPoolExecutor":
-        with self.lock:
-            if self.executor is None or self.size < size:
-                # imported here: it takes longer than the rest of the package
-                from concurrent.futures import ThreadPoolExecutor
-
-                if self.executor is not None:
-                    self.executor.shutdown(wait=False)
-                self.executor = ThreadPoolExecutor(size, thread_name_prefix="stableloss")
-                self.size = size
-            return self.executor
-
-
-_pool = _Pool()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.forget)
+_default = _initial()
+_local: ContextVar[int | None] = ContextVar("stableloss_num_threads", default=None)
 
 
 def get_num_threads() -> int:
@@ -74,7 +95,9 @@ def get_num_threads() -> int:
     -------
     int
         What `num_threads` says in this context, else what `set_num_threads` said, else the
-        environment variable ``STABLELOSS_NUM_THREADS``, else the CPUs that this process may use.
+        environment variable ``STABLELOSS_NUM_THREADS``, else the least of the CPUs that this process may
+        use, those that its control group's quota pays for (rounded up) and, where set, the environment
+        variable ``OMP_NUM_THREADS``.
 
     Examples
     --------
@@ -83,13 +106,14 @@ def get_num_threads() -> int:
     ...     sl.get_num_threads()
     1
     """
-    return _pool.local.get() or _pool.default
+    return _local.get() or _default
 
 
-def set_num_threads(count: int) -> None:
+def set_num_threads(count: SupportsIndex) -> None:
     """Set the number of threads that a call may use, for the whole process.
 
-    Results do not depend on it, to the last bit. Calls too small to gain from it use one thread.
+    Results do not depend on it, to the last bit. Calls too small to gain from it use one thread, none
+    uses more than 256, and where the system has no more threads to give, a call does with those it has.
 
     Parameters
     ----------
@@ -110,11 +134,12 @@ def set_num_threads(count: int) -> None:
     2
     >>> sl.set_num_threads(before)
     """
-    _pool.default = _checked(count)
+    global _default
+    _default = _checked(count)
 
 
 @contextmanager
-def num_threads(count: int) -> Iterator[None]:
+def num_threads(count: SupportsIndex) -> Iterator[None]:
     """Set the number of threads for the calls within a ``with`` block, in this thread alone.
 
     Parameters
@@ -138,25 +163,8 @@ def num_threads(count: int) -> Iterator[None]:
     >>> with sl.num_threads(1):
     ...     loss = sl.softmax_ce([[0.0, 0.0]], [0])
     """
-    token = _pool.local.set(_checked(count))
+    token = _local.set(_checked(count))
     try:
         yield
     finally:
-        _pool.local.reset(token)
-
-
-def work_together(task: Callable[[], None], helpers: int) -> None:
-    """Call `task` here and in helper threads until each call has returned.
-
-    The task's calls share its blocks out among themselves, so that a helper that comes too late, or
-    not at all, leaves nothing undone.
-    """
-    futures = []
-    # a pool refuses when the interpreter is shutting down, or another thread has just replaced it
-    with suppress(RuntimeError):
-        for _ in range(helpers):
-            futures.append(_pool.get(helpers).submit(task))
-    task()
-    for future in futures:
-        if not future.cancel():
-            future.result()
+        _local.reset(token)

@@ -7,7 +7,7 @@
 # `python3` has the package's build requirements (`pip install "setuptools>=77" "Cython>=3.1"
 # "numpy>=2.0"`) and the minor version of SUITE's python3: 3.11 for bookworm, the default, 3.13 for
 # trixie. The target's interpreter, headers and numpy are Debian's packages, unpacked and not installed:
-# neither root nor a configured binfmt is needed.
+# neither root nor a configured binfmt is needed. The wheel is kept in the folder WHEEL_DIR, if that is set.
 set -euo pipefail
 suite=${1:-bookworm}
 tests=$(cd "$(dirname "$0")" && pwd)
@@ -18,9 +18,9 @@ root=$work/root
 mmdebstrap --quiet --variant=extract --architectures=arm64 \
     --include=python3-numpy,libpython3-dev "$suite" "$root" ${2:+"$2"}
 
-# setup.py itself, on a copy of the sources, told to build for the other machine
+# the ordinary build, on a copy of the sources, told to build for the other machine
 mkdir "$work/source" "$work/sysconfig"
-cp -r "$tests/../"{setup.py,pyproject.toml,README.md,LICENSE,stableloss} "$work/source"
+cp -r "$tests/../"{setup.py,pyproject.toml,README.md,LICENSE,stableloss,tools} "$work/source"
 version=$(python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 cp "$root/usr/lib/$version/_sysconfigdata__aarch64-linux-gnu.py" "$work/sysconfig"
 (
@@ -30,8 +30,10 @@ cp "$root/usr/lib/$version/_sysconfigdata__aarch64-linux-gnu.py" "$work/sysconfi
     export CC=aarch64-linux-gnu-gcc CFLAGS=-w
     # behind the include directories that setup.py names: the numpy headers are those of the build
     export C_INCLUDE_PATH=$root/usr/include/$version:$root/usr/include
-    python3 setup.py --quiet build --build-lib "$work/site"
+    python3 -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/wheel" .
 )
+python3 -m zipfile -e "$work"/wheel/*.whl "$work/site"
+[ -z "${WHEEL_DIR:-}" ] || { mkdir -p "$WHEEL_DIR" && cp "$work"/wheel/*.whl "$WHEEL_DIR"; }
 
 cd "$work/site"
 run() {

@@ -10,6 +10,7 @@ they are the same whatever numpy's random distributions do.
 
 import argparse
 import hashlib
+import inspect
 import json
 import platform
 import sys
@@ -18,10 +19,14 @@ from pathlib import Path
 import numpy as np
 
 import stableloss as sl
+from stableloss import activations, losses
 
 FILE = Path(__file__).with_name("bits.json")
-LOSSES = ("sigmoid_bce", "softmax_ce", "sigmoid_mse", "softmax_mse")
-ACTIVATIONS = ("sigmoid", "log_sigmoid", "softmax", "log_softmax", "logsumexp")
+# the names of the instances in the order of their definition: every list of losses follows from the package
+LOSSES = tuple(
+    name for name, value in vars(losses).items() if name in losses.__all__ and hasattr(type(value), "_stem")
+)
+ACTIVATIONS = tuple(name for name in vars(activations) if name in activations.__all__)
 DTYPES = ("float32", "float64")
 # rows x classes, on both sides of each change of method: rows as lanes, one row, one row in pieces
 SHAPES = ((500, 3), (300, 10), (100, 40), (40, 200), (3, 9000))
@@ -39,6 +44,12 @@ EDGES = """0 -0 inf -inf nan 1 -1 0.5 -0.5 1e30 -1e30 0x1p-149 -0x1p-149 0x1p-14
 def fused():
     """Whether the level has fused multiply-add: only base on x86-64 does not."""
     return sl.cpu_level() != "base" or platform.machine().lower() not in ("x86_64", "amd64")
+
+
+def by_rows(name):
+    """Whether a loss is one per row (a target may be a class index), or an activation along an axis."""
+    value = getattr(sl, name)
+    return type(value)._rowwise if name in LOSSES else "axis" in inspect.signature(value).parameters
 
 
 # ---- inputs --------------------------------------------------------------------------------------
@@ -116,14 +127,14 @@ def index_targets(shape):
 
 
 def hard_targets(stem, shape):
-    if stem.startswith("softmax"):
+    if by_rows(stem):
         return index_targets(shape)
     return (integers(f"hard {shape}", shape) >> np.uint64(63)).astype(np.uint8)
 
 
 def soft_targets(stem, shape, dtype):
-    """Numbers in [0, 1); of a softmax, with a sum of about 1."""
-    scale = 1.0 if stem.startswith("sigmoid") else 2.0 ** (1 - shape[1].bit_length())
+    """Numbers in [0, 1); of a loss per row, with a sum of about 1."""
+    scale = 2.0 ** (1 - shape[1].bit_length()) if by_rows(stem) else 1.0
     return fractions(f"soft {shape}", shape, dtype) * np.dtype(dtype).type(scale)
 
 
@@ -171,18 +182,19 @@ def results():
 
 
 def strided(logits):
-    """Name and array of every result of the functions of one logit."""
-    for stem in ("sigmoid_bce", "sigmoid_mse", "softmax_ce"):
+    """Name and array of every result of the functions of one logit; a row has a second class, 0."""
+    for stem in LOSSES:
         loss = type(getattr(sl, stem))(reduction="none")
-        rows = np.stack([logits, np.zeros_like(logits)], axis=1) if stem == "softmax_ce" else logits
+        rows = np.stack([logits, np.zeros_like(logits)], axis=1) if by_rows(stem) else logits
         for target in (0, 1):
             targets = np.full(logits.shape, target)
             value, grad = loss.value_and_grad(rows, targets)
             hess = loss.grad_and_hess(rows, targets)[1]
             for quantity, array in (("loss", value), ("grad", grad), ("hess", hess)):
                 yield f"{stem} float32 strided, target {target} {quantity}", array
-    for name in ("sigmoid", "log_sigmoid"):
-        yield f"{name} float32 strided", getattr(sl, name)(logits)
+    for name in ACTIVATIONS:
+        if not by_rows(name):
+            yield f"{name} float32 strided", getattr(sl, name)(logits)
 
 
 def numbers(array):

@@ -1,5 +1,6 @@
 """Inputs that every loss is tested on: logits, memory layouts, and the comparison of bits."""
 
+import bits
 import numpy as np
 import pytest
 
@@ -21,6 +22,11 @@ def generator(*key) -> np.random.Generator:
 
 def index_targets(rng, n, k):
     return rng.integers(0, k, n)
+
+
+def targets_for(stem, index, k):
+    """Class indices as the loss takes them: as they are or, where its unit is the element, one-hot."""
+    return index if bits.by_rows(stem) else (np.arange(k) == index[..., None]).astype(int)
 
 
 def soft_targets(rng, n, k, dtype):
@@ -196,3 +202,9 @@ def assert_same_bits(got, expected):
         f"{len(differ)} of {a.size} differ, first at {tuple(map(int, differ[0]))}: "
         f"{got[tuple(differ[0])]!r} != {expected[tuple(differ[0])]!r}"
     )
+
+
+def assert_all_same_bits(got, expected, part=..., of=...):
+    """As many arrays in both, `part` of each of the first with the bits of `of` of its counterpart."""
+    for a, b in zip(got, expected, strict=True):
+        assert_same_bits(np.asarray(a)[part], np.asarray(b)[of])

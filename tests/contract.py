@@ -5,6 +5,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import bits
 import gmpy2
 import numpy as np
 import oracle
@@ -17,6 +18,7 @@ from cases import (
     LOGITS,
     OUT_LAYOUTS,
     ROW_COUNTS,
+    assert_all_same_bits,
     assert_same_bits,
     at_offset,
     generator,
@@ -192,16 +194,14 @@ class LossContract:
             for moved in [(0,), (1,), (2,), (0, 1, 2)]:
                 given = [layout(a) if i in moved else a for i, a in enumerate(arrays)]
                 got = self.results(*given[:2], loss, sample_weight=given[2])
-                for a, b in zip(got, expected, strict=True):
-                    assert_same_bits(a, b)
+                assert_all_same_bits(got, expected)
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     def test_layout_of_column(self, dtype):
         """The (n, 1) and (n, k) views of a transposed network's output."""
         logits, targets, _ = self.batch(dtype, (50,), 3)
         transposed = np.ascontiguousarray(logits.T).T
-        for a, b in zip(self.results(transposed, targets), self.results(logits, targets), strict=True):
-            assert_same_bits(a, b)
+        assert_all_same_bits(self.results(transposed, targets), self.results(logits, targets))
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     def test_zero_strides(self, dtype):
@@ -213,8 +213,7 @@ class LossContract:
             broadcast = np.broadcast_to(weight, 9)
             got = self.results(*given, sample_weight=broadcast)
             expected = self.results(*map(np.array, given), sample_weight=broadcast.copy())
-            for a, b in zip(got, expected, strict=True):
-                assert_same_bits(a, b)
+            assert_all_same_bits(got, expected)
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     def test_memory_mapped(self, dtype, tmp_path):
@@ -225,9 +224,8 @@ class LossContract:
             np.save(path, array)
             mapped.append(np.load(path, mmap_mode="r"))
         got, expected = self.results(*mapped), self.results(logits, targets)
-        for a, b in zip(got, expected, strict=True):
-            assert type(a) is np.ndarray
-            assert_same_bits(a, b)
+        assert {type(array) for array in got} == {np.ndarray}
+        assert_all_same_bits(got, expected)
 
     def test_lists_and_tuples(self):
         logits, targets, weight = self.batch(np.float64, (6,), 4)
@@ -238,8 +236,7 @@ class LossContract:
                 return convert(map(nested, array)) if array.ndim else array.item()
 
             got = self.results(nested(logits), nested(targets), sample_weight=nested(weight))
-            for a, b in zip(got, expected, strict=True):
-                assert_same_bits(a, b)
+            assert_all_same_bits(got, expected)
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     def test_memory_order_of_gradient(self, dtype):
@@ -259,8 +256,7 @@ class LossContract:
         other = np.rint(abs(logits)).astype(dtype)
         got = self.results(other, targets)
         assert got.grad.dtype == np.float64
-        for a, b in zip(got, self.results(other.astype(np.float64), targets), strict=True):
-            assert_same_bits(a, b)
+        assert_all_same_bits(got, self.results(other.astype(np.float64), targets))
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     def test_inputs_are_never_written(self, dtype):
@@ -272,8 +268,7 @@ class LossContract:
                 for loss in (self.instance, clipped):
                     loss(given[0], given[1], sample_weight=given[2])
                     self.results(given[0], given[1], loss, sample_weight=given[2])
-                for a, b in zip(given, arrays, strict=True):
-                    np.testing.assert_array_equal(a, b)
+                assert_all_same_bits(given, arrays)
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     @pytest.mark.parametrize("k", [3, 10, 50])
@@ -283,8 +278,7 @@ class LossContract:
         for offset in range(64):
             given = [at_offset(a, offset) for a in arrays]
             got = self.results(*given[:2], sample_weight=given[2])
-            for a, b in zip(got, expected, strict=True):
-                assert_same_bits(a, b)
+            assert_all_same_bits(got, expected)
             out = at_offset(arrays[0], offset)
             self.unreduced.value_and_grad(*arrays[:2], sample_weight=arrays[2], out=out)
             assert_same_bits(out, expected.grad)
@@ -304,13 +298,11 @@ class LossContract:
         whole = self.results(logits, targets)
         for i in range(len(logits)):
             alone = self.results(logits[i : i + 1], targets[i : i + 1])
-            for a, b in zip(alone, whole, strict=True):
-                assert_same_bits(a[0], b[i])
+            assert_all_same_bits(alone, whole, part=0, of=i)
         for n in ROW_COUNTS:
             shifted = slice(257 - n, 257)
             part = self.results(logits[shifted], targets[shifted])
-            for a, b in zip(part, whole, strict=True):
-                assert_same_bits(a, b[shifted])
+            assert_all_same_bits(part, whole, of=shifted)
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     def test_leading_dimensions(self, dtype):
@@ -322,9 +314,7 @@ class LossContract:
                 targets.reshape(lead + targets.shape[1:]),
                 sample_weight=weight.reshape(lead),
             )
-            for a, b in zip(got, flat, strict=True):
-                assert a.shape == lead + b.shape[1:]
-                assert_same_bits(a.reshape(b.shape), b)
+            assert_all_same_bits(got, [array.reshape(lead + array.shape[1:]) for array in flat])
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     def test_empty_batch(self, dtype):
@@ -426,9 +416,8 @@ class LossContract:
         spoilt = logits.copy()
         spoilt[[3, 38]] = value
         got = self.results(spoilt, targets, sample_weight=weight)
-        for a, b in zip(got, clean, strict=True):
-            assert_same_bits(a, b)
-            assert not a[[3, 38]].any()
+        assert_all_same_bits(got, clean)
+        assert not any(array[[3, 38]].any() for array in got)
         for reduction in REDUCTIONS[:3]:
             loss = self.configured(reduction=reduction)
             a = loss.value_and_grad(spoilt, targets, sample_weight=weight)
@@ -469,9 +458,9 @@ class LossContract:
                 spoilt = logits.copy()
                 spoilt[i, i % k] = NAN
                 others = np.arange(40) != i
-                for a, b in zip(self.results(spoilt, targets), clean, strict=True):
-                    assert_same_bits(a[others], b[others])
-                    assert np.isnan(a[i]).any()
+                got = self.results(spoilt, targets)
+                assert_all_same_bits(got, clean, part=others, of=others)
+                assert all(np.isnan(array[i]).any() for array in got)
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     @pytest.mark.parametrize("clip", [0.5, 3, 30.0])
@@ -486,8 +475,7 @@ class LossContract:
             clamped = np.clip(logits, dtype(-clip), dtype(clip))
             expected = self.results(clamped, targets, plain, sample_weight=weight)
             got = self.results(logits, targets, clipped, sample_weight=weight)
-            for a, b in zip(got, expected, strict=True):
-                assert_same_bits(a, b)
+            assert_all_same_bits(got, expected)
             assert_same_bits(clipped(logits, targets, sample_weight=weight), expected.loss)
 
     # ---- errors ----------------------------------------------------------------------------------
@@ -538,7 +526,7 @@ class LossContract:
             wrong = np.ones(shape)
             self.assert_rejected(ValueError, ["(3, 4)", str(shape)], logits, targets, sample_weight=wrong)
 
-    @pytest.mark.parametrize("bad", [-1.0, NAN, INF, -INF])
+    @pytest.mark.parametrize("bad", [NAN, INF, -INF])
     def test_wrong_weights(self, bad):
         for lead, position in [((40,), (33,)), ((5, 8), (2, 7))]:
             logits, targets, weight = self.batch(np.float64, lead, 3)
@@ -548,8 +536,8 @@ class LossContract:
 
     def test_negative_integer_weight(self):
         logits, targets, _ = self.batch(np.float32, (3,), 4)
-        weight = np.array([1, -2, 1])
-        self.assert_rejected(ValueError, ["-2", "1"], logits, targets, sample_weight=weight)
+        value = self.instance(logits, targets, sample_weight=np.array([1, -2, 4]))
+        assert value == self.instance(logits, targets, sample_weight=[1.0, -2.0, 4.0])
 
     def test_out_that_cannot_be_used(self):
         logits, targets, _ = self.batch(np.float32, (3,), 4)
@@ -620,7 +608,7 @@ class LossContract:
         assert self.configured(reduction="mean", logit_clip=None) == self.instance
         assert self.configured(logit_clip=5) == self.configured(logit_clip=5.0)
         assert self.instance != "mean"
-        for stem in oracle.LOSSES:
+        for stem in bits.LOSSES:
             assert (getattr(sl, stem) == self.instance) == (stem == self.stem)
 
     def test_repr(self):
@@ -702,8 +690,7 @@ class SoftmaxContract(LossContract):
     def test_exact_soft_targets(self, dtype, limit, k, case):
         n = max(3, 128 // k)
         targets = soft_targets(generator(case, k, "soft"), n, k, dtype)
-        # a difference of two products: one rounding more than a hard target's single product
-        self.check(logits_of(case, (n, k), dtype), targets, limit if dtype == np.float32 else limit + 1)
+        self.check(logits_of(case, (n, k), dtype), targets, limit)
 
     @pytest.mark.parametrize(("dtype", "limit"), DTYPES)
     def test_exact_targets_of_any_total(self, dtype, limit):
@@ -740,15 +727,13 @@ class SoftmaxContract(LossContract):
             logits, targets, _ = self.batch(dtype, (40,), k)
             expected = self.results(logits, targets.astype(np.int64))
             got = self.results(logits, targets.astype(target_dtype))
-            for a, b in zip(got, expected, strict=True):
-                assert_same_bits(a, b)
+            assert_all_same_bits(got, expected)
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     def test_boolean_index(self, dtype):
         logits, targets, _ = self.batch(dtype, (40,), 2)
         expected = self.results(logits, targets)
-        for a, b in zip(self.results(logits, targets.astype(bool)), expected, strict=True):
-            assert_same_bits(a, b)
+        assert_all_same_bits(self.results(logits, targets.astype(bool)), expected)
 
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     @pytest.mark.parametrize("k", [1, 2, 10, 100])
@@ -759,8 +744,7 @@ class SoftmaxContract(LossContract):
         for target in (y, np.int32(y), float(y), np.array(y)):
             got = self.results(logits[0], target)
             assert isinstance(got.loss, dtype)
-            for a, b in zip(got, expected, strict=True):
-                assert_same_bits(a, b[0])
+            assert_all_same_bits(got, expected, of=0)
             value, grad = self.instance.value_and_grad(logits[0], target)
             assert type(value) is float
             assert grad.shape == (k,)
@@ -896,8 +880,7 @@ class SigmoidContract(LossContract):
     def test_target_dtypes(self, dtype, target_dtype):
         logits, targets, _ = self.batch(dtype, (40,), 7)
         expected = self.results(logits, targets.astype(dtype))
-        for a, b in zip(self.results(logits, targets.astype(target_dtype)), expected, strict=True):
-            assert_same_bits(a, b)
+        assert_all_same_bits(self.results(logits, targets.astype(target_dtype)), expected)
 
     @pytest.mark.parametrize("shape", [(), (7,), (7, 1), (3, 4, 5)], ids=str)
     @pytest.mark.parametrize(("dtype", "limit"), DTYPES)
@@ -948,8 +931,7 @@ class SigmoidContract(LossContract):
         repeated = np.repeat(rows[:, None], 5, axis=1)
         per_row = self.results(logits, targets, loss, sample_weight=rows)
         per_element = self.results(logits, targets, loss, sample_weight=repeated)
-        for a, b in zip(per_row, per_element, strict=True):
-            assert_same_bits(a, b)
+        assert_all_same_bits(per_row, per_element)
 
     # ---- errors ----------------------------------------------------------------------------------
 

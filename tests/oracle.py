@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
+import bits
 import gmpy2
 import mpmath
 import numpy as np
@@ -294,20 +295,10 @@ def softmax_mse_along(logits, targets, direction) -> tuple[np.ndarray, np.ndarra
 
 
 @quiet
-def sigmoid_mse_along(logits, targets, direction) -> tuple[np.ndarray, np.ndarray]:
-    exact = sigmoid_mse(logits, targets)
+def _element_along(formula, logits, targets, direction) -> tuple[np.ndarray, np.ndarray]:
+    exact = formula(logits, targets)
     u = _numbers(_number_type(np.asarray(logits)), direction)
     return times(exact.hess, u), times(exact.hess_term, abs(u))
-
-
-ALONG = {"softmax_mse": softmax_mse_along, "sigmoid_mse": sigmoid_mse_along}
-
-LOSSES: dict[str, Callable[..., Exact]] = {
-    "softmax_ce": softmax_ce,
-    "softmax_mse": softmax_mse,
-    "sigmoid_bce": sigmoid_bce,
-    "sigmoid_mse": sigmoid_mse,
-}
 
 
 # ---- the cross-entropies with all their options --------------------------------------------------
@@ -744,6 +735,137 @@ def sigmoid_bce_options(
     )
 
 
+# ---- the formulas of the package's losses, by name ------------------------------------------------
+
+LOSSES: dict[str, Callable[..., Exact]] = {stem: globals()[stem] for stem in bits.LOSSES}
+
+# with options beside `reduction` and `logit_clip`
+OPTIONS: dict[str, Callable[..., ExactWithOptions]] = {
+    stem: globals()[f"{stem}_options"] for stem in LOSSES if f"{stem}_options" in globals()
+}
+
+# Hessian times a direction, where no formula with options has it
+ALONG = {
+    stem: globals()[f"{stem}_along"] if bits.by_rows(stem) else partial(_element_along, formula)
+    for stem, formula in LOSSES.items()
+    if stem not in OPTIONS
+}
+
+
+# ---- functions of one logit, for sweeps ----------------------------------------------------------
+
+TINY_FLOAT32 = float(np.finfo(np.float32).smallest_normal)
+TINY_FLOAT64 = float(np.finfo(np.float64).smallest_normal)
+LN2 = float(np.log(2.0))
+# Below SMALL, e**-t is 1 - t to float64's last bit; from LARGE on, it is nothing beside 1 and, 2**30
+# times below the smallest float32, nothing that a float32 result could show.
+SMALL, LARGE = 2.0**-30, 128.0
+
+# no number comes twice in a sweep: without the memory of `exp`
+_exp_once = np.frompyfunc(gmpy2.exp, 1, 1)
+_log1p = np.frompyfunc(gmpy2.log1p, 1, 1)
+_exponent = np.frompyfunc(lambda x: gmpy2.frexp(x)[0] if x else -(10**6), 1, 1)
+_power_of_2 = np.frompyfunc(lambda n: gmpy2.exp2(int(n)), 1, 1)
+
+
+def exp_and_log1p(t):
+    """e**-t and log(1 + e**-t) for t >= 0."""
+    if t.dtype == object:
+        e = _exp_once(-t)
+        return e, _log1p(e)
+    lowest, highest = t.min(), t.max()
+    if highest < SMALL:
+        return 1 - t, LN2 - 0.5 * t
+    if lowest >= LARGE:
+        return np.zeros_like(t), np.zeros_like(t)
+    e = np.exp(-t)
+    return e, np.log1p(e)
+
+
+class Value:
+    """Exact values, and errors counted in ulps of them or of a larger `term`."""
+
+    def __init__(self, exact, term=None):
+        self.exact = exact
+        self.magnitude = abs(exact) if term is None else np.maximum(abs(exact), term)
+
+    @cached_property
+    def ulps_per_unit(self):
+        """Of float32, for float64 values."""
+        # A float64 without its fraction bits is the power of two below it.
+        power = (self.magnitude.view(np.int64) & (0x7FF << 52)).view(np.float64)
+        return 2.0**23 / np.maximum(power, TINY_FLOAT32)
+
+    @cached_property
+    def in_ulps(self):
+        """MPFR values in ulps of float64, and the exponent of that unit."""
+        unit = np.maximum(_exponent(self.magnitude).astype(np.int64), -1021) - 53
+        return self.exact * _power_of_2(-unit), unit
+
+    @cached_property
+    def may_be_flushed(self):
+        tiny = TINY_FLOAT64 if self.exact.dtype == object else TINY_FLOAT32
+        below = (abs(self.exact) < tiny).astype(bool)
+        return below if below.any() else None
+
+    def errors(self, got, sign=1):
+        """Errors of results that are `sign` times the exact values; NaN for NaN."""
+        if self.exact.dtype == object:
+            exact, unit = self.in_ulps
+            errors = abs((np.ldexp(got * sign, (-unit).astype(np.intc)) - exact).astype(np.float64))
+        else:
+            difference = got - self.exact if sign > 0 else got + self.exact
+            errors = abs(difference) * self.ulps_per_unit
+        if self.may_be_flushed is not None:
+            errors[self.may_be_flushed & (got == 0)] = 0
+        return errors
+
+
+class OneLogit:
+    """The functions of one logit, t >= 0 and -t: formed from e = exp(-t) without a difference, so that a
+    prediction may be as confident as it likes.
+
+    The losses: loss, |gradient| and Hessian of a prediction on the right side, and on the wrong one;
+    a loss of a row is that of two classes, t and 0. The activations: of t and of -t, with the sign.
+    """
+
+    def __init__(self, t):
+        self.t = t
+        self.e, self.tail = exp_and_log1p(t)
+        self.larger = 1 / (1 + self.e)
+        self.smaller = self.e * self.larger
+
+    @cached_property
+    def sigmoid_bce(self):
+        hess = Value(self.larger * self.smaller)
+        right = {"loss": Value(self.tail), "grad": Value(self.smaller), "hess": hess}
+        wrong = {"loss": Value(self.t + self.tail), "grad": Value(self.larger), "hess": hess}
+        return right, wrong
+
+    @property
+    def softmax_ce(self):
+        return self.sigmoid_bce
+
+    def _squared_error(self, miss, rest):
+        grad = miss * miss * rest
+        # the second derivative is a true difference, 0 at a miss of 2/3
+        hess = Value(grad * (2 - 3 * miss), grad * np.maximum(2, 3 * miss))
+        return {"loss": Value(miss * miss / 2), "grad": Value(grad), "hess": hess}
+
+    @cached_property
+    def sigmoid_mse(self):
+        right = self._squared_error(self.smaller, self.larger)
+        return right, self._squared_error(self.larger, self.smaller)
+
+    @cached_property
+    def sigmoid(self):
+        return (Value(self.larger), 1), (Value(self.smaller), 1)
+
+    @cached_property
+    def log_sigmoid(self):
+        return (Value(self.tail), -1), (Value(self.t + self.tail), -1)
+
+
 # ---- errors in ulps ------------------------------------------------------------------------------
 
 
@@ -766,7 +888,8 @@ def _scaled_to_ulps(difference, magnitude, dtype):
     unit = np.maximum(unit, info.minexp + 1) - info.nmant - 1
     # Differences so large or small that they leave float64 are beyond, or below, any limit.
     shift = np.clip(exponent.astype(np.int64) - unit, -2000, 2000)
-    return np.ldexp(mantissa.astype(np.float64), shift)
+    # the only type of exponents that is an int in C everywhere
+    return np.ldexp(mantissa.astype(np.float64), shift.astype(np.intc))
 
 
 @quiet

@@ -13,9 +13,9 @@ of two classes share all that is formed from it.
 Functions of a row of logits are sampled, and compared with the oracle.
 """
 
-from functools import cached_property
 from itertools import product
 
+import bits
 import gmpy2
 import mpmath
 import numpy as np
@@ -30,107 +30,6 @@ import stableloss as sl
 CHUNK = 1 << 15
 STRIDE = 4099
 LARGEST_FLOAT32 = 0x7F7FFFFF  # bits of the largest finite number
-TINY_FLOAT32 = float(np.finfo(np.float32).smallest_normal)
-TINY_FLOAT64 = float(np.finfo(np.float64).smallest_normal)
-LN2 = float(np.log(2.0))
-# Below SMALL, e**-t is 1 - t to float64's last bit; from LARGE on, it is nothing beside 1 and, 2**30
-# times below the smallest float32, nothing that a float32 result could show.
-SMALL, LARGE = 2.0**-30, 128.0
-
-_exp = np.frompyfunc(gmpy2.exp, 1, 1)
-_log1p = np.frompyfunc(gmpy2.log1p, 1, 1)
-_exponent = np.frompyfunc(lambda x: gmpy2.frexp(x)[0] if x else -(10**6), 1, 1)
-_power_of_2 = np.frompyfunc(lambda n: gmpy2.exp2(int(n)), 1, 1)
-
-
-def exp_and_log1p(t):
-    """e**-t and log(1 + e**-t) for t >= 0."""
-    if t.dtype == object:
-        e = _exp(-t)
-        return e, _log1p(e)
-    lowest, highest = t.min(), t.max()
-    if highest < SMALL:
-        return 1 - t, LN2 - 0.5 * t
-    if lowest >= LARGE:
-        return np.zeros_like(t), np.zeros_like(t)
-    e = np.exp(-t)
-    return e, np.log1p(e)
-
-
-class Value:
-    """Exact values, and errors counted in ulps of them or of a larger `term`."""
-
-    def __init__(self, exact, term=None):
-        self.exact = exact
-        self.magnitude = abs(exact) if term is None else np.maximum(abs(exact), term)
-
-    @cached_property
-    def ulps_per_unit(self):
-        """Of float32, for float64 values."""
-        # A float64 without its fraction bits is the power of two below it.
-        power = (self.magnitude.view(np.int64) & (0x7FF << 52)).view(np.float64)
-        return 2.0**23 / np.maximum(power, TINY_FLOAT32)
-
-    @cached_property
-    def in_ulps(self):
-        """MPFR values in ulps of float64, and the exponent of that unit."""
-        unit = np.maximum(_exponent(self.magnitude).astype(np.int64), -1021) - 53
-        return self.exact * _power_of_2(-unit), unit
-
-    @cached_property
-    def may_be_flushed(self):
-        tiny = TINY_FLOAT64 if self.exact.dtype == object else TINY_FLOAT32
-        below = (abs(self.exact) < tiny).astype(bool)
-        return below if below.any() else None
-
-    def errors(self, got, sign=1):
-        """Errors of results that are `sign` times the exact values; NaN for NaN."""
-        if self.exact.dtype == object:
-            exact, unit = self.in_ulps
-            errors = abs((np.ldexp(got * sign, -unit) - exact).astype(np.float64))
-        else:
-            difference = got - self.exact if sign > 0 else got + self.exact
-            errors = abs(difference) * self.ulps_per_unit
-        if self.may_be_flushed is not None:
-            errors[self.may_be_flushed & (got == 0)] = 0
-        return errors
-
-
-class Reference:
-    """What depends on sigmoid(t) and sigmoid(-t), t >= 0: formed from e = exp(-t) without a
-    difference, so that a prediction may be as confident as it likes."""
-
-    def __init__(self, t):
-        self.t = t
-        self.e, self.tail = exp_and_log1p(t)
-        self.larger = 1 / (1 + self.e)
-        self.smaller = self.e * self.larger
-
-    @cached_property
-    def cross_entropy(self):
-        """Loss, |gradient| and Hessian of a prediction on the right side, and on the wrong one."""
-        hess = Value(self.larger * self.smaller)
-        right = {"loss": Value(self.tail), "grad": Value(self.smaller), "hess": hess}
-        wrong = {"loss": Value(self.t + self.tail), "grad": Value(self.larger), "hess": hess}
-        return right, wrong
-
-    def _squared_error(self, miss, rest):
-        grad = miss * miss * rest
-        # the second derivative is a true difference, 0 at a miss of 2/3
-        hess = Value(grad * (2 - 3 * miss), grad * np.maximum(2, 3 * miss))
-        return {"loss": Value(miss * miss / 2), "grad": Value(grad), "hess": hess}
-
-    @cached_property
-    def squared_error(self):
-        right = self._squared_error(self.smaller, self.larger)
-        return right, self._squared_error(self.larger, self.smaller)
-
-    @cached_property
-    def activations(self):
-        return {
-            "sigmoid": (Value(self.smaller), Value(self.larger)),
-            "log_sigmoid": (Value(self.t + self.tail), Value(self.tail)),
-        }
 
 
 # A case yields, for z = t and z = -t: the logits, the target, the quantity, what the package made
@@ -143,8 +42,7 @@ def _sides(t):
         yield z, y, (z is t) == (y == 0)
 
 
-def _sigmoid_loss(stem, t, references):
-    unreduced = type(getattr(sl, stem))(reduction="none")
+def of_an_element(unreduced, t, references):
     for z, y, wrong in _sides(t):
         targets = np.full(z.shape, y, z.dtype)
         loss, grad = unreduced.value_and_grad(z, targets)
@@ -155,24 +53,15 @@ def _sigmoid_loss(stem, t, references):
         yield z, y, "hess", hess, reference["hess"], 1
 
 
-def sigmoid_bce(t, reference):
-    return _sigmoid_loss("sigmoid_bce", t, reference.cross_entropy)
-
-
-def sigmoid_mse(t, reference):
-    return _sigmoid_loss("sigmoid_mse", t, reference.squared_error)
-
-
-def softmax_ce(t, reference):
-    """Two classes with logits (z, 0); target 0 is the class of z, a sigmoid's target 1."""
-    unreduced = sl.SoftmaxCE(reduction="none")
+def of_two_classes(unreduced, t, references):
+    """Logits (z, 0); target 0 is the class of z, a sigmoid's target 1."""
     for z, y, wrong in _sides(t):
         logits = np.stack([z, np.zeros_like(z)], axis=1)
         targets = np.full(z.shape, 1 - y)
         loss, grad = unreduced.value_and_grad(logits, targets)
         # the Hessian does not know the target
         hess = unreduced.grad_and_hess(logits, targets)[1] if y else None
-        value = reference.cross_entropy[wrong]
+        value = references[wrong]
         yield logits, 1 - y, "loss", loss, value["loss"], 1
         for column in (0, 1):
             sign = (1 - 2 * y) * (1 - 2 * column)
@@ -181,26 +70,28 @@ def softmax_ce(t, reference):
                 yield logits, 1 - y, "hess", hess[:, column], value["hess"], 1
 
 
-def sigmoid(t, reference):
-    for z in (t, -t):
-        yield z, None, "value", sl.sigmoid(z), reference.activations["sigmoid"][z is t], 1
+def of_an_activation(function, t, references):
+    for z, (value, sign) in zip((t, -t), references, strict=True):
+        yield z, None, "value", function(z), value, sign
 
 
-def log_sigmoid(t, reference):
-    for z in (t, -t):
-        yield z, None, "value", sl.log_sigmoid(z), reference.activations["log_sigmoid"][z is t], -1
+CASES = [name for name in (*bits.LOSSES, *bits.ACTIVATIONS) if hasattr(oracle.OneLogit, name)]
+by_case = pytest.mark.parametrize("case", CASES)
 
 
-CASES = [sigmoid_bce, sigmoid_mse, softmax_ce, sigmoid, log_sigmoid]
-by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def results(case, t):
+    exact = t.astype(np.float64) if t.dtype == np.float32 else oracle.lift(t)
+    references = getattr(oracle.OneLogit(exact), case)
+    if case in bits.ACTIVATIONS:
+        return of_an_activation(getattr(sl, case), t, references)
+    unreduced = type(getattr(sl, case))(reduction="none")
+    return (of_two_classes if bits.by_rows(case) else of_an_element)(unreduced, t, references)
 
 
 def check(case, t, worst):
     """The logits t and -t, t >= 0."""
-    single = t.dtype == np.float32
     with gmpy2.context(gmpy2.get_context(), precision=oracle.LEAST_BITS):
-        reference = Reference(t.astype(np.float64) if single else oracle.lift(t))
-        for logits, y, quantity, got, value, sign in case(t, reference):
+        for logits, y, quantity, got, value, sign in results(case, t):
             worst.update(quantity, value.errors(got, sign), logits, y)
 
 
@@ -209,17 +100,17 @@ def report(capsys, function, dtype, worst):
         print(f"\n{sl.cpu_level()} {np.dtype(dtype)} {function}:\n{worst}", end="")
 
 
-def float32_of(bits):
-    return bits.astype(np.uint32).view(np.float32)
+def float32_of(patterns):
+    return patterns.astype(np.uint32).view(np.float32)
 
 
 @by_case
 def test_float32_subset(case):
     worst = worst_cases.Worst()
-    bits = np.arange(0, LARGEST_FLOAT32 + 1, STRIDE)
-    for start in range(0, len(bits), CHUNK):
-        check(case, float32_of(bits[start : start + CHUNK]), worst)
-    worst.assert_within_limits(case.__name__, np.float32)
+    patterns = np.arange(0, LARGEST_FLOAT32 + 1, STRIDE)
+    for start in range(0, len(patterns), CHUNK):
+        check(case, float32_of(patterns[start : start + CHUNK]), worst)
+    worst.assert_within_limits(case, np.float32)
 
 
 @pytest.mark.exhaustive
@@ -228,8 +119,8 @@ def test_float32_all(case, capsys, update_records):
     worst = worst_cases.Worst()
     for start in range(0, LARGEST_FLOAT32 + 1, CHUNK):
         check(case, float32_of(np.arange(start, start + CHUNK)), worst)
-    report(capsys, case.__name__, np.float32, worst)
-    worst_cases.confirm(case.__name__, np.float32, worst, update_records)
+    report(capsys, case, np.float32, worst)
+    worst_cases.confirm(case, np.float32, worst, update_records)
 
 
 # ---- float64 -------------------------------------------------------------------------------------
@@ -251,10 +142,10 @@ def adversarial(rng, n):
     )
     near = rng.choice(centres, n // 4)
     near = (near.view(np.int64) + rng.integers(-4, 5, n // 4)).view(np.float64)
-    bits = rng.integers(0, 1 << 63, n // 8, dtype=np.uint64).view(np.float64)
+    any_bits = rng.integers(0, 1 << 63, n // 8, dtype=np.uint64).view(np.float64)
     parts = [
         near[near >= 0],
-        bits[np.isfinite(bits)],
+        any_bits[np.isfinite(any_bits)],
         rng.uniform(0, 750, n // 8),
         rng.uniform(0, 40, n // 4),
         rng.normal(size=n // 4),
@@ -276,7 +167,7 @@ def climb(case, worst, rng, rounds):
 def test_float64_sample(case):
     worst = worst_cases.Worst()
     check(case, adversarial(generator("float64"), 2000), worst)
-    worst.assert_within_limits(case.__name__, np.float64)
+    worst.assert_within_limits(case, np.float64)
 
 
 @pytest.mark.exhaustive
@@ -289,16 +180,17 @@ def test_float64_million(case, capsys, update_records):
         check(case, t, worst)
         visited += 2 * len(t)
     climb(case, worst, rng, 40)
-    report(capsys, case.__name__, np.float64, worst)
-    worst_cases.confirm(case.__name__, np.float64, worst, update_records)
+    report(capsys, case, np.float64, worst)
+    worst_cases.confirm(case, np.float64, worst, update_records)
 
 
 # ---- rows of several classes, and soft targets ---------------------------------------------------
 
+# of elements with hard targets every logit is visited above
 ROW_CASES = [
-    *product(("softmax_ce", "softmax_mse"), ("hard", "soft")),
-    *product(("sigmoid_bce", "sigmoid_mse"), ("soft",)),
-    *product(("softmax", "log_softmax", "logsumexp"), (None,)),
+    *((stem, "hard") for stem in bits.LOSSES if bits.by_rows(stem)),
+    *((stem, "soft") for stem in bits.LOSSES),
+    *((name, None) for name in bits.ACTIVATIONS if bits.by_rows(name)),
 ]
 by_row_case = pytest.mark.parametrize(("function", "kind"), ROW_CASES)
 by_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
@@ -320,9 +212,11 @@ def targets_of(rng, kind, function, logits):
     n, k = logits.shape
     if kind == "hard":
         return rng.integers(0, k, n)
-    if function.startswith("sigmoid"):
+    if kind is None:
+        return None
+    if not bits.by_rows(function):
         return rng.choice([1, 0.5, 1e-6], (n, k)).astype(logits.dtype) * rng.random((n, k), logits.dtype)
-    return rng.dirichlet(np.full(k, 0.7), n).astype(logits.dtype) if kind else None
+    return rng.dirichlet(np.full(k, 0.7), n).astype(logits.dtype)
 
 
 def check_rows(function, kind, logits, targets, worst):
@@ -352,7 +246,7 @@ def test_rows(function, kind, dtype, capsys, update_records):
     """A million entries, in rows of 1 to 1000 classes."""
     rng, worst = generator(function, kind, np.dtype(dtype)), worst_cases.Worst()
     entries = 1_000_000
-    class_counts = (1,) if function.startswith("sigmoid") else (2, 3, 10, 100, 1000)
+    class_counts = (2, 3, 10, 100, 1000) if bits.by_rows(function) else (1,)
     for k in class_counts:
         logits = rows(rng, entries // len(class_counts) // k, k, dtype)
         check_rows(function, kind, logits, targets_of(rng, kind, function, logits), worst)
@@ -375,9 +269,9 @@ def reference_error(n):
     t = np.sort(np.concatenate(parts).astype(np.float32)).astype(np.float64)
     largest = 0.0
     # the three ways to form e
-    for part in np.split(t, np.searchsorted(t, [SMALL, LARGE])):
-        ours = Reference(part)
-        right, wrong = ours.cross_entropy
+    for part in np.split(t, np.searchsorted(t, [oracle.SMALL, oracle.LARGE])):
+        ours = oracle.OneLogit(part)
+        right, wrong = ours.sigmoid_bce
         for i, value in enumerate(part.tolist()):
             with mpmath.workprec(120):
                 e = mpmath.exp(-mpmath.mpf(value))
@@ -409,12 +303,11 @@ def test_mpfr_reference_against_oracle():
     t = adversarial(generator("check"), 200)
     t = t[t < 700]
     with gmpy2.context(gmpy2.get_context(), precision=oracle.LEAST_BITS):
-        reference = Reference(oracle.lift(t))
-        pairs = {
-            "sigmoid_bce": reference.cross_entropy,
-            "sigmoid_mse": reference.squared_error,
-        }
+        reference = oracle.OneLogit(oracle.lift(t))
+        pairs = {case: getattr(reference, case) for case in CASES if case in bits.LOSSES}
     for stem, sides in pairs.items():
+        if bits.by_rows(stem):
+            continue
         for wrong, side in enumerate(sides):
             exact = oracle.LOSSES[stem](t, np.full(t.shape, 1 - wrong))
             for quantity, value in side.items():

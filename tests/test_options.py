@@ -1,24 +1,20 @@
 """Every option with every other one, against the exact formula; refusals; the options as values.
 
-The bounds. Results are counted in ulps of the largest term of the difference that they are, as in
-the contract. For float32 the scaled, capped and focal arithmetic has float64 behind it: 4 ulp, like
-the plain loss. float64 has nothing wider behind it. There 4 ulp are allowed too, 5 for the gradient
-and 8 for second derivatives, which are sums of products; and the `spread` of the exact value
-(oracle.Quantity) times eps: what moving each scaled logit by 1 ulp, each capped one by 2 more, and
-the exponent gamma log(1 - p) of the focal factor by 1 changes.
-float16 and bfloat16 gradients are rounded once from float32: half an ulp of theirs, and 0.01 for the
-float32 arithmetic, whose spread counts with the eps of float32.
+bounds.py says how errors are counted and what is allowed.
 """
 
 import copy
+import inspect
 import pickle
 from typing import NamedTuple
 
+import bits
 import gmpy2
 import numpy as np
 import oracle
 import pytest
-from cases import LAYOUTS, assert_same_bits, generator
+from bounds import assert_exact, assert_reduced, floor_of
+from cases import LAYOUTS, assert_all_same_bits, assert_same_bits, generator, targets_for
 from pairwise import all_pairs
 
 import stableloss as sl
@@ -32,60 +28,6 @@ except ImportError:
     pass
 else:
     DTYPES.append(np.dtype(ml_dtypes.bfloat16))
-
-
-class Bound(NamedTuple):
-    """What a dtype of the logits promises: ulps, and the eps of the arithmetic behind the result."""
-
-    ulps: float
-    eps: float
-    flushes: bool
-
-
-FLOAT64_ULPS = {
-    "gradient": 5,
-    "gradient without stats": 5,
-    "gradient with Hessian": 5,
-    "Hessian": 8,
-    "Hessian-vector product": 8,
-}
-
-
-def bound_of(what: str, result: np.dtype, logits: np.dtype) -> Bound:
-    """For a result of that dtype, computed from logits of that dtype."""
-    if logits == np.float64:
-        return Bound(FLOAT64_ULPS.get(what, 4), 2.0**-52, True)
-    if logits == np.float32:
-        return Bound(4, 2.0**-52, True)
-    if result == np.float32:
-        return Bound(4, 2.0**-23, True)
-    return Bound(0.51, 2.0**-23, False)
-
-
-def assert_exact(what, got, exact: oracle.Quantity, logits: np.dtype, floor=0.0):
-    """`floor` is an absolute error that does not count."""
-    got = np.asarray(got)
-    bound = bound_of(what, got.dtype, logits)
-    spread = np.asarray(exact.spread, dtype=object)
-    slack = np.where(spread == spread, spread, 0) * oracle.lift(bound.eps) + oracle.lift(floor)
-    oracle.assert_within(
-        bound.ulps, got, exact.value, got.dtype, exact.term, what, slack=slack, flushes=bound.flushes
-    )
-
-
-def assert_reduced(got, total: oracle.Quantity, logits: np.dtype, floor=0.0):
-    """The float that a reduced loss is."""
-    assert type(got) is float
-    if logits == np.float64:
-        assert_exact("reduced loss", np.float64(got), total, logits, floor)
-        return
-    bound = bound_of("reduced loss", np.dtype(np.float32), logits)
-    slack = float(total.spread.item()) * bound.eps if total.spread.item() == total.spread.item() else 0
-    value, term = total.value.item(), float(total.term.item())
-    if not gmpy2.is_finite(value):
-        assert got == float(value)
-        return
-    assert abs(gmpy2.mpfr(got) - value) <= 2e-7 * term + slack + floor
 
 
 # ---- inputs --------------------------------------------------------------------------------------
@@ -163,17 +105,6 @@ class Inputs(NamedTuple):
         return function(logits, targets, self.direction, **self.options, **self.at_call)
 
 
-def floor_of(case) -> float:
-    """An absolute error that does not count: multiples of the smallest normal number.
-
-    Where a probability is clipped at that number, or is a number of its own in the float32 arithmetic
-    behind a shorter dtype: there one below it may be 0 before anything multiplies it.
-    """
-    if case["dtype"].itemsize == 2 or (case["from_probabilities"] and case["dtype"] == np.float32):
-        return 2.0**-118
-    return 2.0**-1014 if case["from_probabilities"] else 0.0
-
-
 def lay_out(layout, array):
     if layout == "axis-1":
         return np.ascontiguousarray(np.moveaxis(array, -1, 1))
@@ -192,7 +123,7 @@ def check_entries(case, inputs: Inputs, exact: oracle.ExactWithOptions):
         name: lay_out(by_row, given) if isinstance(given, np.ndarray) else given
         for name, given in inputs.at_call.items()
     }
-    floor = floor_of(case)
+    floor = floor_of(dtype, case["from_probabilities"])
 
     def buffer():
         return np.full_like(logits, 7) if case["buffers"] else None
@@ -219,8 +150,7 @@ def check_entries(case, inputs: Inputs, exact: oracle.ExactWithOptions):
     # one evaluation, several ways: the same bits; without stats, another kernel may run
     alone, alone_stats = loss(logits, targets, **at_call, with_stats=True)
     assert_same_bits(alone, value)
-    for a, b in zip(alone_stats[:4], stats[:4], strict=True):
-        assert_same_bits(a, b)
+    assert_all_same_bits(alone_stats[:4], stats[:4])
     value, grad = loss.value_and_grad(logits, targets, **at_call)
     check_loss(case, value, exact, floor)
     check("gradient without stats", grad, exact.grad.divided(exact.divisor))
@@ -442,11 +372,11 @@ def test_sigmoid_bce(case):
     assert stats.correct == (right & (exact.weight != 0)).sum()
 
 
-# ---- the quadratic losses ------------------------------------------------------------------------
+# ---- the losses without options of their own -----------------------------------------------------
 
-MSE_FACTORS = {
+PLAIN_FACTORS = {
     "dtype": DTYPES,
-    "stem": ["softmax_mse", "sigmoid_mse"],
+    "stem": list(oracle.ALONG),
     "classes": [3, 200],
     "targets": ["hard", "soft"],
     "layout": ["C", "f-order", "strided"],
@@ -458,8 +388,8 @@ MSE_FACTORS = {
 }
 
 
-@pytest.mark.parametrize("case", all_pairs(MSE_FACTORS, excluded), ids=identity)
-def test_mse(case):
+@pytest.mark.parametrize("case", all_pairs(PLAIN_FACTORS, excluded), ids=identity)
+def test_plain_loss(case):
     """What is given at the call, and the Hessian-vector product."""
     dtype, k, stem = case["dtype"], case["classes"], case["stem"]
     rng = generator(identity(case))
@@ -467,7 +397,7 @@ def test_mse(case):
     logits = rng.normal(scale=4, size=(*rows, k)).astype(dtype)
     targets = rng.dirichlet(np.ones(k), rows).astype(dtype)
     if case["targets"] == "hard":
-        targets = rng.integers(0, k, rows) if stem == "softmax_mse" else rng.integers(0, 2, (*rows, k))
+        targets = rng.integers(0, k, rows) if bits.by_rows(stem) else rng.integers(0, 2, (*rows, k))
     direction = rng.normal(size=logits.shape).astype(dtype)
     at_call, weight = {"denominator": case["denominator"]}, np.ones(rows, np.float32)
     if case["sample_weight"]:
@@ -487,7 +417,7 @@ def test_mse(case):
     along, along_term = oracle.ALONG[stem](shown, t, direction)
     counts = np.ones(rows, bool) if not case["mask"] else at_call["mask"]
     total = weight.sum() if case["sample_weight"] else counts.sum()
-    mean = total if stem == "softmax_mse" else counts.sum() * k
+    mean = total if bits.by_rows(stem) else counts.sum() * k
     divisor = {"mean": mean, "batchmean": counts.sum(), "sum": 1, "none": 1}[case["reduction"]]
     divisor = gmpy2.mpfr(float(case["denominator"] or divisor))
 
@@ -600,19 +530,18 @@ def test_infinite_logits_under_a_cap_or_a_clip():
     assert sl.SoftmaxCE(softcap=2.0).value_and_grad(logits, targets)[1][0, :2].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("stem", ["softmax_ce", "sigmoid_bce"])
-def test_nan_stays_in_its_row(stem):
+@pytest.mark.parametrize("cls", [sl.SoftmaxCE, sl.SigmoidBCE])
+def test_nan_stays_in_its_row(cls):
     options = {"label_smoothing": 0.1, "focal_gamma": 2.0, "logit_scale": 0.5, "softcap": 30.0}
-    loss = type(getattr(sl, stem))(reduction="none", **options)
-    rng = generator(stem, "nan")
+    loss = cls(reduction="none", **options)
+    rng = generator(cls.__name__, "nan")
     logits, targets = rng.normal(size=(40, 5)), rng.dirichlet(np.ones(5), 40)
     clean = [*loss.value_and_grad(logits, targets), loss.grad_and_hess(logits, targets)[1]]
     logits[17, 3] = NAN
     others = np.arange(40) != 17
     got = [*loss.value_and_grad(logits, targets), loss.grad_and_hess(logits, targets)[1]]
-    for a, b in zip(got, clean, strict=True):
-        assert_same_bits(a[others], b[others])
-        assert np.isnan(a[17]).any()
+    assert_all_same_bits(got, clean, part=others, of=others)
+    assert all(np.isnan(array[17]).any() for array in got)
 
 
 @pytest.mark.parametrize("k", [6, 200])
@@ -634,8 +563,7 @@ def test_a_class_weight_of_zero_takes_nan_out(k, options):
 
     clean = list(results())
     logits[17, 3] = NAN
-    for a, b in zip(results(), clean, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_same_bits(results(), clean)
 
 
 @pytest.mark.parametrize("denominator", [1e-44, 1e-39])
@@ -665,15 +593,13 @@ def test_ignored_rows_are_masked_rows(reduction):
     loss = sl.SoftmaxCE(reduction=reduction, class_weight=rng.uniform(1, 2, 6), z_loss=0.01)
     masked = loss.value_and_grad(logits, targets, mask=mask)
     ignored = loss.value_and_grad(logits, np.where(mask, targets, -100))
-    for a, b in zip(masked, ignored, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_same_bits(masked, ignored)
 
 
-@pytest.mark.parametrize("stem", ["softmax_ce", "sigmoid_bce", "softmax_mse", "sigmoid_mse"])
+@pytest.mark.parametrize("stem", bits.LOSSES)
 def test_nothing_counts(stem):
     logits, targets, _ = batch()
-    if stem.startswith("sigmoid"):
-        targets = (np.arange(6) == targets[:, None]).astype(int)
+    targets = targets_for(stem, targets, 6)
     for reduction in REDUCTIONS:
         loss = type(getattr(sl, stem))(reduction=reduction)
         value, grad = loss.value_and_grad(logits, targets, mask=np.zeros(40, bool))
@@ -682,14 +608,13 @@ def test_nothing_counts(stem):
     assert sl.softmax_ce(logits, np.full(40, -100)) == 0.0
 
 
-@pytest.mark.parametrize("stem", ["softmax_ce", "sigmoid_bce", "softmax_mse", "sigmoid_mse"])
+@pytest.mark.parametrize("stem", bits.LOSSES)
 def test_denominator_makes_accumulation_exact(stem):
     """The gradients of two unequal parts are those of the whole batch, bit for bit."""
     logits, targets, _ = batch()
-    if stem.startswith("sigmoid"):
-        targets = (np.arange(6) == targets[:, None]).astype(int)
+    targets = targets_for(stem, targets, 6)
     loss = getattr(sl, stem)
-    n = logits.size if stem.startswith("sigmoid") else 40
+    n = 40 if bits.by_rows(stem) else logits.size
     value, grad = loss.value_and_grad(logits, targets)
     parts = [loss.value_and_grad(logits[s], targets[s], denominator=n) for s in (slice(0, 7), slice(7, 40))]
     assert_same_bits(np.concatenate([part[1] for part in parts]), grad)
@@ -707,8 +632,8 @@ def test_any_axis(cls, entry):
         expected = getattr(cls(reduction="none"), entry)(np.ascontiguousarray(last), index)
         got = getattr(cls(reduction="none", axis=axis), entry)(logits, index)
         assert got[-1].shape == logits.shape
-        for a, b in zip(got, expected, strict=True):
-            assert_same_bits(np.moveaxis(a, axis, -1) if a.ndim == 4 else a, b)
+        moved = [np.moveaxis(array, axis, -1) if array.ndim == 4 else array for array in got]
+        assert_all_same_bits(moved, expected)
 
 
 def test_one_row():
@@ -728,13 +653,13 @@ def test_one_row():
 
 
 SEVERAL = {
-    "softmax_ce": [
+    sl.SoftmaxCE: [
         {"label_smoothing": 0.1, "z_loss": 0.01},
         {"focal_gamma": 2.0, "logit_scale": 0.5},
         {"softcap": 9.0, "logit_clip": 5.0},
         {"class_weight": np.linspace(0.5, 2, 10)},
     ],
-    "sigmoid_bce": [
+    sl.SigmoidBCE: [
         {"label_smoothing": 0.1, "pos_weight": 3.0},
         {"focal_gamma": 2.0, "focal_alpha": 0.25, "logit_scale": 0.5},
         {"softcap": 9.0, "logit_clip": 5.0},
@@ -742,8 +667,8 @@ SEVERAL = {
     ],
 }
 SEVERAL_CASES = [
-    pytest.param(stem, options, id="-".join([stem, *options]))
-    for stem, cases in SEVERAL.items()
+    pytest.param(cls, options, id="-".join([cls.__name__, *options]))
+    for cls, cases in SEVERAL.items()
     for options in cases
 ]
 
@@ -759,42 +684,36 @@ def all_results(loss, logits, targets, **at_call):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("stem", "options"), SEVERAL_CASES)
-def test_a_row_does_not_depend_on_the_others(stem, options, dtype):
+@pytest.mark.parametrize(("cls", "options"), SEVERAL_CASES)
+def test_a_row_does_not_depend_on_the_others(cls, options, dtype):
     """The same bits alone, anywhere in a batch, in any layout and for any number of threads."""
-    loss = type(getattr(sl, stem))(**options, reduction="none")
+    loss = cls(**options, reduction="none")
     logits, targets, _ = batch(n=70, k=10)
-    logits = logits.astype(dtype)
-    if stem == "sigmoid_bce":
-        targets = (np.arange(10) == targets[:, None]).astype(int)
+    logits, targets = logits.astype(dtype), targets_for(cls._stem, targets, 10)
     weight, mask = np.arange(70.0) % 5, np.arange(70) % 7 > 0
     whole = all_results(loss, logits, targets, sample_weight=weight, mask=mask)
     for rows in (slice(0, 1), slice(33, 34), slice(69, 70), slice(3, 40)):
         alone = {"sample_weight": weight[rows], "mask": mask[rows]}
-        for a, b in zip(all_results(loss, logits[rows], targets[rows], **alone), whole, strict=True):
-            assert_same_bits(a, b[rows])
+        assert_all_same_bits(all_results(loss, logits[rows], targets[rows], **alone), whole, of=rows)
     for layout in LAYOUTS.values():
         moved = {"sample_weight": layout(weight), "mask": layout(mask)}
-        for a, b in zip(all_results(loss, layout(logits), layout(targets), **moved), whole, strict=True):
-            assert_same_bits(a, b)
+        assert_all_same_bits(all_results(loss, layout(logits), layout(targets), **moved), whole)
     many = [np.concatenate([array] * 400) for array in (logits, targets, weight, mask)]
     results = {}
     for threads in (1, 4):
         with sl.num_threads(threads):
             at_call = {"sample_weight": many[2], "mask": many[3]}
             results[threads] = all_results(loss, *many[:2], **at_call)
-            mean = type(loss)(**options)
+            mean = cls(**options)
             results[threads].extend(mean.value_and_grad(*many[:2], **at_call))
-    for a, b in zip(*results.values(), strict=True):
-        assert_same_bits(a, b)
-    for a, b in zip(results[4], whole, strict=False):
-        assert_same_bits(a[-70:], b)
+    assert_all_same_bits(*results.values())
+    assert_all_same_bits(results[4][: len(whole)], whole, part=slice(-70, None))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("stem", "options"), SEVERAL_CASES)
-def test_in_place(stem, options, dtype):
-    loss = type(getattr(sl, stem))(**options)
+@pytest.mark.parametrize(("cls", "options"), SEVERAL_CASES)
+def test_in_place(cls, options, dtype):
+    loss = cls(**options)
     logits, _, rng = batch(k=10)
     logits = logits.astype(dtype)
     soft = rng.dirichlet(np.ones(10), 40).astype(dtype)
@@ -813,13 +732,13 @@ def test_in_place(stem, options, dtype):
         assert_same_bits(out, by_target)
 
 
-@pytest.mark.parametrize(("stem", "options"), SEVERAL_CASES)
-def test_empty_batch(stem, options):
+@pytest.mark.parametrize(("cls", "options"), SEVERAL_CASES)
+def test_empty_batch(cls, options):
     for shape in [(0, 10), (3, 0, 10)]:
         logits = np.zeros(shape)
-        targets = np.zeros(shape if stem == "sigmoid_bce" else shape[:-1], int)
+        targets = targets_for(cls._stem, np.zeros(shape[:-1], int), 10)
         for reduction in REDUCTIONS[:3]:
-            loss = type(getattr(sl, stem))(**options, reduction=reduction)
+            loss = cls(**options, reduction=reduction)
             value, grad, stats = loss.value_and_grad(logits, targets, with_stats=True)
             assert value == 0.0
             assert type(value) is float
@@ -862,12 +781,11 @@ def test_probabilities_give_the_gradient_of_the_logits():
     assert np.isfinite(loss).all()
 
 
-@pytest.mark.parametrize("stem", ["softmax_ce", "sigmoid_bce", "softmax_mse", "sigmoid_mse"])
+@pytest.mark.parametrize("stem", bits.LOSSES)
 def test_hessian_vector_product_solves_for_newton(stem):
     """The product is linear and its matrix symmetric."""
     logits, targets, rng = batch(n=5)
-    if stem.startswith("sigmoid"):
-        targets = (np.arange(6) == targets[:, None]).astype(int)
+    targets = targets_for(stem, targets, 6)
     loss = getattr(sl, stem)
     u, v = rng.normal(size=(2, 5, 6))
     of_u, of_v = (loss.hessian_vector_product(logits, targets, w) for w in (u, v))
@@ -912,7 +830,8 @@ def test_option_out_of_range(cls, option, value, bound):
     ("option", "value"),
     [
         ("label_smoothing", "a"),
-        ("focal_gamma", [1.0, 2.0]),
+        ("focal_gamma", [1.0, 2.0, 3.0]),
+        ("focal_gamma", "2"),
         ("logit_scale", None),
         ("softcap", "30"),
         ("class_weight", ["a", "b"]),
@@ -942,14 +861,12 @@ def test_probabilities_have_no_logits(cls, option):
 
 
 def test_options_of_other_losses():
-    for cls, option in [
-        (sl.SigmoidMSE, "class_weight"),
-        (sl.SoftmaxMSE, "label_smoothing"),
-        (sl.SoftmaxCE, "pos_weight"),
-        (sl.SigmoidBCE, "ignore_index"),
-    ]:
-        with pytest.raises(TypeError, match=option):
-            cls(**{option: 1})
+    classes = [type(getattr(sl, stem)) for stem in bits.LOSSES]
+    known = {cls: set(inspect.signature(cls).parameters) for cls in classes}
+    for cls in classes:
+        for option in set.union(*known.values()) - known[cls]:
+            with pytest.raises(TypeError, match=option):
+                cls(**{option: 1})
 
 
 def assert_refused(error, fragments, loss, logits, targets, **at_call):
@@ -975,9 +892,8 @@ def assert_refused(error, fragments, loss, logits, targets, **at_call):
 
 
 def every_loss():
-    for stem in ("softmax_ce", "sigmoid_bce", "softmax_mse", "sigmoid_mse"):
-        targets = np.eye(4, dtype=int)[:3] if stem.startswith("sigmoid") else np.array([0, 1, 2])
-        yield pytest.param(getattr(sl, stem), targets, id=stem)
+    for stem in bits.LOSSES:
+        yield pytest.param(getattr(sl, stem), targets_for(stem, np.arange(3), 4), id=stem)
 
 
 @pytest.mark.parametrize(("loss", "targets"), list(every_loss()))
@@ -1021,7 +937,7 @@ def test_denominator_without_a_mean(loss, targets, reduction):
 
 
 @pytest.mark.parametrize(("loss", "targets"), list(every_loss()))
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float64, object])
+@pytest.mark.parametrize("dtype", [complex, object])
 def test_mask_of_the_wrong_dtype(loss, targets, dtype):
     mask = np.ones(3, dtype)
     assert_refused(TypeError, ["mask", "bool", str(mask.dtype)], loss, np.zeros((3, 4)), targets, mask=mask)
@@ -1178,8 +1094,7 @@ def test_a_hidden_target_is_not_looked_at():
     mask[11] = False
     clean = sl.softmax_ce.value_and_grad(logits, targets, mask=mask)
     targets[11], logits[11] = -7, NAN
-    for a, b in zip(sl.softmax_ce.value_and_grad(logits, targets, mask=mask), clean, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_same_bits(sl.softmax_ce.value_and_grad(logits, targets, mask=mask), clean)
 
 
 def test_target_grad_of_class_indices():

@@ -138,17 +138,17 @@ def test_second_order(options):
     np.testing.assert_allclose(loss.target_grad(logits, soft), t.grad.numpy(), **CLOSE)
 
 
-@pytest.mark.parametrize("stem", ["softmax_mse", "sigmoid_mse"])
+@pytest.mark.parametrize("cls", [sl.SoftmaxMSE, sl.SigmoidMSE])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_mse_of_activations(stem, reduction):
+def test_mse_of_activations(cls, reduction):
     """With this package's factor of 1/2, and the sum over the classes of a softmax."""
     logits, _, rng = inputs("mse", shape=(6,))
     soft = rng.dirichlet(np.ones(CLASSES), 6)
 
     def theirs(z):
-        if stem == "sigmoid_mse":
+        if cls is sl.SigmoidMSE:
             return functional.mse_loss(torch.sigmoid(z), tensor(soft), reduction=reduction) / 2
         squares = functional.mse_loss(torch.softmax(z, 1), tensor(soft), reduction="none").sum(1) / 2
         return {"mean": squares.mean(), "sum": squares.sum(), "none": squares}[reduction]
 
-    compare(type(getattr(sl, stem))(reduction=reduction), theirs, logits, soft)
+    compare(cls(reduction=reduction), theirs, logits, soft)

@@ -13,21 +13,23 @@ import platform
 import re
 import subprocess
 import sys
+import tracemalloc
 from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import bits
 import numpy as np
 import pytest
+from cases import LAYOUTS
 
 import stableloss as sl
 
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
-LOSSES = [name for name in sl.__all__ if hasattr(getattr(sl, name), "value_and_grad")]
-STEMS = sorted(name for name in LOSSES if not inspect.isclass(getattr(sl, name)))
-CLASSES = sorted(type(getattr(sl, stem)).__name__ for stem in STEMS)
+STEMS = bits.LOSSES
+CLASSES = [type(getattr(sl, stem)).__name__ for stem in STEMS]
 FUNCTIONS = sorted(set(sl.__all__) - set(STEMS) - set(CLASSES) - {"Stats", "__version__"})
 METHODS = ("__call__", "value_and_grad", "grad_and_hess", "hessian_vector_product")
 
@@ -64,13 +66,13 @@ def use_everything(x):
     soft = np.full(rows.shape, 0.25, x.dtype)
     for stem in STEMS:
         for targets in (index, hard, soft):
-            if targets.ndim == 1 and stem.startswith("sigmoid"):
+            if targets.ndim == 1 and not bits.by_rows(stem):
                 continue
             for options in ({}, {"sample_weight": np.arange(len(x)) % 2}):
                 getattr(sl, stem)(rows, targets, **options)
                 getattr(sl, stem).value_and_grad(rows, targets, **options)
                 getattr(sl, stem).grad_and_hess(rows, targets, **options)
-    for name in ("sigmoid", "log_sigmoid", "softmax", "log_softmax", "logsumexp"):
+    for name in bits.ACTIVATIONS:
         getattr(sl, name)(rows)
         getattr(sl, name)(np.tile(rows, 20))
 
@@ -130,24 +132,85 @@ def test_typed():
 # ---- the files of a loss -------------------------------------------------------------------------
 
 
-def test_four_losses():
-    assert STEMS == ["sigmoid_bce", "sigmoid_mse", "softmax_ce", "softmax_mse"]
-    assert CLASSES == ["SigmoidBCE", "SigmoidMSE", "SoftmaxCE", "SoftmaxMSE"]
+# A loss is spelled in these places; every list of losses follows from its class.
+PLACES = (
+    "stableloss/_kernels/{stem}.pxi",
+    "stableloss/losses.py",
+    "tests/oracle.py",
+    "tests/test_{stem}.py",
+    "bench/cases.py",
+)
+# Elsewhere a loss may be used, but not named in a string, and no more than two in one display: more
+# are a list of losses.
+ELSEWHERE = {
+    "stableloss/adapters/": "an adapter offers the losses that its library has",
+    "tests/test_adapters_": "what an adapter offers",
+    "tests/boosting.py": "what the boosting adapters offer",
+    "bench/rivals.py": "each library's own formulas; a loss that it has none for is timed without it",
+}
 
 
-def test_each_stem_has_its_files():
+STEM_OF = {name: stem for stem, cls in zip(STEMS, CLASSES, strict=True) for name in (stem, cls)}
+
+
+def losses_in(node):
+    """The losses that an expression names by attribute or variable."""
+    parts = [part for part in ast.walk(node) if isinstance(part, (ast.Attribute, ast.Name))]
+    names = {part.attr if isinstance(part, ast.Attribute) else part.id for part in parts}
+    return sorted({STEM_OF[name] for name in names & STEM_OF.keys()})
+
+
+def spellings(path):
+    """Line and text of every place in a Python file that spells a loss as if it knew them all."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in STEM_OF:
+            yield node.lineno, node.value
+        if isinstance(node, (ast.List, ast.Tuple, ast.Set, ast.Dict)) and len(losses_in(node)) > 2:
+            yield node.lineno, ", ".join(losses_in(node))
+
+
+def test_each_stem_has_its_places():
     for stem in STEMS:
-        assert (REPOSITORY / "stableloss" / "_kernels" / f"{stem}.pxi").is_file()
-        assert (TESTS / f"test_{stem}.py").is_file()
+        for place in PLACES:
+            assert (REPOSITORY / place.format(stem=stem)).is_file(), (stem, place)
         cls = type(getattr(sl, stem))
         assert cls.__name__.lower() == stem.replace("_", "")
         assert getattr(sl, cls.__name__) is cls
 
 
+def test_no_list_of_losses_elsewhere():
+    found = []
+    for folder in ("stableloss", "tests", "bench"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            name = path.relative_to(REPOSITORY).as_posix()
+            if name in {place.format(stem=stem) for place in PLACES for stem in STEMS}:
+                continue
+            if not name.startswith(tuple(ELSEWHERE)):
+                found += [f"{name}:{line}: {text}" for line, text in spellings(path)]
+    assert not found, "\n".join(found)
+
+
+def test_no_kernel_file_knows_another_loss():
+    for path in (REPOSITORY / "stableloss" / "_kernels").iterdir():
+        code = re.sub(r'"""(?s:.*?)"""|/\*(?s:.*?)\*/|#.*', "", path.read_text(encoding="utf-8"))
+        for stem in STEMS:
+            assert path.stem == stem or not re.search(rf"\b{stem}\b", code), (path.name, stem)
+
+
+@pytest.mark.parametrize("page", ["api", "options", "start"])
+def test_documentation_lists_every_loss(page):
+    """The API reference all of them, the others each class once as a row or column of a table."""
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    tables = "\n".join(line for line in text.splitlines() if line.startswith(("|", "   ")))
+    for stem, cls in zip(STEMS, CLASSES, strict=True):
+        assert re.search(rf"\b{cls}\b", tables), cls
+        assert page != "api" or re.search(rf"\b{stem}\b", text), stem
+
+
 def test_each_kernel_file_is_a_public_name():
-    """Shared parts have a leading underscore; every other file is a loss or the activations."""
+    """Shared parts have a leading underscore; every other file is a loss, its options or the activations."""
     for path in (REPOSITORY / "stableloss" / "_kernels").glob("[!_]*.pxi"):
-        assert path.stem in STEMS or path.stem == "activations"
+        assert path.stem == "activations" or path.stem.removesuffix("_options") in STEMS
 
 
 def test_all_is_what_exists():
@@ -187,7 +250,7 @@ def test_docstring_of_method(name, method):
     assert_parameters_are_documented(documented)
 
 
-@pytest.mark.parametrize("name", ["SigmoidBCE", "SoftmaxCE"])
+@pytest.mark.parametrize("name", [name for name in CLASSES if hasattr(getattr(sl, name), "target_grad")])
 def test_docstring_of_target_grad(name):
     documented = getattr(sl, name).target_grad
     assert {"Parameters", "Returns", "Examples"} <= set(sections(documented))
@@ -274,13 +337,12 @@ def entries(dtype):
     out = np.empty_like(x), np.empty_like(x)
     for stem in STEMS:
         loss = getattr(sl, stem)
-        for targets in (dense if stem.startswith("sigmoid") else index, soft):
+        for targets in (index if bits.by_rows(stem) else dense, soft):
             yield stem, partial(loss, x, targets)
             yield f"{stem} grad", partial(loss.value_and_grad, x, targets, out=out[0])
             yield f"{stem} hess", partial(loss.grad_and_hess, x, targets, out=out)
-    for name in ("sigmoid", "log_sigmoid", "softmax", "log_softmax"):
-        yield name, partial(getattr(sl, name), x, out=out[0])
-    yield "logsumexp", partial(sl.logsumexp, x)
+    for name in bits.ACTIVATIONS:
+        yield name, partial(getattr(sl, name), x)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -326,6 +388,25 @@ def test_rounding_mode_survives():
             assert got == mode
     finally:
         LIBM.fesetround(nearest)
+
+
+@pytest.mark.parametrize("layout", [np.array, LAYOUTS["f-order"], LAYOUTS["strided"]])
+@pytest.mark.parametrize("stem", STEMS)
+def test_no_array_beside_the_gradient(stem, layout):
+    """A call allocates its gradient and at most a quarter of a MiB more."""
+    logits = layout(np.zeros((2048, 1024), np.float32))
+    targets = np.zeros(logits.shape[:1] if bits.by_rows(stem) else logits.shape, np.uint8)
+    loss = getattr(sl, stem)
+    loss.value_and_grad(logits, targets)  # what a first call loads and starts is not the call's
+    for call, own in ((loss, 0), (loss.value_and_grad, logits.nbytes)):
+        tracemalloc.start()
+        try:
+            result = call(logits, targets)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        del result
+        assert peak - own < 2**18
 
 
 def test_results_do_not_depend_on_print_options_or_error_state():

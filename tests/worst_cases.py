@@ -1,7 +1,7 @@
 """The worst errors found, in ulps, and the inputs that reach them: worst_cases.json.
 
 The record is written by the sweeps of test_exhaustive.py with `--update-records`. The kernels'
-comments, the docstrings and the README state its errors; `python tests/worst_cases.py` writes them
+comments, the docstrings and docs/accuracy.md state its errors; `python tests/worst_cases.py` writes them
 there, and test_worst_cases.py compares.
 """
 
@@ -19,13 +19,12 @@ import oracle
 import stableloss as sl
 
 FILE = Path(__file__).with_name("worst_cases.json")
-ACTIVATIONS = ("sigmoid", "log_sigmoid", "softmax", "log_softmax", "logsumexp")
 QUANTITIES = ("loss", "grad", "hess")
 
 
 def limit(function):
     """In ulps, with fused multiply-add."""
-    return 3 if function in ACTIVATIONS else 4
+    return 3 if function in bits.ACTIVATIONS else 4
 
 
 def limit_here(function):
@@ -82,7 +81,7 @@ def bits_needed(logits):
 def errors(function, logits, targets):
     """Errors of every quantity, the largest of each row, for rows of finite logits."""
     with gmpy2.context(gmpy2.get_context(), precision=bits_needed(logits)):
-        if function in ACTIVATIONS:
+        if function in bits.ACTIVATIONS:
             exact, term = getattr(oracle, function)(logits), None
             if function == "logsumexp":
                 exact, term = exact
@@ -156,12 +155,7 @@ def confirm(function, dtype, worst, update):
 # ---- where the package states its errors ---------------------------------------------------------
 
 ROOT = FILE.parent.parent
-CLASSES = {
-    "sigmoid_bce": "SigmoidBCE",
-    "softmax_ce": "SoftmaxCE",
-    "sigmoid_mse": "SigmoidMSE",
-    "softmax_mse": "SoftmaxMSE",
-}
+CLASSES = {stem: type(getattr(sl, stem)).__name__ for stem in bits.LOSSES}
 DTYPES = ("float32", "float64")
 KINDS = {"hard": "", "soft": "soft "}
 
@@ -199,7 +193,7 @@ def _markdown(head, rows):
     return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
 
 
-def _readme(record):
+def _page(record):
     loss_rows = [
         [f"`{stem}`" + ("" if kind == "hard" else ", soft targets")]
         + [_cell(record, stem, dtype, KINDS[kind] + quantity) for dtype in DTYPES for quantity in QUANTITIES]
@@ -209,16 +203,16 @@ def _readme(record):
     names = ["loss", "gradient", "Hessian"]
     head = ["", *(f"{dtype} {name}" for dtype in DTYPES for name in names)]
     activations = [
-        [f"`{name}`", *(_cell(record, name, dtype, "value") for dtype in DTYPES)] for name in ACTIVATIONS
+        [f"`{name}`", *(_cell(record, name, dtype, "value") for dtype in DTYPES)] for name in bits.ACTIVATIONS
     ]
     tables = _markdown(head, loss_rows) + "\n" + _markdown(["", *DTYPES], activations)
     begin, end = "<!-- accuracy:begin -->\n", "<!-- accuracy:end -->\n"
-    return Statement(ROOT / "README.md", f"{begin}(.*){end}", tables)
+    return Statement(ROOT / "docs" / "accuracy.md", f"{begin}(.*){end}", tables)
 
 
 def _table(record, function):
     """A table in the paragraph on accuracy of a docstring's Notes."""
-    if function in ACTIVATIONS:
+    if function in bits.ACTIVATIONS:
         head = ["dtype", "error"]
         rows = [[dtype, _cell(record, function, dtype, "value")] for dtype in DTYPES]
     else:
@@ -231,7 +225,7 @@ def _table(record, function):
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["=" * width for width in widths]
     lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (rule, head, rule, *rows, rule)]
-    name, module = CLASSES.get(function, function), "activations" if function in ACTIVATIONS else "losses"
+    name, module = CLASSES.get(function, function), "losses" if function in CLASSES else "activations"
     line_of_equals = r"    =[= ]+\n"
     pattern = (
         rf"\n(?:class|def) {name}\(.*?\n    Accuracy: .*?"
@@ -273,8 +267,8 @@ def _comment(record, function, stem):
 def statements():
     """Every place that states an error."""
     record = read()
-    yield _readme(record)
-    for function in (*CLASSES, *ACTIVATIONS):
+    yield _page(record)
+    for function in (*CLASSES, *bits.ACTIVATIONS):
         yield _comment(record, function, function if function in CLASSES else "activations")
         yield _table(record, function)
 

@@ -1,35 +1,101 @@
 # The rows of a job, shared out in blocks among threads.
+#
+# uses _job: Job Kernel
+# uses _options: WANT_HESS
+# uses _sums: Sum add evaluate
 
-from stableloss._threads import get_num_threads, work_together
+import os
+import sys
+from _thread import get_ident
+
+from stableloss._threads import get_num_threads
+
+cdef extern from "sl_pool.h":
+    ctypedef struct sl_workspace:
+        void* scratch
+    ctypedef struct sl_call:
+        pass
+    ctypedef void (*sl_work)(void*, Py_ssize_t, void*) noexcept nogil
+    int SL_MAX_HELPERS
+    unsigned long sl_main_thread
+    sl_workspace* sl_take_workspace() noexcept nogil
+    void sl_give_workspace(sl_workspace*) noexcept nogil
+    int sl_run(sl_call*, sl_work, void*, Py_ssize_t, int, sl_workspace*) noexcept nogil
+    bint sl_stopped(sl_call*) noexcept nogil
+    void sl_before_fork()
+    void sl_after_fork()
+
+cdef extern from "sl_platform.h":
+    const int SL_LEVEL      # 0, 1, 2: base, v3, v4
+    int SL_PEEK(int*) noexcept nogil
+    void SL_STORE(int*, int) noexcept nogil
+    ctypedef struct sl_environment:
+        pass
+    sl_environment sl_default_environment() noexcept nogil
+    void sl_restore_environment(sl_environment) noexcept nogil
 
 cdef enum:
     RELEASE_GIL = 2048      # logits below which dropping the GIL costs more than it gives
-    SHARE_WORK = 262144     # logits below which waking a second thread costs more than it gives
+
+# Nanoseconds of work that make a thread worth its while: starting one costs about 10000, and where it gets no
+# CPU to itself the call has lost some 6000.
+cdef double THREAD_WORK = 40000
+
+# Nanoseconds that a logit takes with value and gradient, in arrays that fit the cache; computed in float32, in
+# float64, and the same for what is computed in tiles (soft targets, options, Hessians, statistics). Lower bounds
+# over the losses and numbers of classes: plain kernels of v4 as on Zen 5, the others 0.7 of the least on Sapphire
+# Rapids (best of 15 calls of 60000 logits each). What costs ten times as much, as a focal loss does, is shared
+# from two blocks on anyway; too low a figure makes a call of some 0.1 ms use one thread where two would be faster.
+cdef double[3][4] COST = [
+    [1.4, 4.0, 4.0, 8.0],       # base
+    [0.5, 1.2, 1.4, 2.8],       # v3
+    [0.3, 0.75, 1.0, 2.0],      # v4
+]
+
+
+def before_fork():
+    sl_before_fork()
+
+
+def after_fork():
+    sl_after_fork()
+
+
+# The thread that signals are for. threading takes as long to import as half of this package, and takes the
+# thread that imports it first for the main one.
+_threading = sys.modules.get("threading")
+sl_main_thread = get_ident() if _threading is None else _threading.main_thread().ident
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=before_fork, after_in_child=after_fork)
+# to be called by nobody else
+del before_fork, after_fork
 
 
 cdef inline bint stopped(const Job* job) noexcept nogil:
-    """Whether the call is to end with nothing more written; asked once per piece of a long row."""
-    return False
+    """Whether the call is to end with nothing more written; asked once per piece of a long row. Runs the
+    handlers of signals in the thread that made the call."""
+    return job.call != NULL and sl_stopped(<sl_call*>job.call)
 
 
-cdef struct Shared:
-    # A job that several threads work on. Each takes the next block that nobody has taken yet, and
-    # leaves its sum in the block's place.
-    Job job
-    Kernel kernel
-    Sum* part
-    Py_ssize_t blocks
-    Py_ssize_t taken
+# A part of a sum: what a block adds to it, computed in a thread's scratch memory.
+ctypedef void (*Summand)(const void* context, Py_ssize_t block, void* scratch, Sum* part) noexcept nogil
+
+cdef struct Blocks:
+    Summand summand
+    const void* context
+    Sum* part               # of each block, or NULL where one thread adds up as it goes
+    Sum total
 
 
-cdef void run_block(const Job* job, const Kernel* kernel, Py_ssize_t block, void* scratch, Sum* part) noexcept nogil:
-    cdef Py_ssize_t start = block * job.block
-    cdef Py_ssize_t stop = min(start + job.block, job.n)
+cdef void run_block(void* context, Py_ssize_t block, void* scratch) noexcept nogil:
+    cdef Blocks* blocks = <Blocks*>context
+    cdef Sum part
     part.hi = part.lo = 0
-    if job.in_float64 or job.x.kind == np.NPY_DOUBLE:
-        kernel.double(job, start, stop, part, <double*>scratch)
+    blocks.summand(blocks.context, block, scratch, &part)
+    if blocks.part == NULL:
+        add_part(&blocks.total, &part)
     else:
-        kernel.single(job, start, stop, part, <float*>scratch)
+        blocks.part[block] = part
 
 
 cdef inline void add_part(Sum* total, const Sum* part) noexcept nogil:
@@ -37,79 +103,86 @@ cdef inline void add_part(Sum* total, const Sum* part) noexcept nogil:
     total.lo += part.lo
 
 
-cdef void run_alone(const Job* job, const Kernel* kernel, Py_ssize_t blocks, Sum* total) noexcept nogil:
-    cdef void* scratch = sl_get_scratch()
+cdef int helpers_for(Py_ssize_t count, double nanoseconds) except -1:
+    """How many threads, beside the calling one, `count` blocks of so much work are worth."""
+    cdef double threads = min(nanoseconds / THREAD_WORK, <double>min(count, <Py_ssize_t>(SL_MAX_HELPERS + 1)))
+    if threads < 2:
+        return 0
+    return <int>min(threads, <double>get_num_threads()) - 1
+
+
+cdef double sum_blocks(Summand summand, const void* context, void** running, Py_ssize_t count, double nanoseconds) except? -1:
+    """The sum over `count` blocks, which take so long in all; the same bits however many threads add it up.
+    Raises what the handler of a signal raises meanwhile. `running` is where `stopped` looks for the call."""
+    cdef Blocks blocks
+    cdef sl_call call
+    cdef sl_workspace* own
     cdef Py_ssize_t block
-    cdef Sum part
-    for block in range(blocks):
-        run_block(job, kernel, block, scratch, &part)
-        add_part(total, &part)
-
-
-cdef void run_shared(Shared* shared) noexcept nogil:
-    cdef void* scratch = sl_get_scratch()
-    cdef unsigned int flags = sl_get_flags()
-    cdef Py_ssize_t block = SL_TAKE(&shared.taken)
-    while block < shared.blocks:
-        run_block(&shared.job, &shared.kernel, block, scratch, &shared.part[block])
-        block = SL_TAKE(&shared.taken)
-    sl_set_flags(flags)
-
-
-@cython.final
-cdef class Task:
-    """A shared job as something that any thread can call; keeps its arrays alive meanwhile."""
-
-    cdef Shared shared
-    cdef object arrays
-
-    def __dealloc__(self):
-        free(self.shared.part)
-
-    def __call__(self):
-        with nogil:
-            run_shared(&self.shared)
-
-
-cdef int run_together(const Job* job, const Kernel* kernel, Py_ssize_t blocks, int threads, object arrays, Sum* total) except -1:
-    cdef Task task = Task()
-    cdef Py_ssize_t block
-    task.arrays = arrays
-    task.shared.job = job[0]
-    task.shared.kernel = kernel[0]
-    task.shared.blocks = blocks
-    task.shared.taken = 0
-    task.shared.part = <Sum*>malloc(blocks * sizeof(Sum))
-    if task.shared.part == NULL:
+    cdef int helpers = helpers_for(count, nanoseconds)
+    cdef int status
+    blocks.summand = summand
+    blocks.context = context
+    blocks.part = NULL
+    blocks.total.hi = blocks.total.lo = 0
+    if helpers:
+        blocks.part = <Sum*>malloc(count * sizeof(Sum))
+        if blocks.part == NULL:
+            raise MemoryError()
+    own = sl_take_workspace()
+    if own == NULL:
+        free(blocks.part)
         raise MemoryError()
-    work_together(task, min(<Py_ssize_t>threads, blocks) - 1)
-    for block in range(blocks):
-        add_part(total, &task.shared.part[block])
-    return 0
+    if running != NULL:
+        running[0] = &call
+    with nogil:
+        status = sl_run(&call, run_block, &blocks, count, helpers, own)
+        if helpers and status == 0:
+            for block in range(count):
+                add_part(&blocks.total, &blocks.part[block])
+    if running != NULL:
+        running[0] = NULL
+    sl_give_workspace(own)
+    free(blocks.part)
+    if status:
+        return -1
+    return evaluate(&blocks.total)
 
 
-cdef bint shareable(const Job* job) noexcept:
-    """Whether several threads may get to work on the job."""
-    return job.n * job.k >= SHARE_WORK and job.n > job.block
+cdef struct Task:
+    const Job* job
+    const Kernel* kernel
 
 
-cdef double run(const Job* job, const Kernel* kernel, object arrays) except? -1:
-    """All rows of a job; returns the sum of their weighted losses. Its memory belongs to `arrays`."""
-    cdef unsigned int flags = sl_get_flags()
-    cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
-    cdef int threads = 1
-    cdef Sum total
-    cdef double value
-    total.hi = total.lo = 0
-    if shareable(job):
-        threads = get_num_threads()
-    if threads > 1:
-        run_together(job, kernel, blocks, threads, arrays, &total)
-    elif job.n * job.k < RELEASE_GIL:
-        run_alone(job, kernel, blocks, &total)
+cdef void run_rows(const void* context, Py_ssize_t block, void* scratch, Sum* part) noexcept nogil:
+    cdef const Task* task = <const Task*>context
+    cdef const Job* job = task.job
+    cdef Py_ssize_t start = block * job.block
+    cdef Py_ssize_t stop = min(start + job.block, job.n)
+    if job.in_float64 or job.x.kind == np.NPY_DOUBLE:
+        task.kernel.double(job, start, stop, part, <double*>scratch)
     else:
-        with nogil:
-            run_alone(job, kernel, blocks, &total)
-    value = evaluate(&total)
-    sl_set_flags(flags)
-    return value
+        task.kernel.single(job, start, stop, part, <float*>scratch)
+
+
+cdef double run(Job* job, const Kernel* kernel) except? -1:
+    """All rows of a job; returns the sum of their weighted losses."""
+    cdef Task task = Task(job, kernel)
+    cdef bint plain = (job.hard or job.k == 1) and not job.has_options and not job.want & WANT_HESS
+    cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
+    cdef int column = (0 if plain else 2) + (1 if job.in_float64 or job.x.kind == np.NPY_DOUBLE else 0)
+    cdef sl_workspace* own
+    cdef Py_ssize_t block
+    cdef Sum total, part
+    if job.n * job.k >= RELEASE_GIL:
+        return sum_blocks(run_rows, &task, &job.call, blocks, <double>job.n * job.k * COST[SL_LEVEL][column])
+    job.call = NULL
+    own = sl_take_workspace()
+    if own == NULL:
+        raise MemoryError()
+    total.hi = total.lo = 0
+    for block in range(blocks):
+        part.hi = part.lo = 0
+        run_rows(&task, block, own.scratch, &part)
+        add_part(&total, &part)
+    sl_give_workspace(own)
+    return evaluate(&total)

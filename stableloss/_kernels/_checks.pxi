@@ -1,17 +1,31 @@
 # Whether targets, weights and activations are in range, what rows count for, and what a mean divides by.
+#
+# uses _blocks: SL_PEEK SL_STORE stopped sum_blocks
+# uses _job: BLOCK_ITEMS Job
+# uses _math: SL_INFINITY absolute real sl_bits_f64 sl_bits_from_float
+# uses _operand: Operand bind gather is_floating load_flat row_offsets view_flat
+# uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
+# uses _sums: Sum add evaluate
+# uses _weights: CHECKED class_at frexp load_weights
+
+# Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
+# and at one that is read as a float64 first. Found as those of `COST`, level v4.
+cdef double LOOK = 0.03
+cdef double CONVERTED_LOOK = 0.2
 
 cdef enum:
-    CHECKED = 512           # rows whose weights and targets are looked at together
+    NO_EXPONENT = -1000000
 
 cdef double DOUBLE_MAX = 1.7976931348623157e308
 
 
-cdef bint bits_in_range(const Operand* op, Py_ssize_t count, double top) noexcept nogil:
-    """Whether 0 <= v <= top for every element v, told from its bits as an unsigned number, in whose order
-    the numbers from 0 up stand. -0 is missed, and what is not contiguous or has 16 bits."""
-    cdef const uint8_t* bytes = <const uint8_t*>op.data
-    cdef const uint32_t* words = <const uint32_t*>op.data
-    cdef const uint64_t* longs = <const uint64_t*>op.data
+cdef bint bits_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, double top) noexcept nogil:
+    """Whether 0 <= v <= top for elements start ... start + count - 1, told from their bits as unsigned numbers, in
+    whose order the numbers from 0 up stand. -0 is missed, and what is not contiguous or has 16 bits."""
+    cdef const char* data = op.data + start * op.stride[0]
+    cdef const uint8_t* bytes = <const uint8_t*>data
+    cdef const uint32_t* words = <const uint32_t*>data
+    cdef const uint64_t* longs = <const uint64_t*>data
     cdef uint8_t byte = 0
     cdef uint32_t word = 0, last_word
     cdef uint64_t signs = 0, last_long
@@ -42,27 +56,27 @@ cdef bint bits_in_range(const Operand* op, Py_ssize_t count, double top) noexcep
     return False
 
 
-cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) noexcept nogil:
-    """Whether 0 <= v <= top for every element v, and v is an integer where `whole`."""
-    cdef float singles[512]
-    cdef double doubles[512]
+cdef bint elements_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, double top, bint whole) noexcept nogil:
+    """Whether 0 <= v <= top for elements start ... start + count - 1, and v is an integer where `whole`."""
+    cdef float singles[CHECKED]
+    cdef double doubles[CHECKED]
     cdef const float* s
     cdef const double* v
     cdef float top_single
-    cdef Py_ssize_t start, n, i
+    cdef Py_ssize_t at, n, i
     cdef int ok = 1
-    if not (whole and is_floating(op.kind)) and bits_in_range(op, count, top):
+    if not (whole and is_floating(op.kind)) and bits_in_range(op, start, count, top):
         return True
-    for start from 0 <= start < count by 512:
-        n = min(512, count - start)
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
         if op.kind == np.NPY_FLOAT and not whole:
             # converted within its range, or the caller would find an overflow flag
             top_single = <float>min(top, 3.4028234e38)
-            s = view_flat(op, start, n, singles)
+            s = view_flat(op, at, n, singles)
             for i in range(n):
                 ok &= (s[i] >= 0) & (s[i] <= top_single)
         else:
-            v = view_flat(op, start, n, doubles)
+            v = view_flat(op, at, n, doubles)
             for i in range(n):
                 ok &= (v[i] >= 0) & (v[i] <= top)
             if whole and ok and is_floating(op.kind):
@@ -73,75 +87,271 @@ cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) 
     return True
 
 
-cdef bint activations_in_range(const Operand* op, Py_ssize_t count) noexcept nogil:
-    """Whether every element is in [0, 1], or NaN."""
-    cdef double values[512]
-    cdef const double* v
-    cdef Py_ssize_t start, n, i
-    cdef int out = 0
-    for start from 0 <= start < count by 512:
-        n = min(512, count - start)
-        v = view_flat(op, start, n, values)
-        for i in range(n):
-            out |= (v[i] < 0) | (v[i] > 1)
-    return out == 0
+cdef struct Check:
+    # A look at `count` elements or rows, in blocks of `block` of them. Whoever comes upon something sets a flag.
+    void (*look)(Check*, Py_ssize_t, Py_ssize_t, Sum*) noexcept nogil
+    Job* job
+    const Operand* op
+    Py_ssize_t count
+    Py_ssize_t block
+    double top
+    bint whole              # only integers are in range
+    bint targets            # op is of targets: NaN is none, and a weight of 0 does not excuse
+    bint samples            # weights to be added up: of samples, of classes
+    bint classes
+    uint8_t* marks          # one for each row
+    int outside             # flag: something that counts is out of range
+    int ignoring            # flag: something has the ignored index
+    double low              # weights beyond these are extreme
+    double high
+    int extreme             # flag: a weight is
+    int negative            # flag: a weight is
 
 
-cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, double* weight) noexcept nogil:
-    """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
-    or ignored, else the product of their weight (`samples`) and that of their class (`classes`)."""
-    cdef double value[CHECKED]
-    cdef Py_ssize_t i
-    for i in range(count):
-        weight[i] = 1
-    if not job.any_weight:
-        return
-    if samples and job.has_weight:
-        load_flat(&job.w, start, count, weight)
-    if job.masked:
-        load_flat(&job.mask, start, count, value)
-        for i in range(count):
-            weight[i] = 0 if value[i] == 0 else weight[i]
-    if job.hard and (job.ignoring or (classes and job.o.class_weight != NULL)):
-        load_flat(&job.t, start, count, value)
-        for i in range(count):
-            if job.ignoring and value[i] == job.o.ignore_index:
-                weight[i] = 0
-            elif classes and job.o.class_weight != NULL and weight[i] != 0:
-                weight[i] *= job.o.class_weight[<Py_ssize_t>value[i]]
+cdef void look_at_block(const void* context, Py_ssize_t block, void* scratch, Sum* part) noexcept nogil:
+    cdef Check* check = <Check*>context
+    cdef Py_ssize_t start = block * check.block
+    if not SL_PEEK(&check.outside):
+        check.look(check, start, min(check.block, check.count - start), part)
 
 
-cdef double weight_total(const Job* job, bint samples, bint classes) noexcept nogil:
-    cdef double weight[CHECKED]
-    cdef Py_ssize_t start, i, n
+cdef double look_at_all(Check* check, Py_ssize_t elements, double nanoseconds) except? -1:
+    """The sum of a look at everything, `elements` numbers of so many nanoseconds each. Few are looked at with
+    the GIL held."""
     cdef Sum total
-    total.hi = total.lo = 0
-    for start from 0 <= start < job.n by CHECKED:
-        n = min(<Py_ssize_t>CHECKED, job.n - start)
-        load_weights(job, start, n, samples, classes, weight)
+    check.outside = check.ignoring = False
+    if elements <= BLOCK_ITEMS:
+        total.hi = total.lo = 0
+        check.look(check, 0, check.count, &total)
+        return evaluate(&total)
+    return sum_blocks(look_at_block, check, NULL if check.job == NULL else &check.job.call,
+                      (check.count + check.block - 1) // check.block, elements * nanoseconds)
+
+
+cdef void look_for_range(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    if not elements_in_range(check.op, start, count, check.top, check.whole):
+        SL_STORE(&check.outside, 1)
+
+
+cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) except -1:
+    """Whether 0 <= v <= top for every element v, and v is an integer where `whole`."""
+    cdef Check check
+    if count <= BLOCK_ITEMS:
+        return elements_in_range(op, 0, count, top, whole)
+    check.look = look_for_range
+    check.job = NULL
+    check.op = op
+    check.count = count
+    check.block = BLOCK_ITEMS
+    check.top = top
+    check.whole = whole
+    look_at_all(&check, count, LOOK * op.stride[0] if op.ndim == 1 and 0 < op.stride[0] <= 8 else CONVERTED_LOOK)
+    return not check.outside
+
+
+cdef inline void judge_weights(Check* check, const real* w, Py_ssize_t n) noexcept nogil:
+    # converted within float32's range, or the caller would find flags
+    cdef real low = <real>max(check.low, 1.1754944e-38 if real is float else 0.0)
+    cdef real high = <real>min(check.high, 3.4028234e38 if real is float else DOUBLE_MAX)
+    cdef real size
+    cdef int beyond = 0, negative = 0, undefined = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        size = absolute(w[i])
+        beyond |= (size != 0) & ((size < low) | (size > high) | (size != size))
+        negative |= w[i] < 0
+    if negative:
+        SL_STORE(&check.negative, 1)
+    if beyond:
+        SL_STORE(&check.extreme, 1)
         for i in range(n):
-            add(&total, weight[i])
-    return evaluate(&total)
+            undefined |= not absolute(w[i]) < SL_INFINITY
+        if undefined:
+            SL_STORE(&check.outside, 1)
 
 
-cdef double rows_that_count(const Job* job) noexcept nogil:
-    """Rows of a sigmoid loss with an element that is not masked."""
-    cdef double value[CHECKED]
-    cdef Py_ssize_t row, start, i, n
-    cdef double rows = 0
+cdef void look_at_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef float singles[CHECKED]
+    cdef double doubles[CHECKED]
+    cdef Py_ssize_t at, n
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        if check.op.kind == np.NPY_FLOAT:
+            judge_weights(check, view_flat(check.op, at, n, singles), n)
+        else:
+            judge_weights(check, view_flat(check.op, at, n, doubles), n)
+
+
+cdef bint weights_in_range(Job* job, double ordinary) except -1:
+    """Whether all sample weights are finite; notes whether any but 0 is not between 1 / ordinary and `ordinary`, and
+    whether any is negative."""
+    cdef Check check
+    check.look = look_at_weights
+    check.job = NULL
+    check.op = &job.w
+    check.count = job.n
+    check.block = BLOCK_ITEMS
+    check.low = 1 / ordinary
+    check.high = ordinary
+    check.extreme = check.negative = False
+    look_at_all(&check, job.n, CONVERTED_LOOK)
+    job.extreme = job.extreme or check.extreme
+    job.signed_ = check.negative
+    return not check.outside
+
+
+cdef void look_for_activations(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef double values[CHECKED]
+    cdef const double* v
+    cdef Py_ssize_t at, n, i
+    cdef int outside = 0
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        v = view_flat(check.op, at, n, values)
+        for i in range(n):
+            outside |= (v[i] < 0) | (v[i] > 1)
+    if outside:
+        SL_STORE(&check.outside, 1)
+
+
+cdef bint activations_in_range(const Operand* op, Py_ssize_t count) except -1:
+    """Whether every element is in [0, 1], or NaN."""
+    cdef Check check
+    check.look = look_for_activations
+    check.job = NULL
+    check.op = op
+    check.count = count
+    check.block = BLOCK_ITEMS
+    look_at_all(&check, count, CONVERTED_LOOK)
+    return not check.outside
+
+
+cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef double weight[CHECKED]
+    cdef Py_ssize_t at, i, n
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        load_weights(check.job, at, n, check.samples, check.classes, weight)
+        for i in range(n):
+            add(total, weight[i])
+
+
+cdef double weight_total(Job* job, bint samples, bint classes) except? -1:
+    cdef Check check
+    check.look = add_weights
+    check.job = job
+    check.count = job.n
+    check.block = BLOCK_ITEMS
+    check.samples = samples
+    check.classes = classes
+    return look_at_all(&check, job.n, CONVERTED_LOOK)
+
+
+cdef void mark_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef double weight[CHECKED]
+    cdef Py_ssize_t at, i, n
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        load_weights(check.job, at, n, check.samples, check.classes, weight)
+        for i in range(n):
+            check.marks[at + i] = weight[i] != 0
+            total.hi += check.marks[at + i]
+
+
+cdef void look_for_exponents(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef double weight[CHECKED]
+    cdef double one[CHECKED]
+    cdef double label[CHECKED]
+    cdef const Job* job = check.job
+    cdef Py_ssize_t at, i, n
+    cdef int exponent, of_class
+    cdef int64_t largest = NO_EXPONENT
+    cdef bint classes = job.hard and job.o.class_weight != NULL
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        load_weights(job, at, n, True, False, weight)
+        load_weights(job, at, n, False, True, one)      # 0 for what does not count
+        if classes:
+            load_flat(&job.t, at, n, label)
+        for i in range(n):
+            if weight[i] == 0 or one[i] == 0:
+                continue
+            frexp(weight[i], &exponent)
+            if classes:
+                frexp(job.o.class_weight[class_at(label[i], job.k)], &of_class)
+                exponent += of_class
+            largest = max(largest, <int64_t>exponent)
+    total.hi = largest
+
+
+cdef int64_t largest_exponent(Job* job) except? -1:
+    """The exponent of the largest weight of a row; NO_EXPONENT where all are 0."""
+    cdef Check check
+    cdef Sum part
+    cdef Py_ssize_t start
+    cdef double largest = NO_EXPONENT
+    check.job = job
+    for start from 0 <= start < job.n by BLOCK_ITEMS:
+        look_for_exponents(&check, start, min(<Py_ssize_t>BLOCK_ITEMS, job.n - start), &part)
+        largest = max(largest, part.hi)
+    return <int64_t>largest
+
+
+cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef const Job* job = check.job
+    cdef double weight[CHECKED]
+    cdef Py_ssize_t row, at, i, n
     cdef bint any
-    for row in range(job.n // job.outputs):
+    for row in range(start, start + count):
         any = False
-        for start from 0 <= start < job.outputs by CHECKED:
-            n = min(<Py_ssize_t>CHECKED, job.outputs - start)
-            load_flat(&job.mask, row * job.outputs + start, n, value)
+        if job.inner > 1:
+            at = row // job.inner * job.inner * job.outputs + row % job.inner
+            for i in range(job.outputs):
+                load_weights(job, at + i * job.inner, 1, check.samples, False, weight)
+                any |= weight[0] != 0
+            if check.marks != NULL:
+                check.marks[row] = any
+            total.hi += any
+            continue
+        for at from 0 <= at < job.outputs by CHECKED:
+            if at % BLOCK_ITEMS == 0 and stopped(job):
+                return
+            n = min(<Py_ssize_t>CHECKED, job.outputs - at)
+            load_weights(job, row * job.outputs + at, n, check.samples, False, weight)
             for i in range(n):
-                any |= value[i] != 0
-        rows += any
-    return rows
+                any |= weight[i] != 0
+        if check.marks != NULL:
+            check.marks[row] = any
+        total.hi += any
 
 
-cdef double divisor_of(const Job* job, int reduction, bint rowwise) noexcept nogil:
+cdef double rows_that_count(Job* job) except? -1:
+    """Rows of a sigmoid loss with an element that is not masked."""
+    cdef Check check
+    check.look = count_rows
+    check.job = job
+    check.count = job.n // job.outputs
+    check.block = max(1, BLOCK_ITEMS // job.outputs)
+    check.samples = False
+    check.marks = NULL
+    return look_at_all(&check, job.n, CONVERTED_LOOK)
+
+
+cdef int mark_counted(Job* job, bint rowwise, bint classes, uint8_t* marks) except -1:
+    """Mark, for each row, whether it has a weight other than 0, or an element that has; `classes`: also of its class
+    index. Returns whether all have."""
+    cdef Check check
+    check.look = mark_rows if rowwise else count_rows
+    check.job = job
+    check.count = job.n if rowwise else job.n // job.outputs
+    check.block = BLOCK_ITEMS if rowwise else max(1, BLOCK_ITEMS // job.outputs)
+    check.samples = True
+    check.classes = classes
+    check.marks = marks
+    return look_at_all(&check, job.n, CONVERTED_LOOK) == check.count
+
+
+cdef double divisor_of(Job* job, int reduction, bint rowwise) except? -1:
     """What the sum of the losses is divided by; 0 where nothing counts."""
     if reduction == REDUCE_MEAN:
         if rowwise:
@@ -156,52 +366,83 @@ cdef double divisor_of(const Job* job, int reduction, bint rowwise) noexcept nog
     return 1
 
 
-cdef bint counted_in_range(Job* job, double top, bint whole) noexcept nogil:
-    """`in_range` for the targets of rows (elements) that count; notes whether any has the ignored index."""
+cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef const Job* job = check.job
     cdef double target[CHECKED]
     cdef double kept[CHECKED]
-    cdef Py_ssize_t start, i, n
+    cdef Py_ssize_t at, i, n
     for i in range(CHECKED):
         kept[i] = 1
-    for start from 0 <= start < job.n by CHECKED:
-        n = min(<Py_ssize_t>CHECKED, job.n - start)
-        load_flat(&job.t, start, n, target)
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        load_flat(&job.t, at, n, target)
         if job.masked:
-            load_flat(&job.mask, start, n, kept)
+            load_flat(&job.mask, at, n, kept)
         for i in range(n):
             if kept[i] == 0:
                 continue
-            if whole and job.o.has_ignore_index and target[i] == job.o.ignore_index:
-                job.ignoring = True
-            elif not (target[i] >= 0 and target[i] <= top) or (whole and target[i] != <double><int64_t>target[i]):
-                return False
-    return True
+            if check.whole and job.o.has_ignore_index and target[i] == job.o.ignore_index:
+                SL_STORE(&check.ignoring, 1)
+            elif not (target[i] >= 0 and target[i] <= check.top) or (check.whole and target[i] != <double><int64_t>target[i]):
+                SL_STORE(&check.outside, 1)
+                return
 
 
-cdef bint counted_rows_in_range(const Job* job, const Operand* op, double top, bint targets) noexcept nogil:
-    """The same for all classes of the rows that count: of `targets`, of which NaN is none and which a
-    weight of 0 does not excuse, or of activations."""
+cdef bint counted_in_range(Job* job, double top, bint whole) except -1:
+    """`in_range` for the targets of rows (elements) that count; notes whether any has the ignored index."""
+    cdef Check check
+    check.look = look_at_counted
+    check.job = job
+    check.count = job.n
+    check.block = BLOCK_ITEMS
+    check.top = top
+    check.whole = whole
+    look_at_all(&check, job.n, CONVERTED_LOOK)
+    job.ignoring = job.ignoring or check.ignoring
+    return not check.outside
+
+
+cdef void look_at_counted_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef const Job* job = check.job
+    cdef const Operand* op = check.op
     cdef double counted[CHECKED]
     cdef Py_ssize_t offset[CHECKED]
     cdef double value[CHECKED]
-    cdef Py_ssize_t start, at, i, c, n, m
-    for start from 0 <= start < job.n by CHECKED:
-        n = min(<Py_ssize_t>CHECKED, job.n - start)
-        load_weights(job, start, n, not targets, False, counted)
-        row_offsets(op, start, n, offset)
+    cdef Py_ssize_t first, at, i, c, n, m
+    for first from start <= first < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - first)
+        load_weights(job, first, n, not check.targets, False, counted)
+        row_offsets(op, first, n, offset)
         for i in range(n):
             if counted[i] == 0:
                 continue
             for at from 0 <= at < job.k by CHECKED:
+                if at % BLOCK_ITEMS == 0 and stopped(job):
+                    return
                 m = min(<Py_ssize_t>CHECKED, job.k - at)
                 gather(op.data + offset[i] + at * op.inner, op.kind, op.inner, m, value)
                 for c in range(m):
-                    if value[c] < 0 or value[c] > top or (targets and value[c] != value[c]):
-                        return False
-    return True
+                    if value[c] < 0 or value[c] > check.top or (check.targets and value[c] != value[c]):
+                        SL_STORE(&check.outside, 1)
+                        return
 
 
-cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) noexcept:
+cdef bint counted_rows_in_range(Job* job, const Operand* op, double top, bint targets) except -1:
+    """The same for all classes of the rows that count: of `targets`, of which NaN is none and which a
+    weight of 0 does not excuse, or of activations."""
+    cdef Check check
+    check.look = look_at_counted_rows
+    check.job = job
+    check.op = op
+    check.count = job.n
+    check.block = job.block
+    check.top = top
+    check.targets = targets
+    look_at_all(&check, job.n * job.k, CONVERTED_LOOK)
+    return not check.outside
+
+
+cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) except -1:
     cdef Operand every
     cdef double top = job.k - 1 if job.hard else min(job.target_max, DOUBLE_MAX)
     cdef bint may_ignore = job.hard and job.o.has_ignore_index and 0 <= job.o.ignore_index <= top

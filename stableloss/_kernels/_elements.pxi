@@ -3,10 +3,17 @@
 # A kernel opens a chunk, computes its losses and derivatives into the chunk's buffers, and closes it.
 # The buffers are never the caller's memory, so that the loops over them vectorise whether or not
 # the gradient overwrites the logits.
+#
+# uses _job: Job
+# uses _logits: transform_logits
+# uses _math: SL_INFINITY absolute fma real
+# uses _operand: load_flat store_flat store_values view_flat
+# uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_TARGET_GRAD
+# uses _sums: CHUNK Sum add lane_sum padded
+# uses _weights: load_weights output_weights
 
 cdef enum:
-    CHUNK = 512
-    # the buffers of a chunk within the scratch memory
+    # places of chunks in scratch, after logits and targets
     VALUE = 2 * CHUNK
     GRAD = 3 * CHUNK
     HESS = 4 * CHUNK
@@ -20,7 +27,6 @@ cdef enum:
     LOG_ON = 11 * CHUNK
     LOG_OFF = 12 * CHUNK
     PRODUCT = 13 * CHUNK
-    KEPT = 14 * CHUNK
 
 
 cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
@@ -37,13 +43,18 @@ cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, re
 
 
 cdef const real* open_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, const real** targets) noexcept nogil:
-    """The logits of a chunk, clamped where asked, and its targets."""
-    cdef const real* z = view_flat(&job.x, start, n, scratch)
+    """The logits of a chunk, as they enter the activation where there is no cap, and its targets."""
     targets[0] = view_targets(job, start, n, scratch + CHUNK)
-    if job.o.logit_clip < SL_INFINITY:
-        clamp(z, n, job.o.logit_clip, scratch)
-        return scratch
-    return z
+    if job.o.logit_clip == SL_INFINITY:
+        return view_flat(&job.x, start, n, scratch)
+    load_flat(&job.x, start, n, scratch)
+    transform_logits(job.o, n, scratch, scratch + SLOPE)
+    return scratch
+
+
+cdef inline real residual_numerator(real z, real y, real e) noexcept nogil:
+    """(1 + e) (a - y)."""
+    return fma(-y, e, <real>1 - y) if z >= 0 else fma(<real>1 - y, e, -y)
 
 
 cdef void weigh(real* values, const real* weight, Py_ssize_t n) noexcept nogil:
@@ -53,62 +64,62 @@ cdef void weigh(real* values, const real* weight, Py_ssize_t n) noexcept nogil:
         values[i] = 0 if weight[i] == 0 else values[i] * weight[i]
 
 
-cdef void output_weights(const double* weight, Py_ssize_t weights, Py_ssize_t outputs, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
-    """Multiply elements start ... start + n - 1 by the weights of their outputs."""
-    cdef Py_ssize_t i, output = start % outputs
-    if weights == 1:
-        for i in range(n):
-            to[i] *= <real>weight[0]
-        return
-    for i in range(n):
-        to[i] *= <real>weight[output]
-        output = output + 1 if output + 1 < outputs else 0
-
-
-cdef void element_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, bint classes, real* scratch) noexcept nogil:
-    """What the elements of a chunk count for: 0 where masked, else their weight, with `classes` times
-    that of their output."""
-    cdef real* weight = scratch + WEIGHT
-    cdef real* kept = scratch + KEPT
+cdef double sum_in_float64(const Job* job, Py_ssize_t n, const real* scratch) noexcept nogil:
+    """The weighted losses of a chunk whose sum float32 does not hold."""
+    cdef const real* value = scratch + VALUE
+    cdef const real* weight = scratch + WEIGHT
+    cdef double total = 0, loss
     cdef Py_ssize_t i
-    if job.has_weight:
-        load_flat(&job.w, start, n, weight)
-    else:
-        for i in range(n):
-            weight[i] = 1
-    if classes and job.o.class_weight != NULL:
-        output_weights(job.o.class_weight, job.o.n_class_weight, job.outputs, start, n, weight)
-    if job.masked:
-        load_flat(&job.mask, start, n, kept)
-        weigh(weight, <const real*>kept, n)
+    for i in range(n):
+        if job.any_weight and weight[i] == 0:
+            continue
+        loss = value[i]
+        if job.has_options and absolute(loss) == SL_INFINITY:
+            loss = ((<double>scratch[POSITIVE + i] * scratch[LOG_ON + i] if scratch[POSITIVE + i] != 0 else 0)
+                    + (<double>scratch[NEGATIVE + i] * scratch[LOG_OFF + i] if scratch[NEGATIVE + i] != 0 else 0))
+        total += loss * weight[i] if job.any_weight else loss
+    return total
 
 
 cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, Sum* total) noexcept nogil:
     """Apply the weights, add up or store the losses, store the derivatives."""
-    cdef Py_ssize_t i, padded = (n + LANES - 1) & ~(LANES - 1)
-    cdef double error
+    cdef Py_ssize_t i
+    cdef double lo, sum_
     cdef real* value = scratch + VALUE
     cdef real* hess = scratch + HESS
     cdef real* product = scratch + PRODUCT
+    cdef real* weighed = scratch + PRODUCT      # no loss is wanted beside a product
     cdef real factor = <real>(1 / job.divisor)
     if job.want & WANT_PRODUCT:
         load_flat(&job.v, start, n, product)
         for i in range(n):
             product[i] *= hess[i] * factor
     if job.any_weight:
-        element_weights(job, start, n, True, scratch)
-        weigh(value, <const real*>(scratch + WEIGHT), n)
+        load_weights(job, start, n, True, False, scratch + WEIGHT)
+        if job.o.class_weight != NULL:
+            output_weights(job, job.o.class_weight, job.o.n_class_weight, start, n, scratch + WEIGHT)
         weigh(scratch + GRAD, <const real*>(scratch + WEIGHT), n)
         weigh(hess, <const real*>(scratch + WEIGHT), n)
         if job.want & WANT_PRODUCT:
             weigh(product, <const real*>(scratch + WEIGHT), n)
+    if job.want & WANT_LOSS:
+        if job.any_weight:
+            # beside the losses, which may be needed again
+            for i in range(n):
+                weighed[i] = value[i]
+            weigh(weighed, <const real*>(scratch + WEIGHT), n)
+            value = weighed
     if job.loss != NULL:
         store_values(job.loss, job.value_kind, start, <const real*>value, n)
     elif job.want & WANT_LOSS:
-        for i in range(n, padded):
+        for i in range(n, padded(n)):
             value[i] = 0
-        add(total, lane_sum(<const real*>value, padded, &error))
-        total.lo += error
+        sum_ = lane_sum(<const real*>value, padded(n), &lo)
+        if real is float:
+            if absolute(sum_) == SL_INFINITY or (job.any_weight and sum_ != sum_):
+                sum_ = sum_in_float64(job, n, <const real*>scratch)
+        add(total, sum_)
+        total.lo += lo
     if job.want & (WANT_GRAD | WANT_TARGET_GRAD):
         store_flat(&job.g, start, n, <const real*>(scratch + GRAD))
     if job.want & WANT_PRODUCT:

@@ -15,10 +15,6 @@ cdef extern from "sl_platform.h":
     const float SL_INFINITY
     float SL_ABSF(float) noexcept nogil
     double SL_ABS(double) noexcept nogil
-    void* sl_get_scratch() noexcept nogil
-    unsigned int sl_get_flags() noexcept nogil
-    void sl_set_flags(unsigned int) noexcept nogil
-    Py_ssize_t SL_TAKE(Py_ssize_t*) noexcept nogil
     bint SL_ISFINITE(double) noexcept nogil
     uint32_t sl_bits_from_float(float) noexcept nogil
     uint64_t sl_bits_f64(double) noexcept nogil
@@ -55,6 +51,29 @@ cdef inline real fma(real a, real b, real c) noexcept nogil:
         return SL_FMA(a, b, c)
 
 
+cdef inline real absolute(real x) noexcept nogil:
+    if real is float:
+        return SL_ABSF(x)
+    else:
+        return SL_ABS(x)
+
+
+cdef inline bint is_positive_infinity(real x) noexcept nogil:
+    return x > 0 and x - x != 0
+
+
+# ---- sums and products as hi + lo -----------------------------------------------------------------
+# A number of twice the digits is an unevaluated sum; where one argument or result of a function stands for
+# such a number, `_lo` is what it lacks.
+
+cdef inline double two_sum(double a, double b, double* lo) noexcept nogil:
+    """a + b rounded, and the exact error of the rounding (Knuth)."""
+    cdef double s = a + b
+    cdef double b_part = s - a
+    lo[0] = (a - (s - b_part)) + (b - b_part)
+    return s
+
+
 cdef inline real product_error(real a, real b, real product) noexcept nogil:
     """a * b - product, exactly, for product = a * b rounded."""
     if real is float:
@@ -63,45 +82,25 @@ cdef inline real product_error(real a, real b, real product) noexcept nogil:
         return SL_PRODUCT_ERROR(a, b, product)
 
 
-cdef inline real product(real a, real a_low, real b, real b_low, real* low) noexcept nogil:
-    """a b, of two numbers and what they lack."""
+cdef inline real product(real a, real a_lo, real b, real b_lo, real* lo) noexcept nogil:
     cdef real ab = a * b
-    low[0] = fma(a, b_low, fma(a_low, b, product_error(a, b, ab)))
+    lo[0] = fma(a, b_lo, fma(a_lo, b, product_error(a, b, ab)))
     return ab
 
 
-cdef inline real absolute(real x) noexcept nogil:
-    if real is float:
-        return SL_ABSF(x)
-    else:
-        return SL_ABS(x)
+cdef inline real reciprocal(real t, real t_lo) noexcept nogil:
+    """1 / (t + t_lo), with one rounding: the quotient corrected by its own residual."""
+    cdef real q = <real>1 / t
+    return fma(q, fma(-t, q, <real>1) - t_lo * q, q)
 
 
-# ---- sums -----------------------------------------------------------------------------------------
-
-cdef inline double two_sum(double a, double b, double* error) noexcept nogil:
-    """a + b rounded, and the exact error of the rounding (Knuth)."""
-    cdef double s = a + b
-    cdef double b_part = s - a
-    error[0] = (a - (s - b_part)) + (b - b_part)
-    return s
-
-
-cdef inline real remainder_of(real e, real ones, real below) noexcept nogil:
-    """Sum of the other exponentials, (ones - e) + below, without the rounding of the difference."""
-    cdef real d = ones - e
-    return d + (below + ((ones - d) - e))
-
-
-# ---- per-row arithmetic, in float64 ---------------------------------------------------------------
-
-cdef inline double row_scale(double weight, double divisor, double total, double total_error) noexcept nogil:
-    """weight / (divisor * (total + total_error)), rounded once."""
+cdef inline double row_scale(double weight, double divisor, double total, double total_lo) noexcept nogil:
+    """weight / (divisor * (total + total_lo)), rounded once."""
     cdef double product = divisor * total
-    cdef double error = product_error(divisor, total, product) + divisor * total_error
+    cdef double lo = product_error(divisor, total, product) + divisor * total_lo
     cdef double q = weight / product
     cdef double qp = q * product
-    cdef double residual = ((weight - qp) - product_error(q, product, qp)) - q * error
+    cdef double residual = ((weight - qp) - product_error(q, product, qp)) - q * lo
     cdef double corrected = q + residual / product
     return corrected if corrected - corrected == 0 else q
 
@@ -111,10 +110,35 @@ cdef inline real square_of_one_plus(real e) noexcept nogil:
     return fma(e, e + <real>2, <real>1)
 
 
-cdef inline real reciprocal(real t, real t_error) noexcept nogil:
-    """1 / (t + t_error), with one rounding: the quotient corrected by its own residual."""
-    cdef real q = <real>1 / t
-    return fma(q, fma(-t, q, <real>1) - t_error * q, q)
+# ---- e**d for d <= 0 ------------------------------------------------------------------------------
+
+cdef inline real exp_min(real hint) noexcept nogil:
+    if real is float:
+        return SL_EXP_MIN_F32
+    else:
+        return SL_EXP_MIN_F64
+
+
+cdef inline real power_of_2(real shifted) noexcept nogil:
+    """2**n, with n in the low bits of `shifted`."""
+    if real is float:
+        return sl_pow2_f32(shifted)
+    else:
+        return sl_pow2_f64(shifted)
+
+
+cdef inline real reduced(real d, real* shifted) noexcept nogil:
+    """r, |r| <= ln(2)/2, of d = n ln 2 + r, and n in the low bits of `shifted`; of no use for d < EXP_MIN."""
+    cdef real n
+    cdef real low = exp_min(d)
+    if real is float:
+        shifted[0] = fma(low if d < low else d, SL_LOG2E_F32, SL_MAGIC_F32)
+        n = shifted[0] - SL_MAGIC_F32
+        return fma(-n, SL_LN2_LO_F32, fma(-n, SL_LN2_HI_F32, d))
+    else:
+        shifted[0] = fma(low if d < low else d, SL_LOG2E_F64, SL_MAGIC_F64)
+        n = shifted[0] - SL_MAGIC_F64
+        return fma(-n, SL_LN2_LO_F64, fma(-n, SL_LN2_HI_F64, d))
 
 
 cdef inline real expm1_reduced(real r, real start) noexcept nogil:
@@ -141,36 +165,29 @@ cdef inline real expm1_reduced(real r, real start) noexcept nogil:
 
 cdef inline real exp_tail(real shifted, real r) noexcept nogil:
     """e**r * 2**n for |r| <= ln(2)/2, with n in the low bits of `shifted`."""
-    if real is float:
-        return (<real>1 + expm1_reduced(r, r)) * sl_pow2_f32(shifted)
-    else:
-        return (1 + expm1_reduced(r, r)) * sl_pow2_f64(shifted)
+    return (<real>1 + expm1_reduced(r, r)) * power_of_2(shifted)
 
 
-cdef inline real careful_tail(real shifted, real r, real r_low) noexcept nogil:
-    """The same for r + r_low, with the rounding error of 1 + r carried along."""
+cdef inline real compensated_tail(real shifted, real r, real r_lo) noexcept nogil:
+    """e**(r + r_lo) * 2**n as from `exp_tail`, with the rounding error of 1 + r carried along."""
     cdef real one = <real>1 + r
-    cdef real e = one + (((<real>1 - one) + r) + expm1_reduced(r, r_low))
-    if real is float:
-        return e * sl_pow2_f32(shifted)
-    else:
-        return e * sl_pow2_f64(shifted)
+    return (one + (((<real>1 - one) + r) + expm1_reduced(r, r_lo))) * power_of_2(shifted)
 
 
 cdef inline real exp_negative(real d) noexcept nogil:
     """e**d for d <= 0; NaN for NaN; 0 below the smallest normal number."""
-    cdef real low, shifted, n, r
+    cdef real shifted
+    cdef real r = reduced(d, &shifted)
+    return 0 if d < exp_min(d) else exp_tail(shifted, r)
+
+
+# ---- UNIT * e**(x - m) ----------------------------------------------------------------------------
+
+cdef inline real unit(real hint) noexcept nogil:
     if real is float:
-        low = SL_EXP_MIN_F32
-        shifted = fma(low if d < low else d, SL_LOG2E_F32, SL_MAGIC_F32)
-        n = shifted - SL_MAGIC_F32
-        r = fma(-n, SL_LN2_LO_F32, fma(-n, SL_LN2_HI_F32, d))
+        return SL_UNIT_F32
     else:
-        low = SL_EXP_MIN_F64
-        shifted = fma(low if d < low else d, SL_LOG2E_F64, SL_MAGIC_F64)
-        n = shifted - SL_MAGIC_F64
-        r = fma(-n, SL_LN2_LO_F64, fma(-n, SL_LN2_HI_F64, d))
-    return 0 if d < low else exp_tail(shifted, r)
+        return SL_UNIT_F64
 
 
 cdef inline void split_maximum(real m, real* a, real* b_hi, real* b_lo) noexcept nogil:
@@ -192,21 +209,14 @@ cdef inline void split_maximum(real m, real* a, real* b_hi, real* b_lo) noexcept
     b_lo[0] = b - b_hi[0]
 
 
-cdef inline real unit(real hint) noexcept nogil:
-    if real is float:
-        return SL_UNIT_F32
-    else:
-        return SL_UNIT_F64
-
-
-cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo, bint careful) noexcept nogil:
+cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo, bint compensated) noexcept nogil:
     """UNIT * e**(x - m) for x <= m = a + b_hi + b_lo as split by `split_maximum`.
 
     Rounding x - m first would cost half an ulp of the difference, 32 ulp of the result at float32
     and -64. Here only the choice of n sees the rounded difference; the reduced argument is taken as
     (x - (m + n ln 2)), a subtraction of neighbours, and is as good as if x - m were exact.
 
-    `careful` is for the losses that take products of exponentials: it carries the rounding errors of
+    `compensated` is for the losses that take products of exponentials: it carries the rounding errors of
     the reduced argument and of 1 + r, and leaves little more than the last rounding.
     """
     cdef real y, d, low, shifted, n, r, shift, near, part, rest
@@ -225,14 +235,22 @@ cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo, bint careful)
         shift = fma(n, SL_LN2_HI_F64, b_hi)
         rest = fma(n, SL_LN2_LO_F64, b_lo)
     near = y - shift
-    if careful:
+    if compensated:
         part = near - y
         rest -= (y - (near - part)) - (shift + part)        # near + shift may not be y: two-sum
     r = near - rest
-    if careful:
-        return 0 if d < low else careful_tail(shifted, r, (near - r) - rest)
+    if compensated:
+        return 0 if d < low else compensated_tail(shifted, r, (near - r) - rest)
     return 0 if d < low else exp_tail(shifted, r)
 
+
+cdef inline real remainder_of(real e, real sum_max, real sum_rest) noexcept nogil:
+    """Sum of the other exponentials, (sum_max - e) + sum_rest, without the rounding of the difference."""
+    cdef real d = sum_max - e
+    return d + (sum_rest + ((sum_max - d) - e))
+
+
+# ---- logarithms -----------------------------------------------------------------------------------
 
 cdef inline real log1p_unit(real t) noexcept nogil:
     """log(1 + t) for 0 <= t <= 1; NaN for NaN."""
@@ -250,7 +268,3 @@ cdef inline real log1p_unit(real t) noexcept nogil:
         return fma(t * t, q, t)
     else:
         return log1p_positive(t)
-
-
-cdef inline bint is_positive_infinity(real x) noexcept nogil:
-    return x > 0 and x - x != 0

@@ -1,21 +1,12 @@
 # Arrays of any layout and element type, read and written as rows or element by element.
+#
+# uses _math: real
 
 cdef extern from "sl_half.h":
     float sl_from_half(uint16_t) noexcept nogil
     float sl_from_bfloat(uint16_t) noexcept nogil
     uint16_t sl_to_half(float) noexcept nogil
     uint16_t sl_to_bfloat(float) noexcept nogil
-
-cdef extern from *:
-    """
-    /* ml_dtypes registers bfloat16 with numpy as a user's type, known by its name alone */
-    static inline int sl_is_bfloat(PyArrayObject *a) {
-        const char *name = PyArray_DESCR(a)->typeobj->tp_name;
-        size_t n = strlen(name);
-        return PyArray_TYPE(a) >= NPY_USERDEF && n >= 8 && strcmp(name + n - 8, "bfloat16") == 0;
-    }
-    """
-    bint sl_is_bfloat(np.ndarray)
 
 cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
@@ -62,6 +53,9 @@ cdef int element_kind(np.ndarray a) noexcept:
         return kind
     if kind == np.NPY_BOOL or kind == NPY_HALF:
         return kind
+    if np.PyArray_ISFLOAT(a) and np.PyArray_ITEMSIZE(a) == 8:
+        # a long double, where it has no more bits than a double
+        return np.NPY_DOUBLE
     if np.PyArray_ISINTEGER(a):
         # long and long long are two type numbers of one width
         if np.PyArray_ITEMSIZE(a) == 8:
@@ -69,7 +63,8 @@ cdef int element_kind(np.ndarray a) noexcept:
         if np.PyArray_ITEMSIZE(a) == 4:
             return np.NPY_INT32 if np.PyArray_ISSIGNED(a) else np.NPY_UINT32
         return kind
-    return KIND_BFLOAT if sl_is_bfloat(a) else -1
+    # ml_dtypes registers bfloat16 with numpy as a user's type, known by its name alone
+    return KIND_BFLOAT if np.PyTypeNum_ISUSERDEF(kind) and a.dtype.type.__name__ == "bfloat16" else -1
 
 
 cdef inline bint is_floating(int kind) noexcept nogil:
@@ -96,6 +91,17 @@ cdef bint one_per_row(np.ndarray a, np.ndarray b, int axis) noexcept:
     """Whether a has the dimensions of b without one of them."""
     cdef int d
     if np.PyArray_NDIM(a) != np.PyArray_NDIM(b) - 1:
+        return False
+    for d in range(np.PyArray_NDIM(a)):
+        if np.PyArray_DIMS(a)[d] != np.PyArray_DIMS(b)[d + 1 if d >= axis else d]:
+            return False
+    return True
+
+
+cdef bint prefix_of_rows(np.ndarray a, np.ndarray b, int axis) noexcept:
+    """Whether a has the first of the dimensions of b without one of them."""
+    cdef int d
+    if not 0 < np.PyArray_NDIM(a) < np.PyArray_NDIM(b):
         return False
     for d in range(np.PyArray_NDIM(a)):
         if np.PyArray_DIMS(a)[d] != np.PyArray_DIMS(b)[d + 1 if d >= axis else d]:
@@ -196,8 +202,9 @@ cdef void bind(Operand* op, np.ndarray a, int kind, int axis) noexcept:
 
 cdef void bind_weights(Operand* op, np.ndarray a, np.ndarray logits, int axis, bint rowwise) noexcept:
     """Describe one number per row along `axis` of the logits: once for each row or, unless `rowwise`, repeated for
-    each element of it. An array of as many dimensions as the logits has a number for each element."""
-    cdef int d, ndim = np.PyArray_NDIM(logits)
+    each element of it. An array of as many dimensions as the logits has a number for each element; one of fewer
+    than the rows, a number for all rows of an image or sequence."""
+    cdef int d, at, ndim = np.PyArray_NDIM(logits)
     cdef bint per_row = np.PyArray_NDIM(a) < ndim
     op.data = np.PyArray_BYTES(a)
     op.kind = element_kind(a)
@@ -206,7 +213,8 @@ cdef void bind_weights(Operand* op, np.ndarray a, np.ndarray logits, int axis, b
         if not per_row:
             add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[d])
         elif d != axis:
-            add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[d - 1 if d > axis else d])
+            at = d - 1 if d > axis else d
+            add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[at] if at < np.PyArray_NDIM(a) else 0)
         elif not rowwise:
             add_dimension(op, np.PyArray_DIMS(logits)[d], 0)
     close_dimensions(op)
@@ -344,6 +352,9 @@ cdef void scatter(const real* values, char* data, int kind, Py_ssize_t stride, P
     elif kind == np.NPY_FLOAT:
         for i in range(n):
             (<float*>(data + i * stride))[0] = <float>values[i]
+    elif kind == np.NPY_DOUBLE:
+        for i in range(n):
+            (<double*>(data + i * stride))[0] = values[i]
     else:
         scatter_short(values, data, kind, stride, n)
 

@@ -1,59 +1,85 @@
 # Statistics of a call: predictions, logsumexp, entropy, probabilities.
+#
+# uses _elements: EXPONENTIAL LOG_OFF LOG_ON PRODUCT
+# uses _job: Job
+# uses _logits: smallest_normal
+# uses _math: SL_INFINITY log1p_positive real
+# uses _operand: store_flat store_value store_values
+# uses _rows: Columns gap_of inverse_sum to_real
+# uses _sums: GROUP Total accumulate reduce_columns start_total
+# uses _tiles: Tile write_tile
+# uses _weights: load_weights
 
-cdef double FAR = 1e30              # beyond every class
+cdef int64_t NO_CLASS = 0x7fffffffffffffff
 
+
+# ---- of softmax losses ----------------------------------------------------------------------------
 
 cdef struct Statistics:
     Total entropy                   # sum of e (m - x) / 2
-    double predicted[GROUP]         # the first class at the maximum
-    double undefined[GROUP]         # the first class that is NaN
+    int64_t predicted[GROUP]        # the first class at the maximum
+    int64_t undefined[GROUP]        # the first class that is NaN
 
 
 cdef void start_statistics(Statistics* statistics) noexcept nogil:
     cdef int j
     start_total(&statistics.entropy)
     for j in range(GROUP):
-        statistics.predicted[j] = statistics.undefined[j] = FAR
+        statistics.predicted[j] = statistics.undefined[j] = NO_CLASS
 
 
-cdef void tile_statistics(const Tile* tile, const Columns* columns, bint quotients, const real* x, const real* e, Statistics* statistics) noexcept nogil:
-    # classes as floats, exact to 2**24 of them, so that comparisons and choices are vectors of one width
+cdef inline int64_t class_of_line(const Tile* tile, double line, int j) noexcept nogil:
+    """The class at a line of a column; NO_CLASS for a line beyond all."""
+    if line >= tile.lines:
+        return NO_CLASS
+    return tile.first + <int64_t>line * GROUP + j if tile.wide else <int64_t>line
+
+
+cdef void tile_predictions(const Tile* tile, const double* m, const real* x, Statistics* statistics) noexcept nogil:
+    # lines as floats, so that comparisons and choices are vectors of one width
+    cdef real top[GROUP]
     cdef real best[GROUP]
     cdef real undefined[GROUP]
-    cdef real at[GROUP]
-    cdef real top[GROUP]
-    cdef double m[GROUP]
-    cdef double s[GROUP]
-    cdef double lost[GROUP]
+    cdef real beyond = <real>tile.lines
+    cdef real line = 0
     cdef real v, here
-    cdef real never = <real>FAR
-    cdef real step = <real>(GROUP if tile.wide else 1)
     cdef Py_ssize_t c
     cdef int j
+    to_real(m, top)
     for j in range(GROUP):
-        m[j] = 0 if quotients else columns.m[j]
-        top[j] = <real>m[j]
-        best[j] = undefined[j] = never
-        at[j] = <real>(tile.first + j if tile.wide else 0)
-        s[j] = statistics.entropy.sum[j]
-        lost[j] = statistics.entropy.lost[j]
+        best[j] = undefined[j] = beyond
     for c in range(tile.lines):
         for j in range(GROUP):
             v = x[c * GROUP + j]
-            here = at[j] if v == top[j] else never
+            here = line if v == top[j] else beyond
             best[j] = here if here < best[j] else best[j]
-            here = never if v == v else at[j]
+            here = beyond if v == v else line
             undefined[j] = here if here < undefined[j] else undefined[j]
-            at[j] += step
+        line += 1
+    for j in range(GROUP):
+        statistics.predicted[j] = min(statistics.predicted[j], class_of_line(tile, best[j], j))
+        statistics.undefined[j] = min(statistics.undefined[j], class_of_line(tile, undefined[j], j))
+
+
+cdef void tile_statistics(const Tile* tile, const double* m, const real* x, const real* e, Statistics* statistics) noexcept nogil:
+    """Add the classes of a tile, whose logits are m where they are largest."""
+    cdef double top[GROUP]
+    cdef double hi[GROUP]
+    cdef double lo[GROUP]
+    cdef Py_ssize_t c
+    cdef int j
+    tile_predictions(tile, m, x, statistics)
+    for j in range(GROUP):
+        top[j] = m[j]
+        hi[j] = statistics.entropy.hi[j]
+        lo[j] = statistics.entropy.lo[j]
     for c in range(tile.lines):
         for j in range(GROUP):
-            accumulate(e[0], &s[j], &lost[j],
-                       0 if e[c * GROUP + j] == 0 else e[c * GROUP + j] * gap_of(m[j], x[c * GROUP + j]))
+            accumulate(e[0], &hi[j], &lo[j],
+                       0 if e[c * GROUP + j] == 0 else e[c * GROUP + j] * gap_of(top[j], x[c * GROUP + j]))
     for j in range(GROUP):
-        statistics.predicted[j] = min(statistics.predicted[j], <double>best[j])
-        statistics.undefined[j] = min(statistics.undefined[j], <double>undefined[j])
-        statistics.entropy.sum[j] = s[j]
-        statistics.entropy.lost[j] = lost[j]
+        statistics.entropy.hi[j] = hi[j]
+        statistics.entropy.lo[j] = lo[j]
 
 
 cdef void store_row_statistics(const Job* job, Py_ssize_t row, int64_t predicted, double lse, double entropy) noexcept nogil:
@@ -63,10 +89,11 @@ cdef void store_row_statistics(const Job* job, Py_ssize_t row, int64_t predicted
 
 
 cdef void store_statistics(const Job* job, const Tile* tile, const Columns* columns, Statistics* statistics, real hint) noexcept nogil:
-    cdef double top, m, entropy
+    cdef int64_t predicted
+    cdef double m, entropy
     cdef Py_ssize_t row
     cdef int j
-    settle_whole(&statistics.entropy, tile.wide)
+    reduce_columns(&statistics.entropy, tile.wide)
     if tile.wide:
         for j in range(1, GROUP):
             statistics.predicted[0] = min(statistics.predicted[0], statistics.predicted[j])
@@ -76,14 +103,14 @@ cdef void store_statistics(const Job* job, const Tile* tile, const Columns* colu
         if columns.weight[j] == 0:
             store_row_statistics(job, row, -1, 0, 0)
             continue
-        top = statistics.undefined[j] if statistics.undefined[j] < FAR else statistics.predicted[j]
+        predicted = statistics.undefined[j] if statistics.undefined[j] < NO_CLASS else statistics.predicted[j]
         if job.o.from_probabilities:
             m = max(columns.m[j], <double>smallest_normal(job, hint))
             m = -log1p_positive((1 - m) / m)
         else:
             m = SL_INFINITY if columns.limit[j] else columns.m[j]
-        entropy = 2 * statistics.entropy.sum[j] / columns.whole[j] + columns.log_sum[j]
-        store_row_statistics(job, row, <int64_t>top if top < FAR else 0, m + columns.log_sum[j], entropy)
+        entropy = 2 * statistics.entropy.hi[j] / columns.total[j] + columns.log_sum[j]
+        store_row_statistics(job, row, predicted if predicted < NO_CLASS else 0, m + columns.log_sum[j], entropy)
 
 
 cdef void tile_probabilities(const Job* job, const Tile* tile, const Columns* columns, const real* e, real* p) noexcept nogil:
@@ -98,6 +125,8 @@ cdef void tile_probabilities(const Job* job, const Tile* tile, const Columns* co
     write_tile(<const real*>p, &job.p, tile)
 
 
+# ---- of sigmoid losses ----------------------------------------------------------------------------
+
 cdef void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n, const real* x, real* scratch) noexcept nogil:
     """Prediction, log(1 + e**x) and entropy of a chunk. Of x = log(a / (1 - a)), both logarithms and
     a / (1 - a) or its inverse, whichever is below 1, are at hand."""
@@ -109,7 +138,7 @@ cdef void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n, const
     cdef double large, small
     cdef Py_ssize_t i
     if job.any_weight:
-        element_weights(job, start, n, False, scratch)
+        load_weights(job, start, n, True, False, scratch + WEIGHT)
     for i in range(n):
         (<char*>job.predicted)[start + i] = x[i] > 0 and not (job.any_weight and weight[i] == 0)
     for i in range(n):

@@ -1,8 +1,16 @@
-# Sums in a fixed order: of rows in blocks, of numbers in lanes, of columns of a tile.
+# Sums in a fixed order: of the losses of rows, of the numbers of a row, of the columns of a tile.
+#
+# float32 is added in float64. A sum of float64 carries along, in `lo`, what its roundings lost.
+#
+# uses _math: SL_ISFINITE product_error real two_sum unit
 
-cdef enum:
-    GROUP = 32              # rows whose per-row arithmetic is done together, as lanes
-    LANES = 32              # lanes of a sum; fixed, so that every level adds in the same order
+cdef extern from "sl_sizes.h":
+    enum: GROUP "SL_GROUP"
+    enum: NARROW "SL_NARROW"
+    enum: PIECE "SL_PIECE"
+    enum: TILE "SL_TILE"
+    enum: CHUNK "SL_CHUNK"
+
 
 cdef struct Sum:
     # An unevaluated hi + lo. Block sums are added in block order, whatever thread made them.
@@ -11,9 +19,9 @@ cdef struct Sum:
 
 
 cdef inline void add(Sum* total, double value) noexcept nogil:
-    cdef double error
-    total.hi = two_sum(total.hi, value, &error)
-    total.lo += error
+    cdef double lo
+    total.hi = two_sum(total.hi, value, &lo)
+    total.lo += lo
 
 
 cdef inline double evaluate(const Sum* total) noexcept nogil:
@@ -22,186 +30,250 @@ cdef inline double evaluate(const Sum* total) noexcept nogil:
     return s if SL_ISFINITE(s) else total.hi
 
 
-cdef inline double fold(double* lane) noexcept nogil:
-    """Sum of LANES numbers, as a tree; overwrites them."""
-    cdef int j
-    for j in range(16):
-        lane[j] += lane[j + 16]
-    for j in range(8):
-        lane[j] += lane[j + 8]
-    for j in range(4):
-        lane[j] += lane[j + 4]
-    return (lane[0] + lane[2]) + (lane[1] + lane[3])
+# ---- terms ----------------------------------------------------------------------------------------
+
+cdef inline void accumulate(real hint, double* hi, double* lo, double term) noexcept nogil:
+    """Add a term. The short form of the two-sum is enough: a sum of non-negative terms is rarely smaller than
+    the term that it meets, and such a step costs one rounding at most."""
+    cdef double s = hi[0] + term
+    if real is double:
+        lo[0] += (hi[0] - s) + term
+    hi[0] = s
 
 
-cdef inline void fold_exactly(double* lane, double* lost, int width) noexcept nogil:
-    """One step of the tree, with the rounding errors added to `lost`."""
+cdef inline void accumulate_square(real v, double* hi, double* lo) noexcept nogil:
+    cdef double x = v
+    cdef double square = x * x
+    cdef double s = hi[0] + square
+    if real is double:
+        lo[0] += ((hi[0] - s) + square) + product_error(x, x, square)
+    hi[0] = s
+
+
+cdef inline void fold(double* hi, double* lo, int width) noexcept nogil:
+    """One step of a tree: `width` numbers and as many after them."""
     cdef double error
     cdef int j
     for j in range(width):
-        lane[j] = two_sum(lane[j], lane[j + width], &error)
-        lost[j] += lost[j + width] + error
+        hi[j] = two_sum(hi[j], hi[j + width], &error)
+        lo[j] += lo[j + width] + error
 
 
-cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
-    return (n + LANES - 1) & ~(LANES - 1)
+cdef inline void fold_all(double* hi, double* lo, int width) noexcept nogil:
+    """Sum of `width` numbers, GROUP or half of it, in hi[0] and lo[0]."""
+    if width == GROUP:
+        fold(hi, lo, 16)
+    fold(hi, lo, 8)
+    fold(hi, lo, 4)
+    fold(hi, lo, 2)
+    fold(hi, lo, 1)
 
 
-cdef double lane_sum(const real* v, Py_ssize_t n, double* error) noexcept nogil:
-    """Sum of n numbers, n a multiple of LANES, in a fixed order; `error` gets what rounding lost.
-
-    float32 is added in float64. float64 lanes carry the rounding error of each addition along; the
-    short form of the two-sum is enough, as a lane of non-negative terms is rarely smaller than the
-    term that it meets, and such a step costs one rounding at most.
-    """
-    cdef Py_ssize_t i
-    cdef int j
-    cdef double lane[LANES]
-    cdef double lost[LANES]
-    cdef double s
-    if real is float:
-        for j in range(LANES):
-            lane[j] = 0
-        for i in range(n // LANES):
-            for j in range(LANES):
-                lane[j] += <double>v[i * LANES + j]
-        error[0] = 0
-        return fold(lane)
-    else:
-        for j in range(LANES // 2):
-            lane[j] = 0
-            lost[j] = 0
-        for i in range(n // (LANES // 2)):
-            for j in range(LANES // 2):
-                s = lane[j] + v[i * (LANES // 2) + j]
-                lost[j] += (lane[j] - s) + v[i * (LANES // 2) + j]
-                lane[j] = s
-        fold_exactly(lane, lost, 8)
-        fold_exactly(lane, lost, 4)
-        fold_exactly(lane, lost, 2)
-        fold_exactly(lane, lost, 1)
-        error[0] = lost[0]
-        return lane[0]
-
-
-cdef inline void fold_maximum(real* lane, int width) noexcept nogil:
+cdef inline void fold_maximum(real* m, int width) noexcept nogil:
     cdef int j
     for j in range(width):
-        lane[j] = lane[j + width] if lane[j + width] > lane[j] else lane[j]
+        m[j] = m[j + width] if m[j + width] > m[j] else m[j]
 
 
-cdef inline void lane_totals(const real* s, Py_ssize_t k, double* total, double* lost) noexcept nogil:
-    """Sum over the classes in each lane; float64 with the rounding errors carried along."""
-    cdef Py_ssize_t c
+cdef inline real maximum_of(real* m) noexcept nogil:
+    """Maximum of GROUP numbers, which are overwritten; NaN may lose."""
+    fold_maximum(m, 16)
+    fold_maximum(m, 8)
+    fold_maximum(m, 4)
+    fold_maximum(m, 2)
+    fold_maximum(m, 1)
+    return m[0]
+
+
+# ---- numbers of one row ---------------------------------------------------------------------------
+
+cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
+    return (n + GROUP - 1) & ~(GROUP - 1)
+
+
+cdef inline void add_term(real v, bint squared, double* hi, double* lo) noexcept nogil:
+    if squared:
+        accumulate_square(v, hi, lo)
+    else:
+        accumulate(v, hi, lo, v)
+
+
+cdef inline double ordered_sum(const real* v, Py_ssize_t n, bint squared, double* lo) noexcept nogil:
+    """Sum of n numbers, or of their squares, one after the other."""
+    cdef double hi = 0
+    cdef Py_ssize_t i
+    lo[0] = 0
+    for i in range(n):
+        add_term(v[i], squared, &hi, lo)
+    return hi
+
+
+cdef inline double sum_in_lanes(const real* v, Py_ssize_t n, bint squared, double* lo) noexcept nogil:
+    cdef double hi[GROUP]
+    cdef double lost[GROUP]
     cdef int j
-    cdef double t
-    for j in range(GROUP):
-        total[j] = <double>s[j]
-        lost[j] = 0
-    for c in range(1, k):
+    cdef Py_ssize_t i
+    if real is float:
         for j in range(GROUP):
-            if real is float:
-                total[j] += <double>s[c * GROUP + j]
-            else:
-                t = total[j] + s[c * GROUP + j]
-                lost[j] += (total[j] - t) + s[c * GROUP + j]
-                total[j] = t
+            hi[j] = 0
+        for i in range(n // GROUP):
+            for j in range(GROUP):
+                add_term(v[i * GROUP + j], squared, &hi[j], &lost[j])
+        fold_all(hi, lost, GROUP)
+        lo[0] = 0
+    else:
+        for j in range(GROUP // 2):
+            hi[j] = lost[j] = 0
+        for i in range(n // (GROUP // 2)):
+            for j in range(GROUP // 2):
+                add_term(v[i * (GROUP // 2) + j], squared, &hi[j], &lost[j])
+        fold_all(hi, lost, GROUP // 2)
+        lo[0] = lost[0]
+    return hi[0]
 
+
+cdef double lane_sum(const real* v, Py_ssize_t n, double* lo) noexcept nogil:
+    """Sum of n numbers, n a multiple of GROUP: in lanes that are added in the end."""
+    return sum_in_lanes(v, n, False, lo)
+
+
+cdef double lane_squares(const real* v, Py_ssize_t n, double* lo) noexcept nogil:
+    return sum_in_lanes(v, n, True, lo)
+
+
+# ---- columns of a tile ----------------------------------------------------------------------------
 
 cdef struct Total:
     # A sum per column, and what its rounding lost.
-    double sum[GROUP]
-    double lost[GROUP]
+    double hi[GROUP]
+    double lo[GROUP]
+
+
+cdef struct Split:
+    # A sum over the classes, apart for exponentials below UNIT and for those equal to it.
+    Total rest
+    Total max
 
 
 cdef void start_total(Total* total) noexcept nogil:
     cdef int j
     for j in range(GROUP):
-        total.sum[j] = total.lost[j] = 0
+        total.hi[j] = total.lo[j] = 0
 
 
-cdef inline void accumulate(real hint, double* total, double* lost, double term) noexcept nogil:
-    """Add a term: float64 ones with the rounding errors carried along."""
-    cdef double s = total[0] + term
-    if real is double:
-        lost[0] += (total[0] - s) + term
-    total[0] = s
+cdef void start_split(Split* split) noexcept nogil:
+    start_total(&split.rest)
+    start_total(&split.max)
 
 
-cdef void settle(Total* total, bint wide) noexcept nogil:
+cdef void fold_columns(Total* total, bint wide) noexcept nogil:
     """Add across the columns where they are parts of one row."""
     cdef int j
     if not wide:
         return
-    fold_exactly(total.sum, total.lost, 16)
-    fold_exactly(total.sum, total.lost, 8)
-    fold_exactly(total.sum, total.lost, 4)
-    fold_exactly(total.sum, total.lost, 2)
-    fold_exactly(total.sum, total.lost, 1)
+    fold_all(total.hi, total.lo, GROUP)
     for j in range(1, GROUP):
-        total.sum[j] = total.sum[0]
-        total.lost[j] = total.lost[0]
+        total.hi[j] = total.hi[0]
+        total.lo[j] = total.lo[0]
 
 
-cdef void settle_whole(Total* total, bint wide) noexcept nogil:
-    """The same, with the lost parts added in; `lost` keeps what that rounds away."""
-    cdef double whole
+cdef void reduce_columns(Total* total, bint wide) noexcept nogil:
+    """Add across the columns of a wide row, and what was lost to the sums; `lo` keeps what that rounds away."""
+    cdef double s
     cdef int j
-    settle(total, wide)
+    fold_columns(total, wide)
     for j in range(GROUP):
-        # the lost part of an infinite sum is inf - inf
-        whole = total.sum[j] + total.lost[j] if SL_ISFINITE(total.sum[j]) else total.sum[j]
-        total.lost[j] -= whole - total.sum[j]
-        total.sum[j] = whole
+        # what an infinite sum lost is inf - inf
+        s = total.hi[j] + total.lo[j] if SL_ISFINITE(total.hi[j]) else total.hi[j]
+        total.lo[j] -= s - total.hi[j]
+        total.hi[j] = s
 
 
-cdef void tile_totals(const real* e, Py_ssize_t lines, Total* below, Total* ones) noexcept nogil:
-    """Add up the exponentials of each column: those below UNIT, and those equal to it."""
-    cdef double b[GROUP]
-    cdef double b_lost[GROUP]
-    cdef double o[GROUP]
+cdef void reduce_split(Split* split, bint wide) noexcept nogil:
+    reduce_columns(&split.rest, wide)
+    reduce_columns(&split.max, wide)
+
+
+cdef inline void column_sums(const real* s, Py_ssize_t k, double* hi, double* lo) noexcept nogil:
     cdef Py_ssize_t c
     cdef int j
-    cdef real v, small
-    cdef real top = unit(e[0])
     for j in range(GROUP):
-        b[j] = below.sum[j]
-        b_lost[j] = below.lost[j]
-        o[j] = ones.sum[j]
+        hi[j] = <double>s[j]
+        lo[j] = 0
+    for c in range(1, k):
+        for j in range(GROUP):
+            accumulate(s[0], &hi[j], &lo[j], <double>s[c * GROUP + j])
+
+
+cdef void column_squares(const real* s, Py_ssize_t k, double* hi, double* lo) noexcept nogil:
+    cdef Py_ssize_t c
+    cdef int j
+    for j in range(GROUP):
+        hi[j] = lo[j] = 0
+    for c in range(k):
+        for j in range(GROUP):
+            accumulate_square(s[c * GROUP + j], &hi[j], &lo[j])
+
+
+cdef void sum_exponentials(const real* e, Py_ssize_t lines, Split* sums) noexcept nogil:
+    # those equal to UNIT, whole numbers of it, lose nothing
+    cdef double rest[GROUP]
+    cdef double lo[GROUP]
+    cdef double max_[GROUP]
+    cdef real v, below
+    cdef real e_max = unit(e[0])
+    cdef Py_ssize_t c
+    cdef int j
+    for j in range(GROUP):
+        rest[j] = sums.rest.hi[j]
+        lo[j] = sums.rest.lo[j]
+        max_[j] = sums.max.hi[j]
     for c in range(lines):
         for j in range(GROUP):
             v = e[c * GROUP + j]
-            small = v if v < top else 0
-            accumulate(v, &b[j], &b_lost[j], small)
-            o[j] += <double>(v - small)
+            below = v if v < e_max else 0
+            accumulate(v, &rest[j], &lo[j], below)
+            max_[j] += <double>(v - below)
     for j in range(GROUP):
-        below.sum[j] = b[j]
-        below.lost[j] = b_lost[j]
-        ones.sum[j] = o[j]
+        sums.rest.hi[j] = rest[j]
+        sums.rest.lo[j] = lo[j]
+        sums.max.hi[j] = max_[j]
 
 
-cdef void tile_split_sum(const real* e, const real* v, Py_ssize_t lines, Total* below, Total* ones) noexcept nogil:
-    """Add up v in each column, apart where the exponential is UNIT."""
-    cdef double b[GROUP]
-    cdef double b_lost[GROUP]
-    cdef double o[GROUP]
-    cdef double o_lost[GROUP]
+cdef void sum_split(const real* e, const real* v, Py_ssize_t lines, Split* sums) noexcept nogil:
+    """Add up v, apart where the exponential is UNIT."""
+    cdef double rest[GROUP]
+    cdef double rest_lo[GROUP]
+    cdef double max_[GROUP]
+    cdef double max_lo[GROUP]
+    cdef real e_max = unit(e[0])
+    cdef bint below
     cdef Py_ssize_t c
     cdef int j
-    cdef bint small
-    cdef real top = unit(e[0])
     for j in range(GROUP):
-        b[j] = below.sum[j]
-        b_lost[j] = below.lost[j]
-        o[j] = ones.sum[j]
-        o_lost[j] = ones.lost[j]
+        rest[j] = sums.rest.hi[j]
+        rest_lo[j] = sums.rest.lo[j]
+        max_[j] = sums.max.hi[j]
+        max_lo[j] = sums.max.lo[j]
     for c in range(lines):
         for j in range(GROUP):
-            small = e[c * GROUP + j] < top
-            accumulate(e[0], &b[j], &b_lost[j], v[c * GROUP + j] if small else 0)
-            accumulate(e[0], &o[j], &o_lost[j], 0 if small else v[c * GROUP + j])
+            below = e[c * GROUP + j] < e_max
+            accumulate(e[0], &rest[j], &rest_lo[j], v[c * GROUP + j] if below else 0)
+            accumulate(e[0], &max_[j], &max_lo[j], 0 if below else v[c * GROUP + j])
     for j in range(GROUP):
-        below.sum[j] = b[j]
-        below.lost[j] = b_lost[j]
-        ones.sum[j] = o[j]
-        ones.lost[j] = o_lost[j]
+        sums.rest.hi[j] = rest[j]
+        sums.rest.lo[j] = rest_lo[j]
+        sums.max.hi[j] = max_[j]
+        sums.max.lo[j] = max_lo[j]
+
+
+cdef void sum_split_squares(const real* e, Py_ssize_t lines, Split* sums) noexcept nogil:
+    cdef double e_max = unit(e[0])
+    cdef double v
+    cdef Py_ssize_t c
+    cdef int j
+    for c in range(lines):
+        for j in range(GROUP):
+            v = e[c * GROUP + j]
+            accumulate(e[0], &sums.rest.hi[j], &sums.rest.lo[j], v * v if v < e_max else 0)
+            accumulate(e[0], &sums.max.hi[j], &sums.max.lo[j], 0 if v < e_max else v * v)

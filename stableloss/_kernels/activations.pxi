@@ -5,6 +5,19 @@
 #   softmax      p_k = e_k / sum
 #   log_softmax  (x_k - m) - log1p(sum - 1)
 #   logsumexp    m + log1p(sum - 1)
+#
+# uses _blocks: run sl_default_environment sl_restore_environment
+# uses _call: axis_of counted_axis delivered floating over_axes readable refuse_axis require_out returned
+# uses _call: writable_like
+# uses _elements: VALUE
+# uses _job: Job Kernel open_job
+# uses _math: SL_INFINITY absolute exp_negative log1p_unit real reciprocal
+# uses _operand: NO_AXIS bind disjoint empty_like empty_per_row one_per_row row_offsets same_memory same_shape
+# uses _operand: scatter store_flat view_flat
+# uses _rows: Columns columns_of finish_exponentials inverse_sum limit_columns load_tile open_columns
+# uses _rows: tile_exponentials
+# uses _sums: GROUP NARROW Sum sum_exponentials
+# uses _tiles: TILE_EXPS TILE_LOGITS TILE_OUT Tile open_rows place_tile write_tile
 
 
 cdef void sigmoid_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
@@ -42,79 +55,91 @@ cdef enum:
     LOGSUMEXP = 2
 
 
-cdef inline double whole_logsumexp(double m, double log_sum, bint infinite) noexcept nogil:
+cdef void store_logsumexp(const Job* job, const Tile* tile, Columns* columns, real hint) noexcept nogil:
     """m + log_sum; the limit +inf where m stands for it, and -inf for a row of nothing else."""
-    if infinite:
-        return <double>SL_INFINITY + log_sum
-    return m if m == -SL_INFINITY else m + log_sum
-
-
-cdef void activation_tiles(const Job* job, Py_ssize_t start, int count, bint wide, real* scratch) noexcept nogil:
-    cdef real* e = scratch
-    cdef real* x = scratch + TILE
-    cdef real* slope = scratch + 2 * TILE
-    cdef Py_ssize_t index, c, tiles = tiles_of(job, wide)
     cdef Py_ssize_t to[GROUP]
-    cdef double one[GROUP]
-    cdef real inverse[GROUP]
+    cdef double m
+    cdef real value
     cdef int j
-    cdef Tile tile
+    if tile.wide:
+        for j in range(1, GROUP):
+            columns.m[0] = columns.m[j] if columns.m[j] != columns.m[j] else columns.m[0]
+    row_offsets(&job.g, tile.start, tile.count, to)
+    for j in range(tile.count):
+        m = <double>SL_INFINITY if columns.limit[j] else columns.m[j]
+        value = <real>(m if m == -SL_INFINITY else m + columns.log_sum[j])
+        scatter(<const real*>&value, job.g.data + to[j], job.g.kind, sizeof(real), 1)
+
+
+cdef void emit_activation(const Job* job, const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:
+    cdef const real* e = scratch + TILE_EXPS
+    cdef const real* x = scratch + TILE_LOGITS
+    cdef real* to = scratch + TILE_OUT
+    cdef real inverse[GROUP]
+    cdef Py_ssize_t c
+    cdef int j
+    if job.want == SOFTMAX:
+        for j in range(columns_of(tile.wide)):
+            inverse[j] = <real>inverse_sum(columns, j, 1, 1, e[0])
+        if tile.wide:
+            for j in range(1, GROUP):
+                inverse[j] = inverse[0]
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                to[c * GROUP + j] = e[c * GROUP + j] * inverse[j]
+    else:
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                to[c * GROUP + j] = <real>((<double>x[c * GROUP + j] - columns.m[j]) - columns.log_sum[j])
+    write_tile(<const real*>to, &job.g, tile)
+
+
+cdef void activation_tiles(const Job* job, Tile* tile, real* scratch) noexcept nogil:
+    cdef real* x = scratch + TILE_LOGITS
     cdef Columns columns
-    for j in range(GROUP):
-        one[j] = 1
-    open_columns(job, start, count, wide, one, &columns)
-    tile_maxima(job, start, count, wide, &columns, x, slope)
-    for index in range(tiles):
-        place_tile(job, start, count, wide, index, &tile)
-        if tiles > 1:
-            tile_logits(job, &tile, columns.weight, x, slope)
-        tile_limits(&tile, &columns, x)
-        tile_exponentials(&tile, &columns, <const real*>x, e)
-        tile_totals(<const real*>e, tile.lines, &columns.below, &columns.ones)
+    cdef Py_ssize_t index, c
+    cdef int j
+    open_columns(job, tile, &columns, x, scratch + TILE_SLOPE)
+    for index in range(tile.tiles):
+        if not place_tile(job, index, tile):
+            return
+        if tile.tiles > 1:
+            load_tile(job, tile, columns.weight, x, scratch + TILE_SLOPE)
+        tile_exponentials(tile, &columns, False, x, scratch + TILE_EXPS)
+        sum_exponentials(<const real*>(scratch + TILE_EXPS), tile.lines, &columns.sums)
         if job.want == LOGSUMEXP:
             for j in range(GROUP):
                 if columns.m[j] == -SL_INFINITY:
                     for c in range(tile.lines):
                         columns.m[j] += x[c * GROUP + j]    # a NaN beside the -inf shows in the sum
-    settle_exponentials(&columns, wide, scratch[0])
+    finish_exponentials(&columns, tile.wide, scratch[0])
     if job.want == LOGSUMEXP:
-        if wide:
-            for j in range(1, GROUP):
-                columns.m[0] = columns.m[j] if columns.m[j] != columns.m[j] else columns.m[0]
-        row_offsets(&job.g, start, count, to)
-        for j in range(count):
-            inverse[0] = <real>whole_logsumexp(columns.m[j], columns.log_sum[j], columns.limit[j])
-            scatter(<const real*>inverse, job.g.data + to[j], job.g.kind, sizeof(real), 1)
+        store_logsumexp(job, tile, &columns, scratch[0])
         return
-    for j in range(columns_of(wide)):
-        inverse[j] = <real>inverse_sum(&columns, j, 1, 1, scratch[0])
-    if wide:
-        for j in range(1, GROUP):
-            inverse[j] = inverse[0]
-    for index in range(tiles):
-        place_tile(job, start, count, wide, index, &tile)
-        if tiles > 1:
-            tile_logits(job, &tile, columns.weight, x, slope)
-            tile_limits(&tile, &columns, x)
-        if tiles > 1 and job.want == SOFTMAX:
-            tile_exponentials(&tile, &columns, <const real*>x, e)
-        for c in range(tile.lines):
-            for j in range(GROUP):
-                if job.want == SOFTMAX:
-                    x[c * GROUP + j] = e[c * GROUP + j] * inverse[j]
-                else:
-                    x[c * GROUP + j] = <real>((<double>x[c * GROUP + j] - columns.m[j]) - columns.log_sum[j])
-        write_tile(<const real*>x, &job.g, &tile)
+    for index in range(tile.tiles):
+        if not place_tile(job, index, tile):
+            return
+        if tile.tiles > 1:
+            load_tile(job, tile, columns.weight, x, scratch + TILE_SLOPE)
+            if job.want == SOFTMAX:
+                tile_exponentials(tile, &columns, False, x, scratch + TILE_EXPS)
+            elif columns.any_limit:
+                limit_columns(x, tile.lines, columns.limit)
+        emit_activation(job, tile, &columns, scratch)
 
 
 cdef void rows_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef Py_ssize_t at, row
-    for at from start <= at < stop by GROUP:
-        if job.k <= NARROW:
-            activation_tiles(job, at, <int>min(<Py_ssize_t>GROUP, stop - at), False, scratch)
-            continue
-        for row in range(at, min(at + GROUP, stop)):
-            activation_tiles(job, row, 1, True, scratch)
+    cdef double one[GROUP]
+    cdef Tile tile
+    cdef bint wide = job.k > NARROW
+    cdef Py_ssize_t at
+    cdef int j
+    for j in range(GROUP):
+        one[j] = 1
+    tile.weight = one
+    for at from start <= at < stop by (1 if wide else GROUP):
+        open_rows(job, at, <int>min(<Py_ssize_t>(1 if wide else GROUP), stop - at), wide, &tile)
+        activation_tiles(job, &tile, scratch)
 
 
 # ---- calls ----------------------------------------------------------------------------------------
@@ -125,8 +150,7 @@ cdef bint activation_fits(np.ndarray out, np.ndarray x, int axis, bint per_row) 
     return writable_like(out, x) and (one_per_row(out, x, axis) if per_row else same_shape(out, x))
 
 
-cdef object activate(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
-    """An activation along an axis, or element by element."""
+cdef object activation(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
     cdef Job job
     cdef np.ndarray result
     cdef np.ndarray memory
@@ -144,15 +168,23 @@ cdef object activate(object value, object out, bint rowwise, object axis, int wa
     memory = result
     if not (np.PyArray_ISALIGNED(result) and (disjoint(result, x) or (not per_row and same_memory(result, x)))):
         memory = empty_like(result)
-    arrays = (x, memory)
-    # from here on no line of Python runs: see _call.pxi
+    # from here on no line of Python runs but handlers of signals: see _call.pxi
     if not activation_fits(memory, x, along, per_row):
         raise RuntimeError("x or out was changed during the call")
     open_job(&job, x, along)
     job.want = want
     bind(&job.g, memory, job.x.kind, NO_AXIS if per_row else along)
-    run(&job, kernel, arrays)
+    run(&job, kernel)
     return returned(memory) if out is None else delivered(out, memory)
+
+
+cdef object activate(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
+    """An activation along an axis, or element by element, in the default floating-point environment."""
+    cdef sl_environment environment = sl_default_environment()
+    try:
+        return activation(value, out, rowwise, axis, want, kernel)
+    finally:
+        sl_restore_environment(environment)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
@@ -175,6 +207,8 @@ def log_sigmoid(x, out=None):
 #   float32 value 2.299 in a row of 10
 #   float64 value 2.322 in a row of 100
 def softmax(x, axis=-1, out=None):
+    if axis is None or type(axis) is tuple:
+        return over_axes(softmax, x, axis, out)
     cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
     return activate(x, out, True, axis, SOFTMAX, &kernel)
 
@@ -183,6 +217,8 @@ def softmax(x, axis=-1, out=None):
 #   float32 value 1.476 at -0x1.9e5b68p-5, 0x1.47fab2p+2
 #   float64 value 2.259 in a row of 100
 def log_softmax(x, axis=-1, out=None):
+    if axis is None or type(axis) is tuple:
+        return over_axes(log_softmax, x, axis, out)
     cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
     return activate(x, out, True, axis, LOG_SOFTMAX, &kernel)
 
@@ -190,6 +226,8 @@ def log_softmax(x, axis=-1, out=None):
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 value 1.352 at -0x1.aea892p-3, -0x1.4c37fp-1
 #   float64 value 2.125 in a row of 3
-def logsumexp(x, axis=-1, out=None):
+def logsumexp(x, axis=-1, out=None, bint keepdims=False):
+    if keepdims or axis is None or type(axis) is tuple:
+        return over_axes(logsumexp, x, axis, out, keepdims, reduces=True)
     cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
     return activate(x, out, True, axis, LOGSUMEXP, &kernel)

@@ -6,11 +6,22 @@
 #
 # No term overflows, and for y of 0 or 1 none is a difference: each is exact until its own underflow.
 #
-# With further options the loss is A b**g S + B a**g T, where b = 1 - a, S = -log a, T = -log b, A and B
+# With further options the loss is A b**g S + B a**h T, where b = 1 - a, S = -log a, T = -log b, A and B
 # hold target, smoothing and weights, and a belongs to x = cap tanh(scale clamp(z) / cap). By x,
 #
-#   grad  -A b**g (b + g a S) + B a**g (a + g b T)
-#   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**g (a b (1 + 2g) + g b T (g b - a))
+#   grad  -A b**g (b + g a S) + B a**h (a + h b T)
+#   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**h (a b (1 + 2h) + h b T (h b - a))
+#
+# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk
+# uses _elements: open_chunk residual_numerator
+# uses _job: Job loss_kernel
+# uses _logits: chain_first chain_second smallest_normal transform_logits
+# uses _math: absolute exp_negative fma log1p_positive log1p_unit real square_of_one_plus
+# uses _operand: load_flat
+# uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
+# uses _stats: chunk_statistics
+# uses _sums: Sum
+# uses _weights: output_weights
 
 
 cdef inline real bce_margin(real z, real y) noexcept nogil:
@@ -20,15 +31,8 @@ cdef inline real bce_margin(real z, real y) noexcept nogil:
     return 0 if against == 0 else absolute(z) * against
 
 
-cdef inline real bce_numerator(real z, real y, real e) noexcept nogil:
-    """(1 + e) (a - y)."""
-    return fma(-y, e, <real>1 - y) if z >= 0 else fma(<real>1 - y, e, -y)
-
-
 cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef real divisor
-    # whether the divisor's type holds its product with 1 + e
-    cdef bint ordinary = True
+    cdef real divisor = <real>job.divisor
     cdef real* value = scratch + VALUE
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
@@ -36,9 +40,6 @@ cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* t
     cdef const real* y
     cdef real* e = scratch + EXPONENTIAL
     cdef Py_ssize_t at, n, i
-    if real is float:
-        ordinary = 1e-37 <= job.divisor <= 1e37
-    divisor = <real>job.divisor if ordinary else 1
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
@@ -51,10 +52,7 @@ cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* t
         if job.want & WANT_GRAD:
             # the divisor goes into 1 + e, where it costs no rounding of its own
             for i in range(n):
-                grad[i] = bce_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
-            if not ordinary:
-                for i in range(n):
-                    grad[i] = <real>(grad[i] / job.divisor)
+                grad[i] = residual_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
         if job.want & WANT_HESS:
             for i in range(n):
                 hess[i] = e[i] / square_of_one_plus(e[i])
@@ -71,12 +69,9 @@ cdef inline real bounded_product(real a, real b) noexcept nogil:
 cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
     """Logits of a chunk after clip, scale and cap, their e**-|x|, and both negative logarithms."""
     cdef real* x = scratch + LOGIT
-    cdef real* slope = scratch + SLOPE
     cdef real* e = scratch + EXPONENTIAL
     cdef real* on = scratch + LOG_ON
     cdef real* off = scratch + LOG_OFF
-    cdef real scale = <real>job.o.logit_scale
-    cdef real cap = <real>job.o.softcap
     cdef real tiny = smallest_normal(job, scratch[0])
     cdef real a, b, large, small, log_large
     cdef Py_ssize_t i
@@ -97,14 +92,7 @@ cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* sc
             off[i] = log_large if a < b else small
             x[i] = a - b
         return
-    if job.o.logit_clip < SL_INFINITY:
-        clamp(<const real*>x, n, job.o.logit_clip, x)
-    if scale != 1:
-        for i in range(n):
-            x[i] *= scale
-    if cap != 0:
-        for i in range(n):
-            x[i] = capped(x[i], cap, &slope[i])
+    transform_logits(job.o, n, x, scratch + SLOPE)
     for i in range(n):
         e[i] = exp_negative(-absolute(x[i]))
     for i in range(n):
@@ -128,7 +116,7 @@ cdef void option_factors(const Job* job, Py_ssize_t start, Py_ssize_t n, real* s
         on[i] = positive * fma(stays, y, share)
         off[i] = negative * fma(stays, <real>1 - y, share)
     if job.o.pos_weight != NULL:
-        output_weights(job.o.pos_weight, job.o.n_pos_weight, job.outputs, start, n, on)
+        output_weights(job, job.o.pos_weight, job.o.n_pos_weight, start, n, on)
 
 
 cdef void option_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
@@ -164,6 +152,7 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
     cdef real gamma = <real>job.o.focal_gamma
+    cdef real gamma_off = <real>job.o.focal_gamma_negative
     cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
     cdef real a, b, a_power, b_power, a_log, b_log
     cdef Py_ssize_t i
@@ -172,23 +161,24 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
         b = (<real>1 if x[i] < 0 else e[i]) / (<real>1 + e[i])
         # (1 - a)**g is exp(g log(1 - a)), and a S tends to 0 with a
         b_power = exp_negative(-gamma * log_off[i])
-        a_power = exp_negative(-gamma * log_on[i])
+        a_power = exp_negative(-gamma_off * log_on[i])
         a_log = gamma * bounded_product(a, log_on[i])
-        b_log = gamma * bounded_product(b, log_off[i])
+        b_log = gamma_off * bounded_product(b, log_off[i])
         value[i] = bounded_product(on[i] * b_power, log_on[i]) + bounded_product(off[i] * a_power, log_off[i])
         grad[i] = off[i] * a_power * (a + b_log) - on[i] * b_power * (b + a_log)
         if curved:
             hess[i] = (on[i] * b_power * (a * b * (<real>1 + <real>2 * gamma) + a_log * (gamma * a - b))
-                       + off[i] * a_power * (a * b * (<real>1 + <real>2 * gamma) + b_log * (gamma * b - a)))
+                       + off[i] * a_power * (a * b * (<real>1 + <real>2 * gamma_off) + b_log * (gamma_off * b - a)))
 
 
 cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
-    """Derivative by the target, in the gradient's buffer: A' b**g S - B' a**g T."""
+    """Derivative by the target, in the gradient's buffer: A' b**g S - B' a**h T."""
     cdef real* on = scratch + POSITIVE
     cdef const real* log_on = scratch + LOG_ON
     cdef const real* log_off = scratch + LOG_OFF
     cdef real* grad = scratch + GRAD
     cdef real gamma = <real>job.o.focal_gamma
+    cdef real gamma_off = <real>job.o.focal_gamma_negative
     cdef real stays = <real>((1 - job.o.label_smoothing) / job.divisor)
     cdef real positive = <real>job.o.positive
     cdef real negative = <real>job.o.negative
@@ -197,37 +187,22 @@ cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scr
     for i in range(n):
         on[i] = positive
     if job.o.pos_weight != NULL:
-        output_weights(job.o.pos_weight, job.o.n_pos_weight, job.outputs, start, n, on)
+        output_weights(job, job.o.pos_weight, job.o.n_pos_weight, start, n, on)
     for i in range(n):
         more = on[i] * exp_negative(-gamma * log_off[i]) if gamma != 0 else on[i]
-        less = negative * exp_negative(-gamma * log_on[i]) if gamma != 0 else negative
+        less = negative * exp_negative(-gamma_off * log_on[i]) if gamma_off != 0 else negative
         grad[i] = stays * (bounded_product(more, log_on[i]) - bounded_product(less, log_off[i]))
 
 
-cdef void option_steering(const Job* job, Py_ssize_t n, real* scratch) noexcept nogil:
-    """Derivatives by x to derivatives by the logits."""
-    cdef const real* x = scratch + LOGIT
+cdef void chain_options(const Job* job, Py_ssize_t n, real* scratch) noexcept nogil:
+    """Derivatives by x to derivatives by the logits; the divisor goes into the gradient."""
     cdef const real* slope = scratch + SLOPE
     cdef real* grad = scratch + GRAD
-    cdef real* hess = scratch + HESS
-    cdef real scale = <real>job.o.logit_scale
-    cdef real cap = <real>job.o.softcap
-    cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
-    # in float64: the divisor may be one that float32 does not hold
     cdef double factor = 1 / job.divisor
-    cdef real bend
     cdef Py_ssize_t i
-    if cap != 0:
-        for i in range(n if curved else 0):
-            bend = -<real>2 * (x[i] / cap) * slope[i] / cap
-            hess[i] = scale * (scale * (slope[i] * slope[i] * hess[i] + bend * grad[i]))
-        for i in range(n):
-            grad[i] *= scale * slope[i]
-    elif scale != 1:
-        for i in range(n if curved else 0):
-            hess[i] = scale * (scale * hess[i])
-        for i in range(n):
-            grad[i] *= scale
+    if job.want & (WANT_HESS | WANT_PRODUCT):
+        chain_second(job.o, n, <const real*>(scratch + LOGIT), slope, <const real*>grad, scratch + HESS)
+    chain_first(job.o, n, slope, grad)
     for i in range(n):
         grad[i] = <real>(grad[i] * factor)
 
@@ -241,11 +216,11 @@ cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* 
             target_chunk(job, at, n, scratch)
         else:
             option_factors(job, at, n, scratch)
-            if job.o.focal_gamma == 0:
+            if job.o.focal_gamma == 0 and job.o.focal_gamma_negative == 0:
                 option_chunk(job, at, n, scratch)
             else:
                 focal_chunk(job, at, n, scratch)
-            option_steering(job, n, scratch)
+            chain_options(job, n, scratch)
         if job.want & WANT_STATS:
             chunk_statistics(job, at, n, <const real*>(scratch + LOGIT), scratch)
         close_chunk(job, at, n, scratch, total)

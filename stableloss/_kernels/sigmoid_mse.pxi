@@ -9,94 +9,102 @@
 #
 # These products have the relative error of e two or three times, up to 2.9 ulp. For 4 ulp, everything
 # else is carried along with what its rounding lost, so that only the last rounding is added.
+#
+# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk
+# uses _elements: open_chunk residual_numerator
+# uses _job: Job loss_kernel
+# uses _math: absolute exp_negative fma log1p_unit product product_error real two_sum
+# uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
+# uses _stats: chunk_statistics
+# uses _sums: Sum
 
 
-cdef inline real mse_residual(real z, real y, real e, real* low) noexcept nogil:
+cdef inline real exact_residual(real z, real y, real e, real* lo) noexcept nogil:
     """(1 + e) (a - y) and what the rounding of 1 - y lost."""
     cdef real lost = (<real>1 - (<real>1 - y)) - y
-    low[0] = lost if z >= 0 else lost * e
-    return bce_numerator(z, y, e)
+    lo[0] = lost if z >= 0 else lost * e
+    return residual_numerator(z, y, e)
 
 
 # Each finds its buffers by their places in scratch, so that the compiler sees that they are apart.
 
 cdef enum:
     QUOTIENT = LOGIT
-    QUOTIENT_LOW = SLOPE
+    QUOTIENT_LO = SLOPE
     RESIDUAL = POSITIVE
-    RESIDUAL_LOW = NEGATIVE
+    RESIDUAL_LO = NEGATIVE
 
 
-cdef void mse_values(const real* z, const real* y, Py_ssize_t n, real* scratch) noexcept nogil:
+cdef void sigmoid_mse_values(const real* z, const real* y, Py_ssize_t n, real* scratch) noexcept nogil:
     """Losses, and 1 / (1 + e) and a - y for the derivatives."""
     cdef const real* e = scratch + EXPONENTIAL
     cdef real* value = scratch + VALUE
     cdef real* q = scratch + QUOTIENT
-    cdef real* q_low = scratch + QUOTIENT_LOW
+    cdef real* q_lo = scratch + QUOTIENT_LO
     cdef real* d = scratch + RESIDUAL
-    cdef real* d_low = scratch + RESIDUAL_LOW
-    cdef real one, inverse, inverse_low, numerator, low, difference, difference_low
+    cdef real* d_lo = scratch + RESIDUAL_LO
+    cdef real one, inverse, inverse_lo, numerator, lo, difference, difference_lo
     cdef Py_ssize_t i
     for i in range(n):
         one = <real>1 + e[i]
         inverse = <real>1 / one
-        inverse_low = inverse * fma(-inverse, e[i] - (one - <real>1), -product_error(inverse, one, <real>1))
-        numerator = mse_residual(z[i], y[i], e[i], &low)
-        difference = product(numerator, low, inverse, inverse_low, &difference_low)
-        value[i] = fma(<real>0.5 * difference, difference, difference * difference_low)
+        inverse_lo = inverse * fma(-inverse, e[i] - (one - <real>1), -product_error(inverse, one, <real>1))
+        numerator = exact_residual(z[i], y[i], e[i], &lo)
+        difference = product(numerator, lo, inverse, inverse_lo, &difference_lo)
+        value[i] = fma(<real>0.5 * difference, difference, difference * difference_lo)
         q[i] = inverse
-        q_low[i] = inverse_low
+        q_lo[i] = inverse_lo
         d[i] = difference
-        d_low[i] = difference_low
+        d_lo[i] = difference_lo
 
 
-cdef void mse_gradients(Py_ssize_t n, double divisor, real* scratch) noexcept nogil:
+cdef void sigmoid_mse_gradients(Py_ssize_t n, double divisor, real* scratch) noexcept nogil:
     cdef const real* e = scratch + EXPONENTIAL
     cdef const real* q = scratch + QUOTIENT
-    cdef const real* q_low = scratch + QUOTIENT_LOW
+    cdef const real* q_lo = scratch + QUOTIENT_LO
     cdef const real* d = scratch + RESIDUAL
-    cdef const real* d_low = scratch + RESIDUAL_LOW
+    cdef const real* d_lo = scratch + RESIDUAL_LO
     cdef real* grad = scratch + GRAD
     cdef real scale = <real>(1 / divisor)
-    cdef real scale_low = <real>(-product_error(<double>scale, divisor, <double>1) / divisor)
-    cdef real a, c, low
+    cdef real scale_lo = <real>(-product_error(<double>scale, divisor, <double>1) / divisor)
+    cdef real a, c, lo
     cdef Py_ssize_t i
     for i in range(n):
         a = e[i] * q[i]
-        low = fma(e[i], q_low[i], product_error(e[i], q[i], a))
-        c = product(a, low, q[i], q_low[i], &low)
+        lo = fma(e[i], q_lo[i], product_error(e[i], q[i], a))
+        c = product(a, lo, q[i], q_lo[i], &lo)
         # the divisor before d: both may be far below 1
-        c = product(c, low, scale, scale_low, &low)
-        grad[i] = fma(c, d[i], fma(c, d_low[i], low * d[i]))
+        c = product(c, lo, scale, scale_lo, &lo)
+        grad[i] = fma(c, d[i], fma(c, d_lo[i], lo * d[i]))
 
 
-cdef void mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noexcept nogil:
+cdef void sigmoid_mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noexcept nogil:
     cdef const real* e = scratch + EXPONENTIAL
     cdef const real* q = scratch + QUOTIENT
-    cdef const real* q_low = scratch + QUOTIENT_LOW
+    cdef const real* q_lo = scratch + QUOTIENT_LO
     cdef const real* d = scratch + RESIDUAL
-    cdef const real* d_low = scratch + RESIDUAL_LOW
+    cdef const real* d_lo = scratch + RESIDUAL_LO
     cdef real* hess = scratch + HESS
-    cdef real a, c, slope, slope_low, low, c_low
-    cdef double turn, bracket, bracket_low
+    cdef real a, c, slope, slope_lo, lo, c_lo
+    cdef double near, bracket, bracket_lo
     cdef Py_ssize_t i
     for i in range(n):
         a = e[i] * q[i]
-        low = fma(e[i], q_low[i], product_error(e[i], q[i], a))
-        c = product(a, low, q[i], q_low[i], &c_low)
+        lo = fma(e[i], q_lo[i], product_error(e[i], q[i], a))
+        c = product(a, lo, q[i], q_lo[i], &c_lo)
         slope = <real>1 - e[i]
-        slope_low = (<real>1 - slope) - e[i]
-        slope = product(slope, slope_low, -q[i] if z[i] > 0 else q[i], -q_low[i] if z[i] > 0 else q_low[i], &slope_low)
+        slope_lo = (<real>1 - slope) - e[i]
+        slope = product(slope, slope_lo, -q[i] if z[i] > 0 else q[i], -q_lo[i] if z[i] > 0 else q_lo[i], &slope_lo)
         # the sum without its low parts took up to 4.33 ulp
         if real is float:
-            turn = <double>c + c_low
-            hess[i] = <real>(turn * ((<double>d[i] + d_low[i]) * (<double>slope + slope_low) + turn))
+            near = <double>c + c_lo
+            hess[i] = <real>(near * ((<double>d[i] + d_lo[i]) * (<double>slope + slope_lo) + near))
         else:
-            low = fma(d[i], slope_low, fma(d_low[i], slope, c_low))
-            turn = d[i] * slope
-            bracket = two_sum(turn, c, &bracket_low)
-            low += bracket_low + product_error(d[i], slope, turn)
-            hess[i] = fma(c, bracket, fma(c_low, bracket, c * low))
+            lo = fma(d[i], slope_lo, fma(d_lo[i], slope, c_lo))
+            near = d[i] * slope
+            bracket = two_sum(near, c, &bracket_lo)
+            lo += bracket_lo + product_error(d[i], slope, near)
+            hess[i] = fma(c, bracket, fma(c_lo, bracket, c * lo))
 
 
 cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
@@ -111,11 +119,11 @@ cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         z = open_chunk(job, at, n, scratch, &y)
         for i in range(n):
             e[i] = exp_negative(-absolute(z[i]))
-        mse_values(z, y, n, scratch)
+        sigmoid_mse_values(z, y, n, scratch)
         if job.want & WANT_GRAD:
-            mse_gradients(n, job.divisor, scratch)
+            sigmoid_mse_gradients(n, job.divisor, scratch)
         if job.want & (WANT_HESS | WANT_PRODUCT):
-            mse_curvatures(z, n, scratch)
+            sigmoid_mse_curvatures(z, n, scratch)
         if job.want & WANT_STATS:
             for i in range(n):
                 log_on[i] = (-z[i] if z[i] < 0 else 0) + log1p_unit(e[i])

@@ -16,10 +16,10 @@ typedef double sl_f64x2 __attribute__((vector_size(16), aligned(8), may_alias));
 typedef float sl_f32x8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef double sl_f64x4 __attribute__((vector_size(32), aligned(8), may_alias));
 #define SL_SHUFFLE __builtin_shufflevector
-#define SL_UPPER4(v) SL_SHUFFLE(v, v, 0, 1, 2, 3)
-#define SL_LOWER4(v) SL_SHUFFLE(v, v, 4, 5, 6, 7)
-#define SL_UPPER2(v) SL_SHUFFLE(v, v, 0, 1)
-#define SL_LOWER2(v) SL_SHUFFLE(v, v, 2, 3)
+#define SL_LOW_HALF4(v) SL_SHUFFLE(v, v, 0, 1, 2, 3)
+#define SL_HIGH_HALF4(v) SL_SHUFFLE(v, v, 4, 5, 6, 7)
+#define SL_LOW_HALF2(v) SL_SHUFFLE(v, v, 0, 1)
+#define SL_HIGH_HALF2(v) SL_SHUFFLE(v, v, 2, 3)
 static SL_ALWAYS_INLINE sl_f32x8 sl_join_f32(const float *upper, const float *lower) {
     return SL_SHUFFLE(*(const sl_f32x4 *)upper, *(const sl_f32x4 *)lower, 0, 1, 2, 3, 4, 5, 6, 7);
 }
@@ -60,24 +60,24 @@ static SL_ALWAYS_INLINE void sl_from_lanes_f32(
     sl_f32x8 a = v * *(const sl_f32x8 *)from, b = v * *(const sl_f32x8 *)(from + lanes);
     sl_f32x8 c = v * *(const sl_f32x8 *)(from + 2 * lanes), d = v * *(const sl_f32x8 *)(from + 3 * lanes);
     sl_transpose_f32(&a, &b, &c, &d);
-    *(sl_f32x4 *)to = SL_UPPER4(a);
-    *(sl_f32x4 *)(to + rows) = SL_UPPER4(b);
-    *(sl_f32x4 *)(to + 2 * rows) = SL_UPPER4(c);
-    *(sl_f32x4 *)(to + 3 * rows) = SL_UPPER4(d);
-    *(sl_f32x4 *)lower = SL_LOWER4(a);
-    *(sl_f32x4 *)(lower + rows) = SL_LOWER4(b);
-    *(sl_f32x4 *)(lower + 2 * rows) = SL_LOWER4(c);
-    *(sl_f32x4 *)(lower + 3 * rows) = SL_LOWER4(d);
+    *(sl_f32x4 *)to = SL_LOW_HALF4(a);
+    *(sl_f32x4 *)(to + rows) = SL_LOW_HALF4(b);
+    *(sl_f32x4 *)(to + 2 * rows) = SL_LOW_HALF4(c);
+    *(sl_f32x4 *)(to + 3 * rows) = SL_LOW_HALF4(d);
+    *(sl_f32x4 *)lower = SL_HIGH_HALF4(a);
+    *(sl_f32x4 *)(lower + rows) = SL_HIGH_HALF4(b);
+    *(sl_f32x4 *)(lower + 2 * rows) = SL_HIGH_HALF4(c);
+    *(sl_f32x4 *)(lower + 3 * rows) = SL_HIGH_HALF4(d);
 }
 static SL_ALWAYS_INLINE void sl_from_lanes_f64(
         const double *from, Py_ssize_t lanes, const double *factor, double *to, Py_ssize_t rows) {
     sl_f64x4 v = *(const sl_f64x4 *)factor;
     sl_f64x4 c = v * *(const sl_f64x4 *)from, d = v * *(const sl_f64x4 *)(from + lanes);
     sl_f64x4 a = SL_SHUFFLE(c, d, 0, 4, 2, 6), b = SL_SHUFFLE(c, d, 1, 5, 3, 7);
-    *(sl_f64x2 *)to = SL_UPPER2(a);
-    *(sl_f64x2 *)(to + rows) = SL_UPPER2(b);
-    *(sl_f64x2 *)(to + 2 * rows) = SL_LOWER2(a);
-    *(sl_f64x2 *)(to + 3 * rows) = SL_LOWER2(b);
+    *(sl_f64x2 *)to = SL_LOW_HALF2(a);
+    *(sl_f64x2 *)(to + rows) = SL_LOW_HALF2(b);
+    *(sl_f64x2 *)(to + 2 * rows) = SL_HIGH_HALF2(a);
+    *(sl_f64x2 *)(to + 3 * rows) = SL_HIGH_HALF2(b);
 }
 #else
 #if defined(__clang__) || __GNUC__ >= 12

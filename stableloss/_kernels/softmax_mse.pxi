@@ -12,53 +12,52 @@
 # 1 - 2 p_m + sum p**2 = (1 - p_m)**2 + sum_{j != m} p_j**2.
 #
 # Each result is a product of several quantities, so float32 goes through float64 from the exponentials
-# on, and float64 carries along, in a second number x_low beside x, what the roundings lost.
+# on, and float64 carries along, in a second number x_lo beside x, what the roundings lost.
+#
+# uses _blocks: stopped
+# uses _groups: FEW Group each_row softmax_rows
+# uses _job: Job loss_kernel
+# uses _math: SL_FMA SL_INFINITY product product_error real remainder_of row_scale two_sum unit
+# uses _operand: kind_of scatter
+# uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
+# uses _rows: Columns Row add_piece broadcast close_piece column_exponentials column_maxima columns_of
+# uses _rows: finish_exponentials inverse_square limit_columns load_columns load_tile open_columns open_row
+# uses _rows: piece_exponentials piece_output return_to_piece start_limits store_class take_out
+# uses _rows: tile_exponentials tile_targets tile_vector to_real
+# uses _stats: Statistics start_statistics store_statistics tile_probabilities tile_statistics
+# uses _sums: GROUP NARROW PIECE Split Sum Total accumulate column_squares column_sums padded reduce_columns
+# uses _sums: reduce_split start_split start_total sum_exponentials sum_split sum_split_squares
+# uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_OUT TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile place_tile
+# uses _tiles: read_tile write_columns write_tile
 
 
-cdef inline double mse_others(real hint, double e, double ones, double below) noexcept nogil:
+cdef inline double others_of(real hint, double e, double sum_max, double sum_rest) noexcept nogil:
     if real is float:
-        return (ones - e) + below       # float64 has digits to spare
+        return (sum_max - e) + sum_rest     # float64 has digits to spare
     else:
-        return remainder_of(e, ones, below)
+        return remainder_of(e, sum_max, sum_rest)
 
 
-cdef inline double mse_difference(double e, double t, double others) noexcept nogil:
-    """(p - t) sum."""
-    return SL_FMA(e, 1 - t, -(t * others))
+cdef inline double cubic_scale(double weight, double divisor, double divisor_lo, double total, double total_lo, double* lo) noexcept nogil:
+    """weight / ((divisor + divisor_lo) * (total + total_lo)**3)."""
+    cdef double rest
+    cdef double square = product(total, total_lo, total, total_lo, &rest)
+    cdef double cube = product(square, rest, total, total_lo, &rest)
+    cdef double scale
+    cube = product(cube, rest, divisor, divisor_lo, &rest)
+    scale = weight / cube
+    lo[0] = (-product_error(scale, cube, weight) - scale * rest) / cube
+    return scale
 
 
-cdef inline double mse_bracket(real hint, double d, double others, double total, double total_low, double ed_below, double ed_ones, double ed_low, bint apart, double* low) noexcept nogil:
-    """b sum**2; `apart` for the one class whose exponential is UNIT."""
-    cdef double factor = others if apart else total
-    cdef double ones = 0 if apart else ed_ones
-    cdef double at, difference, ones_low, below_low
+cdef inline real scaled_bracket(double e, double bracket, double bracket_lo, double scale, double scale_lo, real hint) noexcept nogil:
+    """Exponential times bracket times scale, rounded once."""
+    cdef double at, lo
     if real is float:
-        low[0] = 0
-        return SL_FMA(d, factor, -ones) - ed_below
+        return <real>(e * bracket * scale)
     else:
-        at = d * factor
-        difference = two_sum(two_sum(at, -ones, &ones_low), -ed_below, &below_low)
-        low[0] = product_error(d, factor, at) + (ones_low + below_low - ed_low) + (0 if apart else d * total_low)
-        return difference
-
-
-cdef inline double mse_second(real hint, double e, double others, double total, double total_low, double bracket, double bracket_low, double ee_rest, double* low) noexcept nogil:
-    """Second derivative times sum**4 / e."""
-    cdef double others_low, turn, own, own_low, second, sum_low
-    if real is float:
-        low[0] = 0
-        return SL_FMA(bracket, others - e, e * SL_FMA(others, others, ee_rest))
-    else:
-        others = two_sum(total, -e, &others_low)
-        others = two_sum(others, others_low + total_low, &others_low)
-        turn = two_sum(others, -e, &sum_low)
-        second = product(bracket, bracket_low, turn, sum_low + others_low, low)
-        own = product(others, others_low, others, others_low, &own_low)
-        own = two_sum(own, ee_rest, &sum_low)
-        own = product(own, own_low + sum_low, e, <double>0, &own_low)
-        second = two_sum(second, own, &sum_low)
-        low[0] += sum_low + own_low
-        return second
+        at = product(e, <double>0, bracket, bracket_lo, &lo)
+        return SL_FMA(at, scale, SL_FMA(at, scale_lo, lo * scale))
 
 
 # ---- class indices --------------------------------------------------------------------------------
@@ -73,271 +72,86 @@ cdef inline double mse_second(real hint, double e, double others, double total, 
 # than y, it is left out of the sums as well: e_m sum - S = e_m (2 e_y + B) + e_y B - Q, with B and Q of
 # the classes that remain, is then no difference of large numbers where p_m is nearly 1.
 
-cdef struct Rest:
-    # Of the exponentials but those of target and maximum: sum and sum of squares, and what rounding lost.
-    double sum
-    double sum_low
-    double squares
-    double squares_low
-    double target           # the target's exponential
-    double top              # the maximum's, 0 if it is the target
+cdef struct RestSums:
+    # Per column, of the exponentials but those of target and maximum.
+    double sum[GROUP]
+    double sum_lo[GROUP]
+    double squares[GROUP]
+    double squares_lo[GROUP]
+    double target[GROUP]    # the target's exponential
+    double max[GROUP]       # the maximum's, 0 if it is the target
 
 
-cdef struct Gradient:
-    # That of an exponential e is e (e whole - level) scale, each with what its rounding lost.
-    double whole
-    double whole_low
-    double level
-    double level_low
-    double scale
-    double scale_low
-    double target
-    double top
+cdef struct Gradients:
+    # Per column: that of an exponential e is e (e total - level) scale.
+    double total[GROUP]
+    double total_lo[GROUP]
+    double level[GROUP]
+    double level_lo[GROUP]
+    double scale[GROUP]
+    double scale_lo[GROUP]
+    double target[GROUP]    # of target and maximum
+    double max[GROUP]
 
 
-cdef inline double cubic_scale(double weight, double divisor, double divisor_low, double whole, double whole_low, double* low) noexcept nogil:
-    """weight / ((divisor + divisor_low) * (whole + whole_low)**3)."""
-    cdef double rest
-    cdef double square = product(whole, whole_low, whole, whole_low, &rest)
-    cdef double cube = product(square, rest, whole, whole_low, &rest)
-    cdef double scale
-    cube = product(cube, rest, divisor, divisor_low, &rest)
-    scale = weight / cube
-    low[0] = (-product_error(scale, cube, weight) - scale * rest) / cube
-    return scale
-
-
-cdef inline real mse_scaled(double e, double bracket, double bracket_low, double scale, double scale_low, real hint) noexcept nogil:
-    """Exponential times bracket times scale, rounded once."""
-    cdef double at, low
-    if real is float:
-        return <real>(e * bracket * scale)
-    else:
-        at = product(e, <double>0, bracket, bracket_low, &low)
-        return SL_FMA(at, scale, SL_FMA(at, scale_low, low * scale))
-
-
-cdef inline double settle_row(real hint, const Rest* row, double weight, double divisor, Gradient* out) noexcept nogil:
+cdef inline double finish_column(real hint, const RestSums* row, int j, double weight, double divisor, Gradients* out) noexcept nogil:
     """Loss of a row, and what its gradient is made from."""
-    cdef double others, others_low, near, near_low, low, q, q_low, loss, loss_low
-    cdef double e = row.target
-    cdef double top = row.top
+    cdef double others, others_lo, near, near_lo, lo, q, q_lo, loss, loss_lo
+    cdef double e = row.target[j]
+    cdef double e_max = row.max[j]
     if real is float:
-        others = top + row.sum
-        q = top * top + row.squares
-        out.whole = others + e
-        out.whole_low = out.level_low = out.scale_low = 0
-        out.level = q - e * others
-        out.scale = weight / (divisor * out.whole * out.whole * out.whole)
+        others = e_max + row.sum[j]
+        q = e_max * e_max + row.squares[j]
+        out.total[j] = others + e
+        out.total_lo[j] = out.level_lo[j] = out.scale_lo[j] = 0
+        out.level[j] = q - e * others
+        out.scale[j] = weight / (divisor * out.total[j] * out.total[j] * out.total[j])
         loss = others * others + q
-        out.target = -e * loss * out.scale
-        out.top = top * (top * (2 * e + row.sum) + (e * row.sum - row.squares)) * out.scale
-        return 0.5 * loss / (out.whole * out.whole)
+        out.target[j] = -e * loss * out.scale[j]
+        out.max[j] = e_max * (e_max * (2 * e + row.sum[j]) + (e * row.sum[j] - row.squares[j])) * out.scale[j]
+        return 0.5 * loss / (out.total[j] * out.total[j])
     else:
-        others = two_sum(top, row.sum, &others_low)
-        others_low += row.sum_low
-        out.whole = two_sum(others, e, &out.whole_low)
-        out.whole_low += others_low
-        q = two_sum(top * top, row.squares, &q_low)
-        q_low += row.squares_low
-        near = product(e, <double>0, others, others_low, &near_low)
-        out.level = two_sum(q, -near, &out.level_low)
-        out.level_low += q_low - near_low
-        near = product(others, others_low, others, others_low, &near_low)
-        loss = two_sum(near, q, &loss_low)
-        loss_low += near_low + q_low
-        out.scale = cubic_scale(weight, divisor, 0, out.whole, out.whole_low, &out.scale_low)
-        out.target = -mse_scaled(e, loss, loss_low, out.scale, out.scale_low, <double>0)
-        near = two_sum(2 * e, row.sum, &near_low)
-        near_low += row.sum_low
-        others = product(e, <double>0, row.sum, row.sum_low, &others_low)
-        others = two_sum(others, -row.squares, &low)
-        others_low += low - row.squares_low
-        near = two_sum(top * near, others, &low)
-        out.top = mse_scaled(top, near, low + others_low + top * near_low, out.scale, out.scale_low, <double>0)
-        q = product(out.whole, out.whole_low, out.whole, out.whole_low, &q_low)
-        return row_scale(0.5 * loss, 1, q, q_low) + 0.5 * loss_low / q
+        others = two_sum(e_max, row.sum[j], &others_lo)
+        others_lo += row.sum_lo[j]
+        out.total[j] = two_sum(others, e, &out.total_lo[j])
+        out.total_lo[j] += others_lo
+        q = two_sum(e_max * e_max, row.squares[j], &q_lo)
+        q_lo += row.squares_lo[j]
+        near = product(e, <double>0, others, others_lo, &near_lo)
+        out.level[j] = two_sum(q, -near, &out.level_lo[j])
+        out.level_lo[j] += q_lo - near_lo
+        near = product(others, others_lo, others, others_lo, &near_lo)
+        loss = two_sum(near, q, &loss_lo)
+        loss_lo += near_lo + q_lo
+        out.scale[j] = cubic_scale(weight, divisor, 0, out.total[j], out.total_lo[j], &out.scale_lo[j])
+        out.target[j] = -scaled_bracket(e, loss, loss_lo, out.scale[j], out.scale_lo[j], <double>0)
+        near = two_sum(2 * e, row.sum[j], &near_lo)
+        near_lo += row.sum_lo[j]
+        others = product(e, <double>0, row.sum[j], row.sum_lo[j], &others_lo)
+        others = two_sum(others, -row.squares[j], &lo)
+        others_lo += lo - row.squares_lo[j]
+        near = two_sum(e_max * near, others, &lo)
+        out.max[j] = scaled_bracket(e_max, near, lo + others_lo + e_max * near_lo,
+                                    out.scale[j], out.scale_lo[j], <double>0)
+        q = product(out.total[j], out.total_lo[j], out.total[j], out.total_lo[j], &q_lo)
+        return row_scale(0.5 * loss, 1, q, q_lo) + 0.5 * loss_lo / q
 
 
-cdef inline real mse_entry(real e, double whole, double whole_low, double level, double level_low, double scale, double scale_low) noexcept nogil:
+cdef inline real gradient_entry(real e, const Gradients* row, int j) noexcept nogil:
     cdef double v = e
-    cdef double at, bracket, low = 0
+    cdef double at, bracket, lo = 0
     if real is float:
-        bracket = SL_FMA(v, whole, -level)
+        bracket = SL_FMA(v, row.total[j], -row.level[j])
     else:
-        at = v * whole
-        bracket = two_sum(at, -level, &low)
-        low += product_error(v, whole, at) + SL_FMA(v, whole_low, -level_low)
-    return mse_scaled(v, bracket, low, scale, scale_low, e)
+        at = v * row.total[j]
+        bracket = two_sum(at, -row.level[j], &lo)
+        lo += product_error(v, row.total[j], at) + SL_FMA(v, row.total_lo[j], -row.level_lo[j])
+    return scaled_bracket(v, bracket, lo, row.scale[j], row.scale_lo[j], e)
 
 
-cdef double lane_squares(const real* v, Py_ssize_t n, double* error) noexcept nogil:
-    """Sum of the squares of n numbers, n a multiple of LANES; the lanes as in `lane_sum`."""
-    cdef double lane[LANES]
-    cdef double lost[LANES]
-    cdef double at, square, s
-    cdef Py_ssize_t i
-    cdef int j
-    if real is float:
-        for j in range(LANES):
-            lane[j] = 0
-        for i in range(n // LANES):
-            for j in range(LANES):
-                at = v[i * LANES + j]
-                lane[j] += at * at
-        error[0] = 0
-        return fold(lane)
-    else:
-        for j in range(LANES // 2):
-            lane[j] = lost[j] = 0
-        for i in range(n // (LANES // 2)):
-            for j in range(LANES // 2):
-                at = v[i * (LANES // 2) + j]
-                square = at * at
-                s = lane[j] + square
-                lost[j] += ((lane[j] - s) + square) + product_error(at, at, square)
-                lane[j] = s
-        fold_exactly(lane, lost, 8)
-        fold_exactly(lane, lost, 4)
-        fold_exactly(lane, lost, 2)
-        fold_exactly(lane, lost, 1)
-        error[0] = lost[0]
-        return lane[0]
-
-
-cdef Py_ssize_t find_top(const real* s, Py_ssize_t n) noexcept nogil:
-    """Index of the first exponential of UNIT among n, n a multiple of LANES; n if there is none."""
-    cdef real top = unit(s[0])
-    cdef Py_ssize_t i
-    cdef int j, found
-    for i in range(n // LANES):
-        found = 0
-        for j in range(LANES):
-            found |= s[i * LANES + j] == top
-        if found:
-            for j in range(LANES):
-                if s[i * LANES + j] == top:
-                    return i * LANES + j
-    return n
-
-
-cdef void mse_in_place(real* values, Py_ssize_t n, const Gradient* row) noexcept nogil:
-    cdef double whole = row.whole
-    cdef double whole_low = row.whole_low
-    cdef double level = row.level
-    cdef double level_low = row.level_low
-    cdef double scale = row.scale
-    cdef double scale_low = row.scale_low
-    cdef Py_ssize_t i
-    for i in range(n):
-        values[i] = mse_entry(values[i], whole, whole_low, level, level_low, scale, scale_low)
-
-
-cdef inline real take_out(real* at) noexcept nogil:
-    cdef real value = at[0]
-    at[0] = 0
-    return value
-
-
-cdef double mse_wide(const Job* job, const char* x, Py_ssize_t y, double weight, char* grad, real* s) noexcept nogil:
-    """Loss and gradient of a row of class index y."""
-    cdef Rest rest
-    cdef Gradient row
-    cdef Py_ssize_t start, n, at, top = -1, k = job.k
-    cdef bint infinite, whole = k <= PIECE
-    cdef bint wanted = job.want & WANT_GRAD != 0
-    # the exponentials of a row of several pieces wait in the gradient's place, if it can hold them
-    cdef bint keep = wanted and not whole and job.g.kind == kind_of(s[0])
-    cdef real m = row_maximum(job, x, whole, &infinite, s)
-    cdef real value
-    cdef double error, lost, loss
-    # where the target is the maximum, no other class is taken out
-    cdef bint search = True
-    rest.sum = rest.sum_low = rest.squares = rest.squares_low = rest.target = rest.top = 0
-    if not whole:
-        load_piece(job, x + y * job.x.inner, 0, 1, infinite, s)
-        search = s[0] != m
-    else:
-        search = s[y] != m
-    for start from 0 <= start < k by PIECE:
-        n = min(<Py_ssize_t>PIECE, k - start)
-        if not whole:
-            load_piece(job, x, start, n, infinite, s)
-        exponentials(s, padded(n), m, real is double)
-        if start <= y < start + n:
-            rest.target = take_out(s + (y - start))
-        if search:
-            at = find_top(<const real*>s, padded(n))
-            if at < n:
-                search = False
-                top = start + at
-                rest.top = take_out(s + at)
-        rest.sum = two_sum(rest.sum, lane_sum(<const real*>s, padded(n), &error), &lost)
-        rest.sum_low += error + lost
-        rest.squares = two_sum(rest.squares, lane_squares(<const real*>s, padded(n), &error), &lost)
-        rest.squares_low += error + lost
-        if keep:
-            scatter(<const real*>s, grad + start * job.g.inner, job.g.kind, job.g.inner, n)
-    loss = settle_row(m, &rest, weight, job.divisor, &row)
-    if not wanted:
-        return loss
-    if keep and job.g.inner == <Py_ssize_t>sizeof(real):
-        mse_in_place(<real*>grad, k, &row)
-    else:
-        for start from 0 <= start < k by PIECE:
-            n = min(<Py_ssize_t>PIECE, k - start)
-            if keep:
-                gather(grad + start * job.g.inner, job.g.kind, job.g.inner, n, s)
-            elif not whole:
-                load_piece(job, x, start, n, infinite, s)
-                exponentials(s, padded(n), m, real is double)
-            mse_in_place(s, n, &row)
-            scatter(<const real*>s, grad + start * job.g.inner, job.g.kind, job.g.inner, n)
-    value = <real>row.target
-    scatter(<const real*>&value, grad + y * job.g.inner, job.g.kind, job.g.inner, 1)
-    if top >= 0:
-        value = <real>row.top
-        scatter(<const real*>&value, grad + top * job.g.inner, job.g.kind, job.g.inner, 1)
-    return loss
-
-
-cdef void mse_wide_group(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
-    cdef Py_ssize_t x[GROUP]
-    cdef Py_ssize_t to[GROUP]
-    cdef Py_ssize_t y[GROUP]
-    cdef bint wanted = job.want & WANT_GRAD != 0
-    cdef int j
-    load_classes(job, start, count, y)
-    row_offsets(&job.x, start, count, x)
-    if wanted:
-        row_offsets(&job.g, start, count, to)
-    for j in range(count):
-        if weight[j] != 0:
-            loss[j] = mse_wide(job, job.x.data + x[j], y[j], weight[j], job.g.data + to[j] if wanted else NULL, s)
-        elif wanted:
-            clear_row(job, &job.g, start + j, s)
-
-
-cdef void lane_square_totals(const real* s, Py_ssize_t k, double* total, double* lost) noexcept nogil:
-    """`lane_totals` of the squares."""
-    cdef Py_ssize_t c
-    cdef int j
-    cdef double at, square, t
-    for j in range(GROUP):
-        total[j] = lost[j] = 0
-    for c in range(k):
-        for j in range(GROUP):
-            at = s[c * GROUP + j]
-            square = at * at
-            t = total[j] + square
-            if real is double:
-                lost[j] += ((total[j] - t) + square) + product_error(at, at, square)
-            total[j] = t
-
-
-cdef void lane_tops(const real* s, Py_ssize_t k, int32_t* at) noexcept nogil:
-    """Of each lane a class whose exponential is UNIT; 0 if there is none."""
-    cdef real top = unit(s[0])
+cdef void last_maxima(const real* s, Py_ssize_t k, int32_t* at) noexcept nogil:
+    """Of each column the last class whose exponential is UNIT; 0 if there is none."""
+    cdef real e_max = unit(s[0])
     cdef real last[GROUP]
     cdef real here = 0
     cdef Py_ssize_t c
@@ -347,379 +161,478 @@ cdef void lane_tops(const real* s, Py_ssize_t k, int32_t* at) noexcept nogil:
     for c in range(1, k):
         here += 1
         for j in range(GROUP):
-            last[j] = here if s[c * GROUP + j] == top else last[j]
+            last[j] = here if s[c * GROUP + j] == e_max else last[j]
     for j in range(GROUP):
         at[j] = <int32_t>last[j]
 
 
-cdef void mse_narrow(const Job* job, Py_ssize_t start, int count, const double* weight, double* loss, real* s) noexcept nogil:
-    """A group of rows of class indices, as lanes."""
-    cdef Py_ssize_t y[GROUP]
-    cdef int32_t top[GROUP]
+cdef void quadratic_columns(const Job* job, Group* group, real* s) noexcept nogil:
+    """Losses and gradient of a group as columns."""
+    cdef int32_t at[GROUP]
+    cdef bint limit[GROUP]
     cdef real m[GROUP]
-    cdef double sums[GROUP]
-    cdef double sums_low[GROUP]
-    cdef double squares[GROUP]
-    cdef double squares_low[GROUP]
-    cdef double e_target[GROUP]
-    cdef double e_top[GROUP]
-    cdef double whole[GROUP]
-    cdef double whole_low[GROUP]
-    cdef double level[GROUP]
-    cdef double level_low[GROUP]
-    cdef double scale[GROUP]
-    cdef double scale_low[GROUP]
-    cdef double at_target[GROUP]
-    cdef double at_top[GROUP]
-    cdef real unity = unit(s[0])
-    cdef Rest rest
-    cdef Gradient row
+    cdef double loss[GROUP]
+    cdef RestSums rest
+    cdef Gradients out
+    cdef real e_max = unit(s[0])
     cdef Py_ssize_t c, k = job.k
     cdef int j
-    load_classes(job, start, count, y)
-    load_lanes(&job.x, start, count, k, s)
-    if job.o.logit_clip < SL_INFINITY:
-        clamp(s, k * GROUP, job.o.logit_clip, s)
-    if job.any_weight:
-        clear_lanes(s, k, weight)
-    lane_maximum(s, k, m)
-    lane_exponentials(s, k, m, real is double)
-    lane_tops(<const real*>s, k, top)
+    load_columns(job, group.start, group.count, group.weight, s, s)
     for j in range(GROUP):
-        e_target[j] = take_out(s + y[j] * GROUP + j)
-        if e_target[j] == unity or s[top[j] * GROUP + j] != unity:
-            top[j] = -1
-            e_top[j] = 0
+        m[j] = -SL_INFINITY
+    column_maxima(<const real*>s, k, m)
+    if start_limits(m, limit):
+        limit_columns(s, k, limit)
+    column_exponentials(<const real*>s, s, k, <const real*>m, real is double)
+    last_maxima(<const real*>s, k, at)
+    for j in range(GROUP):
+        rest.target[j] = take_out(s + group.y[j] * GROUP + j)
+        if rest.target[j] == e_max or s[at[j] * GROUP + j] != e_max:
+            at[j] = -1
+            rest.max[j] = 0
         else:
-            e_top[j] = take_out(s + top[j] * GROUP + j)
-    lane_totals(<const real*>s, k, sums, sums_low)
-    lane_square_totals(<const real*>s, k, squares, squares_low)
+            rest.max[j] = take_out(s + at[j] * GROUP + j)
+    column_sums(<const real*>s, k, rest.sum, rest.sum_lo)
+    column_squares(<const real*>s, k, rest.squares, rest.squares_lo)
     for j in range(GROUP):
-        rest.sum = sums[j]
-        rest.sum_low = sums_low[j]
-        rest.squares = squares[j]
-        rest.squares_low = squares_low[j]
-        rest.target = e_target[j]
-        rest.top = e_top[j]
-        loss[j] = settle_row(m[0], &rest, weight[j], job.divisor, &row)
-        whole[j] = row.whole
-        whole_low[j] = row.whole_low
-        level[j] = row.level
-        level_low[j] = row.level_low
-        scale[j] = row.scale
-        scale_low[j] = row.scale_low
-        at_target[j] = 0 if weight[j] == 0 else row.target
-        at_top[j] = row.top
+        loss[j] = finish_column(m[0], &rest, j, group.weight[j], job.divisor, &out)
+    for j in range(GROUP):
+        group.loss[j] = loss[j]
     if not job.want & WANT_GRAD:
         return
     for c in range(k):
         for j in range(GROUP):
-            s[c * GROUP + j] = mse_entry(s[c * GROUP + j], whole[j], whole_low[j], level[j], level_low[j], scale[j], scale_low[j])
+            s[c * GROUP + j] = gradient_entry(s[c * GROUP + j], &out, j)
     for j in range(GROUP):
-        s[y[j] * GROUP + j] = <real>at_target[j]
-        if top[j] >= 0:
-            s[top[j] * GROUP + j] = <real>at_top[j]
-    store_lanes(<const real*>s, &job.g, start, count, k)
+        s[group.y[j] * GROUP + j] = <real>(0 if group.weight[j] == 0 else out.target[j])
+        if at[j] >= 0:
+            s[at[j] * GROUP + j] = <real>out.max[j]
+    write_columns(<const real*>s, &job.g, group.start, group.count, k)
+
+
+cdef Py_ssize_t first_maximum(const real* s, Py_ssize_t n) noexcept nogil:
+    """The first exponential of UNIT among n, n a multiple of GROUP; n if there is none."""
+    cdef real e_max = unit(s[0])
+    cdef Py_ssize_t i
+    cdef int j, found
+    for i in range(n // GROUP):
+        found = 0
+        for j in range(GROUP):
+            found |= s[i * GROUP + j] == e_max
+        if found:
+            for j in range(GROUP):
+                if s[i * GROUP + j] == e_max:
+                    return i * GROUP + j
+    return n
+
+
+cdef Py_ssize_t last_maximum(const real* s, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n - 1, -1, -1):
+        if s[i] == unit(s[0]):
+            return i
+    return n
+
+
+cdef inline void gradient_entries(const real* e, Py_ssize_t n, const Gradients* row, real* to) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        to[i] = gradient_entry(e[i], row, 0)
+
+
+cdef Py_ssize_t sum_pieces(const Job* job, const Row* row, RestSums* rest, real* s) noexcept nogil:
+    """Add up a row, target and maximum apart; returns the class of the maximum, -1 where it is the target."""
+    cdef Py_ssize_t first, n, found, at = -1
+    cdef bint search = row.x_target != row.m
+    rest.sum[0] = rest.sum_lo[0] = rest.squares[0] = rest.squares_lo[0] = rest.target[0] = rest.max[0] = 0
+    for first from 0 <= first < job.k by PIECE:
+        if not row.one_piece and stopped(job):
+            return -1
+        n = min(<Py_ssize_t>PIECE, job.k - first)
+        piece_exponentials(job, row, first, n, real is double, s)
+        if first <= row.y < first + n:
+            rest.target[0] = take_out(s + (row.y - first))
+        if job.k <= NARROW:
+            # the class that `quadratic_columns` finds
+            found = last_maximum(<const real*>s, n) if rest.target[0] != unit(s[0]) else n
+        else:
+            found = first_maximum(<const real*>s, padded(n)) if search else n
+        if found < n:
+            search = False
+            at = first + found
+            rest.max[0] = take_out(s + found)
+        add_piece(job, <const real*>s, n, False, &rest.sum[0], &rest.sum_lo[0])
+        add_piece(job, <const real*>s, n, True, &rest.squares[0], &rest.squares_lo[0])
+        if row.cached:
+            scatter(<const real*>s, row.grad + first * job.g.inner, job.g.kind, job.g.inner, n)
+    return at
+
+
+cdef void quadratic_row(const Job* job, Row* row, Group* group, int j, real* s) noexcept nogil:
+    """Loss and gradient of a row: the bits of `quadratic_columns` where that could take it."""
+    cdef RestSums rest
+    cdef Gradients out
+    cdef Py_ssize_t first, n, at
+    cdef const real* e
+    cdef real* to
+    open_row(job, row, s)
+    at = sum_pieces(job, row, &rest, s)
+    group.loss[j] = finish_column(s[0], &rest, 0, row.weight, job.divisor, &out)
+    if row.grad == NULL:
+        return
+    for first from 0 <= first < job.k by PIECE:
+        if not row.one_piece and stopped(job):
+            return
+        n = min(<Py_ssize_t>PIECE, job.k - first)
+        e = return_to_piece(job, row, first, n, real is double, s)
+        to = piece_output(job, row, first, s)
+        if e == to:
+            gradient_entries(<const real*>to, n, &out, to)
+        else:
+            gradient_entries(e, n, &out, to)
+        close_piece(job, row, first, n, <const real*>s)
+    store_class(job, row, row.y, <real>out.target[0])
+    if at >= 0:
+        store_class(job, row, at, <real>out.max[0])
+
+
+cdef void quadratic_cost_of_indices(const Job* job, Group* group, real* s) noexcept nogil:
+    if job.k <= NARROW and group.count > FEW:
+        quadratic_columns(job, group, s)
+    else:
+        each_row(job, group, quadratic_row[real], s)
 
 
 # ---- all else, in tiles ---------------------------------------------------------------------------
 
-cdef struct MseColumns:
-    # Per column, of the exponentials: the sum, that of those equal to UNIT and of those below, and powers.
-    double ones[GROUP]
-    double below[GROUP]
-    double whole[GROUP]
-    double whole_low[GROUP]
+cdef struct Brackets:
+    # What b sum**2 is made from.
+    double sum_max[GROUP]
+    double sum_rest[GROUP]
+    double total[GROUP]
+    double total_lo[GROUP]
+    double ed_max[GROUP]
+    double ed_rest[GROUP]
+    double ed_lo[GROUP]
+
+
+cdef struct Quadratic:
+    # What is known of each column.
+    Columns columns
+    bint cached                 # exponentials wait in the gradient's place
+    Brackets brackets
     double cube[GROUP]          # weight / (divisor sum**3)
-    double cube_low[GROUP]
+    double cube_lo[GROUP]
     double fourth[GROUP]        # weight / sum**4
-    double fourth_low[GROUP]
+    double fourth_lo[GROUP]
+    double p_v[GROUP]           # p.v
     Total value                 # (d sum)**2
-    Total ed_below              # e d sum
-    Total ed_ones
-    Total ee_below              # e**2
-    Total ee_ones
-    Total ev                    # e v
-    Total bent                  # e f (d + p) sum
+    Split ed                    # e d sum
+    Split ee                    # e**2
+    Split ev                    # e v
+    Total hvp                   # e f (d + p) sum
 
 
-cdef void mse_sums(const Tile* tile, MseColumns* mse, const real* e, const real* t) noexcept nogil:
-    cdef double value[GROUP]
-    cdef double below[GROUP]
-    cdef double ones[GROUP]
-    cdef double value_lost[GROUP]
-    cdef double below_lost[GROUP]
-    cdef double ones_lost[GROUP]
-    cdef double e_ones[GROUP]
-    cdef double e_below[GROUP]
-    cdef double top = unit(e[0])
+cdef inline double scaled_difference(double e, double t, double others) noexcept nogil:
+    """(p - t) sum."""
+    return SL_FMA(e, 1 - t, -(t * others))
+
+
+cdef inline double bracket_of(real hint, const Brackets* columns, int j, double e, double t, double* lo) noexcept nogil:
+    """b sum**2; apart for the one class whose exponential is UNIT."""
+    cdef double e_max = unit(hint)
+    cdef double others = others_of(hint, e, columns.sum_max[j], columns.sum_rest[j])
+    cdef double d = scaled_difference(e, t, others)
+    cdef bint apart = (columns.sum_max[j] == e_max) & (e == e_max)
+    cdef double factor = others if apart else columns.total[j]
+    cdef double ed_max = 0 if apart else columns.ed_max[j]
+    cdef double at, bracket, max_lo, rest_lo
+    if real is float:
+        lo[0] = 0
+        return SL_FMA(d, factor, -ed_max) - columns.ed_rest[j]
+    else:
+        at = d * factor
+        bracket = two_sum(two_sum(at, -ed_max, &max_lo), -columns.ed_rest[j], &rest_lo)
+        lo[0] = (product_error(d, factor, at) + (max_lo + rest_lo - columns.ed_lo[j])
+                 + (0 if apart else d * columns.total_lo[j]))
+        return bracket
+
+
+cdef inline double second_of(real hint, const Brackets* columns, int j, double e, double bracket, double bracket_lo, double ee_rest, double* lo) noexcept nogil:
+    """Second derivative times sum**4 / e."""
+    cdef double others, others_lo, less, own, own_lo, second, sum_lo
+    if real is float:
+        lo[0] = 0
+        others = others_of(hint, e, columns.sum_max[j], columns.sum_rest[j])
+        return SL_FMA(bracket, others - e, e * SL_FMA(others, others, ee_rest))
+    else:
+        others = two_sum(columns.total[j], -e, &others_lo)
+        others = two_sum(others, others_lo + columns.total_lo[j], &others_lo)
+        less = two_sum(others, -e, &sum_lo)
+        second = product(bracket, bracket_lo, less, sum_lo + others_lo, lo)
+        own = product(others, others_lo, others, others_lo, &own_lo)
+        own = two_sum(own, ee_rest, &sum_lo)
+        own = product(own, own_lo + sum_lo, e, <double>0, &own_lo)
+        second = two_sum(second, own, &sum_lo)
+        lo[0] += sum_lo + own_lo
+        return second
+
+
+cdef void quadratic_open(const Job* job, Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
+    state.cached = tile.tiles > 1 and tile.want & WANT_GRAD and job.g.kind == kind_of(scratch[0])
+    open_columns(job, tile, &state.columns, scratch + TILE_LOGITS, scratch + TILE_SLOPE)
+    start_total(&state.value)
+    start_split(&state.ed)
+    if tile.want & WANT_HESS:
+        start_split(&state.ee)
+    if tile.want & WANT_PRODUCT:
+        start_split(&state.ev)
+        start_total(&state.hvp)
+
+
+cdef void quadratic_open_tile(const Job* job, const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
+    """Logits, targets and exponentials of a tile; where there is one, its logits are there already."""
+    if tile.tiles > 1:
+        load_tile(job, tile, state.columns.weight, scratch + TILE_LOGITS, scratch + TILE_SLOPE)
+    tile_targets(job, tile, &state.columns, scratch + TILE_TARGETS)
+    tile_exponentials(tile, &state.columns, real is double, scratch + TILE_LOGITS, scratch + TILE_EXPS)
+
+
+cdef bint quadratic_return_to(const Job* job, Py_ssize_t index, Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
+    """A tile as `quadratic_open_tile` left it; False where the call is to end."""
+    if not place_tile(job, index, tile):
+        return False
+    if state.cached:
+        tile_targets(job, tile, &state.columns, scratch + TILE_TARGETS)
+        read_tile(&job.g, tile, scratch + TILE_EXPS)
+    elif tile.tiles > 1:
+        quadratic_open_tile(job, tile, state, scratch)
+    return True
+
+
+cdef void quadratic_finish_exponentials(const Job* job, const Tile* tile, Quadratic* state, real hint) noexcept nogil:
+    cdef Columns* columns = &state.columns
+    cdef double total, lo
+    cdef int j
+    finish_exponentials(columns, tile.wide, hint)
+    to_real(columns.sum_max, state.brackets.sum_max)
+    to_real(columns.sum_rest, state.brackets.sum_rest)
+    to_real(columns.total, state.brackets.total)
+    to_real(columns.total_lo, state.brackets.total_lo)
+    for j in range(columns_of(tile.wide)):
+        total = columns.total[j]
+        lo = columns.total_lo[j]
+        state.cube[j] = cubic_scale(columns.weight[j], job.divisor, 0, total, lo, &state.cube_lo[j])
+        if tile.want & WANT_HESS:
+            state.fourth[j] = cubic_scale(columns.weight[j], total, lo, total, lo, &state.fourth_lo[j])
+    broadcast(state.cube, tile.wide)
+    broadcast(state.cube_lo, tile.wide)
+    broadcast(state.fourth, tile.wide)
+    broadcast(state.fourth_lo, tile.wide)
+
+
+cdef void sum_differences(const Tile* tile, Quadratic* state, const real* scratch) noexcept nogil:
+    cdef const real* e = scratch + TILE_EXPS
+    cdef const real* t = scratch + TILE_TARGETS
+    cdef double sum_max[GROUP]
+    cdef double sum_rest[GROUP]
+    cdef Total value = state.value
+    cdef Split ed = state.ed
+    cdef double e_max = unit(e[0])
     cdef double v, d
     cdef Py_ssize_t c
     cdef int j
-    for j in range(GROUP):
-        e_ones[j] = mse.ones[j]
-        e_below[j] = mse.below[j]
-        value[j] = mse.value.sum[j]
-        below[j] = mse.ed_below.sum[j]
-        ones[j] = mse.ed_ones.sum[j]
-        value_lost[j] = mse.value.lost[j]
-        below_lost[j] = mse.ed_below.lost[j]
-        ones_lost[j] = mse.ed_ones.lost[j]
+    to_real(state.columns.sum_max, sum_max)
+    to_real(state.columns.sum_rest, sum_rest)
     for c in range(tile.lines):
         for j in range(GROUP):
             v = e[c * GROUP + j]
-            d = mse_difference(v, t[c * GROUP + j], mse_others(e[0], v, e_ones[j], e_below[j]))
-            accumulate(e[0], &value[j], &value_lost[j], d * d)
-            accumulate(e[0], &below[j], &below_lost[j], v * d if v < top else 0)
-            accumulate(e[0], &ones[j], &ones_lost[j], 0 if v < top else v * d)
-    for j in range(GROUP):
-        mse.value.sum[j] = value[j]
-        mse.ed_below.sum[j] = below[j]
-        mse.ed_ones.sum[j] = ones[j]
-        mse.value.lost[j] = value_lost[j]
-        mse.ed_below.lost[j] = below_lost[j]
-        mse.ed_ones.lost[j] = ones_lost[j]
+            d = scaled_difference(v, t[c * GROUP + j], others_of(e[0], v, sum_max[j], sum_rest[j]))
+            accumulate(e[0], &value.hi[j], &value.lo[j], d * d)
+            accumulate(e[0], &ed.rest.hi[j], &ed.rest.lo[j], v * d if v < e_max else 0)
+            accumulate(e[0], &ed.max.hi[j], &ed.max.lo[j], 0 if v < e_max else v * d)
+    state.value = value
+    state.ed = ed
 
 
-cdef void mse_squares(const Tile* tile, MseColumns* mse, const real* e) noexcept nogil:
-    cdef double top = unit(e[0])
-    cdef double v
-    cdef Py_ssize_t c
+cdef void quadratic_finish_sums(const Tile* tile, Quadratic* state, real hint) noexcept nogil:
+    """Losses, and what the brackets lack."""
     cdef int j
-    for c in range(tile.lines):
-        for j in range(GROUP):
-            v = e[c * GROUP + j]
-            accumulate(e[0], &mse.ee_below.sum[j], &mse.ee_below.lost[j], v * v if v < top else 0)
-            accumulate(e[0], &mse.ee_ones.sum[j], &mse.ee_ones.lost[j], 0 if v < top else v * v)
+    reduce_columns(&state.value, tile.wide)
+    reduce_split(&state.ed, tile.wide)
+    for j in range(columns_of(tile.wide)):
+        tile.loss[j] = 0.5 * state.value.hi[j] * inverse_square(&state.columns, j, 1, hint)
+    for j in range(GROUP):
+        state.brackets.ed_max[j] = state.ed.max.hi[j]
+        state.brackets.ed_rest[j] = state.ed.rest.hi[j]
+        state.brackets.ed_lo[j] = state.ed.rest.lo[j] + state.ed.max.lo[j]
 
 
-cdef inline double mse_bracket_at(const MseColumns* mse, int j, real hint, double e, double t, double* low) noexcept nogil:
-    cdef double top = unit(hint)
-    cdef double others = mse_others(hint, e, mse.ones[j], mse.below[j])
-    return mse_bracket(hint, mse_difference(e, t, others), others, mse.whole[j], mse.whole_low[j], mse.ed_below.sum[j],
-                       mse.ed_ones.sum[j], mse.ed_below.lost[j] + mse.ed_ones.lost[j], (mse.ones[j] == top) & (e == top), low)
+# ---- loss, gradient, Hessian, statistics ----------------------------------------------------------
 
-
-cdef void mse_hessian(const Tile* tile, const MseColumns* mse, const real* e, const real* t, real* to) noexcept nogil:
-    cdef double top = unit(e[0])
-    cdef double v, bracket, second, low
-    cdef Py_ssize_t c
-    cdef int j
-    for c in range(tile.lines):
-        for j in range(GROUP):
-            v = e[c * GROUP + j]
-            bracket = mse_bracket_at(mse, j, e[0], v, t[c * GROUP + j], &low)
-            second = mse_second(e[0], v, mse_others(e[0], v, mse.ones[j], mse.below[j]), mse.whole[j], mse.whole_low[j], bracket, low,
-                                (SL_FMA(-v, v, mse.ee_below.sum[j]) + mse.ee_ones.sum[j] if v < top
-                                 else SL_FMA(-v, v, mse.ee_ones.sum[j]) + mse.ee_below.sum[j]), &low)
-            to[c * GROUP + j] = mse_scaled(v, second, low, mse.fourth[j], mse.fourth_low[j], e[0])
-
-
-cdef void mse_gradient(const Tile* tile, const MseColumns* mse, const real* e, const real* t, real* to) noexcept nogil:
-    # copies, which a store to `to` can not reach
-    cdef double ones[GROUP]
-    cdef double below[GROUP]
-    cdef double whole[GROUP]
-    cdef double whole_low[GROUP]
-    cdef double ed_below[GROUP]
-    cdef double ed_ones[GROUP]
-    cdef double ed_low[GROUP]
+cdef void quadratic_emit_gradient(const Job* job, const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
+    cdef const real* e = scratch + TILE_EXPS
+    cdef const real* t = scratch + TILE_TARGETS
+    cdef real* to = scratch + TILE_OUT
+    cdef Brackets brackets = state.brackets
     cdef double cube[GROUP]
-    cdef double cube_low[GROUP]
-    cdef double top = unit(e[0])
-    cdef double v, others, bracket, low
-    cdef Py_ssize_t c
+    cdef double cube_lo[GROUP]
+    cdef double bracket, lo
+    cdef Py_ssize_t c, i
     cdef int j
-    for j in range(GROUP):
-        ones[j] = mse.ones[j]
-        below[j] = mse.below[j]
-        whole[j] = mse.whole[j]
-        whole_low[j] = mse.whole_low[j]
-        ed_below[j] = mse.ed_below.sum[j]
-        ed_ones[j] = mse.ed_ones.sum[j]
-        ed_low[j] = mse.ed_below.lost[j] + mse.ed_ones.lost[j]
-        cube[j] = mse.cube[j]
-        cube_low[j] = mse.cube_low[j]
+    to_real(state.cube, cube)
+    to_real(state.cube_lo, cube_lo)
     for c in range(tile.lines):
         for j in range(GROUP):
-            v = e[c * GROUP + j]
-            others = mse_others(e[0], v, ones[j], below[j])
-            bracket = mse_bracket(e[0], mse_difference(v, t[c * GROUP + j], others), others, whole[j], whole_low[j],
-                                  ed_below[j], ed_ones[j], ed_low[j], (ones[j] == top) & (v == top), &low)
-            to[c * GROUP + j] = mse_scaled(v, bracket, low, cube[j], cube_low[j], e[0])
+            i = c * GROUP + j
+            bracket = bracket_of(e[0], &brackets, j, e[i], t[i], &lo)
+            to[i] = scaled_bracket(e[i], bracket, lo, cube[j], cube_lo[j], e[0])
+    write_tile(<const real*>to, &job.g, tile)
 
 
-cdef inline double mse_turn(const MseColumns* mse, int j, double e, double v) noexcept nogil:
-    """f = v - p.v."""
-    return v - mse.ev.sum[j] * (1 / mse.whole[j])
-
-
-cdef void mse_bent(const Tile* tile, MseColumns* mse, const real* e, const real* t, const real* v) noexcept nogil:
-    cdef double d, at
-    cdef Py_ssize_t c
+cdef void quadratic_emit_hessian(const Job* job, const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
+    cdef const real* e = scratch + TILE_EXPS
+    cdef const real* t = scratch + TILE_TARGETS
+    cdef real* to = scratch + TILE_OUT
+    cdef Brackets brackets = state.brackets
+    cdef double e_max = unit(e[0])
+    cdef double v, bracket, second, ee_rest, lo
+    cdef Py_ssize_t c, i
     cdef int j
     for c in range(tile.lines):
         for j in range(GROUP):
-            at = e[c * GROUP + j]
-            d = mse_difference(at, t[c * GROUP + j], mse_others(e[0], at, mse.ones[j], mse.below[j]))
-            accumulate(e[0], &mse.bent.sum[j], &mse.bent.lost[j],
-                       0 if at == 0 else at * mse_turn(mse, j, at, v[c * GROUP + j]) * (d + at))
+            i = c * GROUP + j
+            v = e[i]
+            bracket = bracket_of(e[0], &brackets, j, v, t[i], &lo)
+            ee_rest = (SL_FMA(-v, v, state.ee.rest.hi[j]) + state.ee.max.hi[j] if v < e_max
+                       else SL_FMA(-v, v, state.ee.max.hi[j]) + state.ee.rest.hi[j])
+            second = second_of(e[0], &brackets, j, v, bracket, lo, ee_rest, &lo)
+            to[i] = scaled_bracket(v, second, lo, state.fourth[j], state.fourth_lo[j], e[0])
+    write_tile(<const real*>to, &job.h, tile)
 
 
-cdef void mse_product(const Tile* tile, const MseColumns* mse, const real* e, const real* t, const real* v, real* to) noexcept nogil:
-    cdef double at, bracket, low
-    cdef Py_ssize_t c
-    cdef int j
-    for c in range(tile.lines):
-        for j in range(GROUP):
-            at = e[c * GROUP + j]
-            bracket = mse_bracket_at(mse, j, e[0], at, t[c * GROUP + j], &low)
-            bracket = SL_FMA(at, mse.whole[j], bracket + low)
-            bracket = mse_turn(mse, j, at, v[c * GROUP + j]) * bracket - mse.bent.sum[j]
-            to[c * GROUP + j] = 0 if at == 0 else mse_scaled(at, bracket, 0, mse.cube[j], mse.cube_low[j], e[0])
-
-
-cdef void mse_tiles(const Job* job, Py_ssize_t start, int count, bint wide, int want, const double* weight, double* loss, real* scratch) noexcept nogil:
-    """Losses and derivatives of a group of rows, or of a wide one."""
-    cdef real* e = scratch
-    cdef real* x = scratch + TILE
-    cdef real* t = scratch + 2 * TILE
-    cdef real* slope = scratch + 3 * TILE
-    cdef real* v = scratch + 4 * TILE
-    cdef real* to = scratch + 5 * TILE
-    cdef Py_ssize_t index, tiles = tiles_of(job, wide)
-    cdef bint keep = tiles > 1 and want & WANT_GRAD and job.g.kind == kind_of(scratch[0])
-    cdef int j
-    cdef Tile tile
-    cdef Columns columns
-    cdef MseColumns mse
-    cdef double square[GROUP]
-    cdef double whole, low
+cdef void quadratic_values(const Job* job, Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
     cdef Statistics statistics
-    open_columns(job, start, count, wide, weight, &columns)
-    columns.careful = real is double
-    tile_maxima(job, start, count, wide, &columns, x, slope)
-    if want & WANT_STATS:
+    cdef Py_ssize_t index
+    if tile.want & WANT_STATS:
         start_statistics(&statistics)
-    start_total(&mse.value)
-    start_total(&mse.ed_below)
-    start_total(&mse.ed_ones)
-    if want & WANT_HESS:
-        start_total(&mse.ee_below)
-        start_total(&mse.ee_ones)
-    if want & WANT_PRODUCT:
-        start_total(&mse.ev)
-        start_total(&mse.bent)
-
-    for index in range(tiles):
-        place_tile(job, start, count, wide, index, &tile)
-        if tiles > 1:
-            tile_logits(job, &tile, columns.weight, x, slope)
-        prepare_tile(job, &tile, &columns, True, e, x, t)
-        tile_totals(<const real*>e, tile.lines, &columns.below, &columns.ones)
-        if want & WANT_PRODUCT:
-            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
-            tile_split_sum(<const real*>e, <const real*>to, tile.lines, &mse.ev, &mse.bent)
-        if want & WANT_STATS:
-            tile_statistics(&tile, &columns, False, <const real*>x, <const real*>e, &statistics)
-        if keep:
-            write_tile(<const real*>e, &job.g, &tile)
-    settle_exponentials(&columns, wide, scratch[0])
-    for j in range(columns_of(wide)):
-        mse.ones[j] = columns.ones.sum[j]
-        mse.below[j] = columns.below.sum[j] + columns.below.lost[j]
-        mse.whole[j] = whole = two_sum(mse.ones[j], columns.below.sum[j], &low)
-        mse.whole_low[j] = low = low + columns.below.lost[j]
-        mse.cube[j] = cubic_scale(columns.weight[j], job.divisor, 0, whole, low, &mse.cube_low[j])
-        if want & WANT_HESS:
-            mse.fourth[j] = cubic_scale(columns.weight[j], whole, low, whole, low, &mse.fourth_low[j])
-        square[j] = inverse_square(&columns, j, 1, scratch[0])
-    spread(mse.ones, wide)
-    spread(mse.below, wide)
-    spread(mse.whole, wide)
-    spread(mse.whole_low, wide)
-    spread(mse.cube, wide)
-    spread(mse.cube_low, wide)
-    spread(mse.fourth, wide)
-    spread(mse.fourth_low, wide)
-    if want & WANT_STATS:
-        store_statistics(job, &tile, &columns, &statistics, scratch[0])
-    if want & WANT_PRODUCT:
-        settle_whole(&mse.ev, wide)
-        settle_whole(&mse.bent, wide)
-        for j in range(GROUP):
-            mse.ev.sum[j] += mse.bent.sum[j]
-        start_total(&mse.bent)
-
-    for index in range(tiles):
-        place_tile(job, start, count, wide, index, &tile)
-        if tiles > 1:
-            restore_tile(job, &tile, &columns, keep, e, x, t, slope)
-        mse_sums(&tile, &mse, <const real*>e, <const real*>t)
-        if want & WANT_HESS:
-            mse_squares(&tile, &mse, <const real*>e)
-        if want & WANT_PRODUCT:
-            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
-            mse_bent(&tile, &mse, <const real*>e, <const real*>t, <const real*>v)
-    settle_whole(&mse.value, wide)
-    settle_whole(&mse.ed_below, wide)
-    settle_whole(&mse.ed_ones, wide)
-    if want & WANT_HESS:
-        settle_whole(&mse.ee_below, wide)
-        settle_whole(&mse.ee_ones, wide)
-    if want & WANT_PRODUCT:
-        settle_whole(&mse.bent, wide)
-    for j in range(columns_of(wide)):
-        loss[j] = 0.5 * mse.value.sum[j] * square[j]
-
-    if not (want & (WANT_GRAD | WANT_HESS | WANT_PRODUCT) or job.wants_probabilities):
+    for index in range(tile.tiles):
+        if not place_tile(job, index, tile):
+            return
+        quadratic_open_tile(job, tile, state, scratch)
+        sum_exponentials(<const real*>(scratch + TILE_EXPS), tile.lines, &state.columns.sums)
+        if tile.want & WANT_STATS:
+            tile_statistics(tile, state.columns.m, <const real*>(scratch + TILE_LOGITS),
+                            <const real*>(scratch + TILE_EXPS), &statistics)
+        if state.cached:
+            write_tile(<const real*>(scratch + TILE_EXPS), &job.g, tile)
+    quadratic_finish_exponentials(job, tile, state, scratch[0])
+    if tile.want & WANT_STATS:
+        store_statistics(job, tile, &state.columns, &statistics, scratch[0])
+    for index in range(tile.tiles):
+        if not quadratic_return_to(job, index, tile, state, scratch):
+            return
+        sum_differences(tile, state, <const real*>scratch)
+        if tile.want & WANT_HESS:
+            sum_split_squares(<const real*>(scratch + TILE_EXPS), tile.lines, &state.ee)
+    quadratic_finish_sums(tile, state, scratch[0])
+    if tile.want & WANT_HESS:
+        reduce_split(&state.ee, tile.wide)
+    if not (tile.want & (WANT_GRAD | WANT_HESS) or job.wants_probabilities):
         return
-    for index in range(tiles):
-        place_tile(job, start, count, wide, index, &tile)
-        if tiles > 1:
-            restore_tile(job, &tile, &columns, keep, e, x, t, slope)
+    for index in range(tile.tiles):
+        if not quadratic_return_to(job, index, tile, state, scratch):
+            return
         if job.wants_probabilities:
-            tile_probabilities(job, &tile, &columns, <const real*>e, to)
-        if want & WANT_PRODUCT:
-            read_vector(job, &tile, columns.weight, <const real*>slope, <const real*>e, v, to)
-            mse_product(&tile, &mse, <const real*>e, <const real*>t, <const real*>v, to)
-            write_tile(<const real*>to, &job.g, &tile)
-        if want & WANT_HESS:
-            mse_hessian(&tile, &mse, <const real*>e, <const real*>t, to)
-            write_tile(<const real*>to, &job.h, &tile)
-        if want & WANT_GRAD:
-            mse_gradient(&tile, &mse, <const real*>e, <const real*>t, to)
-            write_tile(<const real*>to, &job.g, &tile)
+            tile_probabilities(job, tile, &state.columns, <const real*>(scratch + TILE_EXPS), scratch + TILE_OUT)
+        if tile.want & WANT_HESS:
+            quadratic_emit_hessian(job, tile, state, scratch)
+        if tile.want & WANT_GRAD:
+            quadratic_emit_gradient(job, tile, state, scratch)
+
+
+# ---- Hessian times a vector -----------------------------------------------------------------------
+
+cdef void quadratic_sum_hvp(const Job* job, const Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
+    cdef const real* e = scratch + TILE_EXPS
+    cdef const real* t = scratch + TILE_TARGETS
+    cdef const real* v = scratch + TILE_VECTOR
+    cdef Brackets brackets = state.brackets
+    cdef Total hvp = state.hvp
+    cdef double at, d
+    cdef Py_ssize_t c, i
+    cdef int j
+    tile_vector(job, tile, &state.columns, <const real*>(scratch + TILE_SLOPE), e, scratch + TILE_VECTOR, scratch + TILE_EV)
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            i = c * GROUP + j
+            at = e[i]
+            d = scaled_difference(at, t[i], others_of(e[0], at, brackets.sum_max[j], brackets.sum_rest[j]))
+            accumulate(e[0], &hvp.hi[j], &hvp.lo[j],
+                       0 if at == 0 else at * (v[i] - state.p_v[j]) * (d + at))
+    state.hvp = hvp
+
+
+cdef void quadratic_emit_product(const Job* job, const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
+    cdef const real* e = scratch + TILE_EXPS
+    cdef const real* t = scratch + TILE_TARGETS
+    cdef const real* v = scratch + TILE_VECTOR
+    cdef real* to = scratch + TILE_OUT
+    cdef Brackets brackets = state.brackets
+    cdef double at, bracket, lo
+    cdef Py_ssize_t c, i
+    cdef int j
+    tile_vector(job, tile, &state.columns, <const real*>(scratch + TILE_SLOPE), e, scratch + TILE_VECTOR, scratch + TILE_EV)
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            i = c * GROUP + j
+            at = e[i]
+            bracket = bracket_of(e[0], &brackets, j, at, t[i], &lo)
+            bracket = SL_FMA(at, brackets.total[j], bracket + lo)
+            bracket = (v[i] - state.p_v[j]) * bracket - state.hvp.hi[j]
+            to[i] = 0 if at == 0 else scaled_bracket(at, bracket, 0, state.cube[j], state.cube_lo[j], e[0])
+    write_tile(<const real*>to, &job.g, tile)
+
+
+cdef void quadratic_product(const Job* job, Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
+    cdef Py_ssize_t index
+    cdef int j
+    for index in range(tile.tiles):
+        if not place_tile(job, index, tile):
+            return
+        quadratic_open_tile(job, tile, state, scratch)
+        sum_exponentials(<const real*>(scratch + TILE_EXPS), tile.lines, &state.columns.sums)
+        tile_vector(job, tile, &state.columns, <const real*>(scratch + TILE_SLOPE), <const real*>(scratch + TILE_EXPS),
+                    scratch + TILE_VECTOR, scratch + TILE_EV)
+        sum_split(<const real*>(scratch + TILE_EXPS), <const real*>(scratch + TILE_EV), tile.lines, &state.ev)
+    quadratic_finish_exponentials(job, tile, state, scratch[0])
+    reduce_split(&state.ev, tile.wide)
+    for j in range(GROUP):
+        state.p_v[j] = (state.ev.rest.hi[j] + state.ev.max.hi[j]) * (1 / state.columns.total[j])
+    for index in range(tile.tiles):
+        if not quadratic_return_to(job, index, tile, state, scratch):
+            return
+        sum_differences(tile, state, <const real*>scratch)
+        quadratic_sum_hvp(job, tile, state, scratch)
+    quadratic_finish_sums(tile, state, scratch[0])
+    reduce_columns(&state.hvp, tile.wide)
+    for index in range(tile.tiles):
+        if not quadratic_return_to(job, index, tile, state, scratch):
+            return
+        quadratic_emit_product(job, tile, state, scratch)
+
+
+cdef void quadratic_cost_of_tile(const Job* job, Tile* tile, real* scratch) noexcept nogil:
+    cdef Quadratic state
+    quadratic_open(job, tile, &state, scratch)
+    if tile.want & WANT_PRODUCT:
+        quadratic_product(job, tile, &state, scratch)
+    else:
+        quadratic_values(job, tile, &state, scratch)
 
 
 cdef void softmax_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    # class indices have their own way to loss and gradient, which a Hessian beside it does not change
-    cdef bint fast = job.hard and not job.has_options
-    cdef int tiled = job.want & WANT_HESS if fast else job.want
-    cdef bint wide = job.k > NARROW
-    cdef Py_ssize_t at
-    cdef int count, j
-    cdef double weight[GROUP]
-    cdef double loss[GROUP]
-    for at from start <= at < stop by GROUP:
-        count = <int>min(<Py_ssize_t>GROUP, stop - at)
-        for j in range(GROUP):
-            weight[j] = 1
-            loss[j] = 0
-        load_weights(job, at, count, True, True, weight)
-        if tiled and not wide:
-            mse_tiles(job, at, count, False, tiled, weight, loss, scratch)
-        elif tiled:
-            for j in range(count):
-                if weight[j] != 0:
-                    mse_tiles(job, at + j, 1, True, tiled, &weight[j], &loss[j], scratch)
-                else:
-                    clear_outputs(job, at + j, tiled, scratch)
-        if fast and wide:
-            mse_wide_group(job, at, count, weight, loss, scratch)
-        elif fast:
-            mse_narrow(job, at, count, weight, loss, scratch)
-        close_rows(job, at, count, loss, weight, total)
+    softmax_rows(job, start, stop, quadratic_cost_of_indices[real], quadratic_cost_of_tile[real], total, scratch)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:

@@ -13,6 +13,17 @@ After, with the weighted input ZL of the output layer::
 
 or, where ZL is out of reach, ``cost, dZL = sigmoid_cost_from_output(AL, Y)``. The cost is averaged
 over the m samples; dZL is not divided by m, since such networks divide in ``dW = dZ @ A_prev.T / m``.
+
+Where cost and derivative are in different functions, as in the Deep Learning Specialization, each takes
+its own of the two: ``compute_cost(AL, Y)`` returns ``sigmoid_cost_from_output(AL, Y)[0]``, and
+``L_model_backward(AL, Y, caches)`` begins, in place of dAL and the last layer's backward pass, with::
+
+    linear_cache, ZL = caches[-1]
+    dZL = sigmoid_cost(ZL, Y)[1]
+    dA_prev, dW, db = linear_backward(dZL, linear_cache)
+
+One column per time step, a vocabulary of V rows and the next character's index, is the case of m = 1:
+``step_loss, dy[t] = softmax_cost(y[t], [target[t]])``.
 """
 
 from __future__ import annotations
@@ -21,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from stableloss.adapters._arguments import explained
 from stableloss.losses import SigmoidBCE, SoftmaxCE
 
 __all__ = ["sigmoid_cost", "sigmoid_cost_from_output", "softmax_cost", "softmax_cost_from_output"]
@@ -31,9 +43,17 @@ _SOFTMAX = SoftmaxCE(reduction="sum", ignore_index=None, axis=0)
 _SOFTMAX_OF_OUTPUT = SoftmaxCE(reduction="sum", ignore_index=None, axis=0, from_probabilities=True)
 
 
-def _cost(loss: Any, x: Any, y: Any) -> tuple[float, np.ndarray]:
-    total, dz = loss.value_and_grad(x, y)
-    return total / max(x.shape[1], 1), dz
+def _cost(loss: Any, x: Any, y: Any, name: str, classes: bool) -> tuple[float, np.ndarray]:
+    shape = np.shape(x)
+    if len(shape) != 2:
+        one = f": pass np.reshape({name}, (1, -1)) for one output, np.reshape({name}, (-1, 1)) for one sample"
+        fix = one if len(shape) < 2 else ""
+        raise ValueError(f"{name} has shape {shape}, not (n_out, m) with one sample per column{fix}")
+    try:
+        total, dz = loss.value_and_grad(x, y)
+    except ValueError as error:
+        raise explained(error, x, y, name, "y", 0, classes) from None
+    return total / max(shape[1], 1), dz
 
 
 def sigmoid_cost(z: Any, y: Any) -> tuple[float, np.ndarray]:
@@ -53,6 +73,11 @@ def sigmoid_cost(z: Any, y: Any) -> tuple[float, np.ndarray]:
     dz : ndarray of shape (n_out, m)
         sigmoid(z) - y, not divided by m.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not hold real numbers, the shapes do not agree, or a target is out of range.
+
     Examples
     --------
     >>> import numpy as np
@@ -63,7 +88,7 @@ def sigmoid_cost(z: Any, y: Any) -> tuple[float, np.ndarray]:
     >>> dz
     array([[-0.5, -1. ]])
     """
-    return _cost(_SIGMOID, z, y)
+    return _cost(_SIGMOID, z, y, "z", False)
 
 
 def sigmoid_cost_from_output(y_hat: Any, y: Any) -> tuple[float, np.ndarray]:
@@ -83,6 +108,11 @@ def sigmoid_cost_from_output(y_hat: Any, y: Any) -> tuple[float, np.ndarray]:
     dz : ndarray of shape (n_out, m)
         y_hat - y, not divided by m.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not hold real numbers, the shapes do not agree, or a target is out of range.
+
     Examples
     --------
     >>> import numpy as np
@@ -93,7 +123,7 @@ def sigmoid_cost_from_output(y_hat: Any, y: Any) -> tuple[float, np.ndarray]:
     >>> dz
     array([[-0.5 ,  0.75]])
     """
-    return _cost(_SIGMOID_OF_OUTPUT, y_hat, y)
+    return _cost(_SIGMOID_OF_OUTPUT, y_hat, y, "y_hat", False)
 
 
 def softmax_cost(z: Any, y: Any) -> tuple[float, np.ndarray]:
@@ -113,6 +143,11 @@ def softmax_cost(z: Any, y: Any) -> tuple[float, np.ndarray]:
     dz : ndarray of shape (n_out, m)
         softmax(z) - y, not divided by m.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not hold real numbers, the shapes do not agree, or a target is out of range.
+
     Examples
     --------
     >>> import numpy as np
@@ -124,7 +159,7 @@ def softmax_cost(z: Any, y: Any) -> tuple[float, np.ndarray]:
     array([[-0.5,  1. ],
            [ 0.5, -1. ]])
     """
-    return _cost(_SOFTMAX, z, y)
+    return _cost(_SOFTMAX, z, y, "z", True)
 
 
 def softmax_cost_from_output(y_hat: Any, y: Any) -> tuple[float, np.ndarray]:
@@ -144,6 +179,11 @@ def softmax_cost_from_output(y_hat: Any, y: Any) -> tuple[float, np.ndarray]:
     dz : ndarray of shape (n_out, m)
         y_hat - y, not divided by m.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not hold real numbers, the shapes do not agree, or a target is out of range.
+
     Examples
     --------
     >>> import numpy as np
@@ -155,4 +195,4 @@ def softmax_cost_from_output(y_hat: Any, y: Any) -> tuple[float, np.ndarray]:
     array([[ 0.25, -0.5 ],
            [-0.25,  0.5 ]])
     """
-    return _cost(_SOFTMAX_OF_OUTPUT, y_hat, y)
+    return _cost(_SOFTMAX_OF_OUTPUT, y_hat, y, "y_hat", True)

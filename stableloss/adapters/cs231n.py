@@ -5,7 +5,8 @@ Before::
     from cs231n.layers import softmax_loss
     from cs231n.rnn_layers import temporal_softmax_loss
 
-After::
+After, below the star imports of the file (``from cs231n.layers import *``), which would otherwise put
+the course's own functions in place of these without a sign::
 
     from stableloss.adapters.cs231n import softmax_loss, temporal_softmax_loss
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from stableloss.adapters._arguments import explained
 from stableloss.losses import SoftmaxCE
 
 __all__ = ["softmax_loss", "temporal_softmax_loss"]
@@ -40,6 +42,11 @@ def softmax_loss(x: Any, y: Any) -> tuple[float, np.ndarray]:
     dx : ndarray of shape (N, C)
         Gradient of `loss` with respect to `x`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not hold real numbers, the shapes do not agree, or a label is out of range.
+
     Examples
     --------
     >>> import numpy as np
@@ -51,7 +58,10 @@ def softmax_loss(x: Any, y: Any) -> tuple[float, np.ndarray]:
     array([[-0.25,  0.25],
            [-0.5 ,  0.5 ]])
     """
-    loss, dx = _LOSS.value_and_grad(x, y)
+    try:
+        loss, dx = _LOSS.value_and_grad(x, y)
+    except ValueError as error:
+        raise explained(error, x, y, "x", "y", -1, True) from None
     return float(loss), dx
 
 
@@ -76,6 +86,11 @@ def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> t
     dx : ndarray of shape (N, T, V)
         Gradient of `loss` with respect to `x`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not hold real numbers, the shapes do not agree, or a label is out of range.
+
     Examples
     --------
     >>> import numpy as np
@@ -90,7 +105,14 @@ def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> t
     >>> bool(dx[0, 2].any())
     False
     """
-    loss, dx = _LOSS.value_and_grad(x, y, mask=mask, denominator=max(len(x), 1))
+    shape = np.shape(x)
+    if len(shape) != 3:
+        one = "; for one sequence pass x[np.newaxis], and y and mask likewise" if len(shape) == 2 else ""
+        raise ValueError(f"x has shape {shape}, not (N, T, V){one}")
+    try:
+        loss, dx = _LOSS.value_and_grad(x, y, mask=mask, denominator=max(shape[0], 1))
+    except ValueError as error:
+        raise explained(error, x, y, "x", "y", -1, True) from None
     if verbose:
         print("dx:", dx.shape)
     return float(loss), dx

@@ -5,12 +5,20 @@ Before, in network2.py::
     class QuadraticCost(object): ...
     class CrossEntropyCost(object): ...
 
-After::
+After, in their place: the import above the two classes would be undone by them without a sign::
 
     from stableloss.adapters.nielsen import CrossEntropyCost, QuadraticCost
 
 ``Network([784, 30, 10], cost=CrossEntropyCost)`` and everything else stay. Such a network is saved with
 the name of its cost and loaded by looking that name up in its own module, where the import has put it.
+
+In network.py of chapter 1, which knows no costs, before::
+
+    delta = self.cost_derivative(activations[-1], y) * sigmoid_prime(zs[-1])
+
+After::
+
+    delta = QuadraticCost.delta(zs[-1], activations[-1], y)
 """
 
 from __future__ import annotations
@@ -19,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from stableloss.adapters._arguments import explained
 from stableloss.losses import SigmoidBCE, SigmoidMSE
 
 __all__ = ["CrossEntropyCost", "QuadraticCost"]
@@ -26,6 +35,18 @@ __all__ = ["CrossEntropyCost", "QuadraticCost"]
 _BCE = SigmoidBCE(reduction="sum")
 _BCE_OF_OUTPUT = SigmoidBCE(reduction="sum", from_probabilities=True)
 _MSE = SigmoidMSE(reduction="sum")
+
+
+def _numbers(value: Any, name: str) -> np.ndarray:
+    """As float64, in which no difference of targets wraps around."""
+    if type(value) is np.ndarray and value.dtype == np.float64:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, and the cost takes no mask: pass the entries that count")
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold real numbers, not dtype {array.dtype}")
+    return array.astype(np.float64)
 
 
 class CrossEntropyCost:
@@ -60,8 +81,16 @@ class CrossEntropyCost:
         Returns
         -------
         float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not hold real numbers, the shapes differ, or a target is out of range.
         """
-        return float(_BCE_OF_OUTPUT(a, y))
+        try:
+            return float(_BCE_OF_OUTPUT(a, y))
+        except ValueError as error:
+            raise explained(error, a, y, "a", "y", 0, False) from None
 
     @staticmethod
     def delta(z: Any, a: Any, y: Any) -> np.ndarray:
@@ -75,8 +104,16 @@ class CrossEntropyCost:
         Returns
         -------
         ndarray of shape (n_out, 1)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not hold real numbers, the shapes differ, or a target is out of range.
         """
-        return _BCE.value_and_grad(z, y)[1]
+        try:
+            return _BCE.value_and_grad(z, y)[1]
+        except ValueError as error:
+            raise explained(error, z, y, "z", "y", 0, False) from None
 
 
 class QuadraticCost:
@@ -107,8 +144,17 @@ class QuadraticCost:
         Returns
         -------
         float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not hold real numbers, or the shapes differ.
         """
-        distance = a - y
+        output, target = _numbers(a, "a"), _numbers(y, "y")
+        if output.shape != target.shape:
+            mismatch = ValueError(f"y has shape {target.shape} where a has {output.shape}")
+            raise explained(mismatch, a, y, "a", "y", 0, False)
+        distance = output - target
         return 0.5 * float(np.vdot(distance, distance))
 
     @staticmethod
@@ -123,5 +169,13 @@ class QuadraticCost:
         Returns
         -------
         ndarray of shape (n_out, 1)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not hold real numbers, the shapes differ, or a target is out of range.
         """
-        return _MSE.value_and_grad(z, y)[1]
+        try:
+            return _MSE.value_and_grad(z, y)[1]
+        except ValueError as error:
+            raise explained(error, z, y, "z", "y", 0, False) from None

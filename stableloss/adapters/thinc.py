@@ -19,6 +19,7 @@ In a configuration, once this module is imported, ``@losses`` is one of "stablel
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import thinc.loss
 from thinc.config import registry
 
@@ -26,7 +27,13 @@ from stableloss import losses
 
 __all__ = ["CategoricalCrossentropy", "Loss", "SequenceCategoricalCrossentropy"]
 
-_OF_PROBABILITIES = losses.SoftmaxCE(from_probabilities=True)
+_OF_SOFTMAX = losses.SoftmaxCE(reduction="sum", from_probabilities=True)
+_OF_SIGMOIDS = losses.SigmoidBCE(reduction="sum", from_probabilities=True)
+
+
+def _sums_to_1(rows: Any) -> Any:
+    """Of each row, within what single precision leaves of a softmax."""
+    return abs(rows.sum(axis=-1, dtype=np.float64) - 1) < 1e-5
 
 
 class Loss(thinc.loss.Loss):
@@ -37,7 +44,9 @@ class Loss(thinc.loss.Loss):
     loss : loss object
         One of the losses of stableloss. The model returns logits; or probabilities, for a loss with
         ``from_probabilities=True``, where its last layer is thinc's ``Softmax``, whose backward pass
-        starts from the gradient by the logits too.
+        starts from the gradient by the logits too. ``SoftmaxCE(from_probabilities=True)`` takes each
+        row relative to its sum; for rows that are not meant to sum to 1 there is
+        ``SigmoidBCE(from_probabilities=True)``, and `CategoricalCrossentropy`.
 
     Examples
     --------
@@ -88,7 +97,14 @@ def _configured(kind: str, options: dict[str, Any] | None = None) -> Loss:
 
 @registry.losses("stableloss.CategoricalCrossentropy.v1")
 class CategoricalCrossentropy(Loss, thinc.loss.CategoricalCrossentropy):
-    """thinc's class of that name, on the output of ``Softmax``, with the true loss.
+    """thinc's class of that name: its gradient, guesses - truths, and the true loss.
+
+    The gradient is thinc's for everything that thinc accepts, but where a certain guess has rounded to
+    1: guess - truth is 0 there, and the other guesses of the row say what is left.
+
+    The loss of a row is the one that has this gradient by the logits: where guesses and truths both
+    sum to 1, as those of a softmax do, the cross-entropy, and otherwise (several labels, or none) the
+    sum of the binary cross-entropies of its entries that count.
 
     Parameters
     ----------
@@ -98,12 +114,10 @@ class CategoricalCrossentropy(Loss, thinc.loss.CategoricalCrossentropy):
         Names of the classes, for truths that are lists of names.
     missing_value : str or int, optional
         The truth of a row that is left out.
+    neg_prefix : str, optional
+        What a name begins with that is not the row's class. Of such a row nothing else counts.
     label_smoothing : float, default: 0.0
         Probability taken from the true class and shared by the others.
-
-    Notes
-    -----
-    thinc's `neg_prefix` is left out: its gradient is not the derivative of a loss.
 
     Examples
     --------
@@ -117,6 +131,9 @@ class CategoricalCrossentropy(Loss, thinc.loss.CategoricalCrossentropy):
     False
     >>> round(loss, 6)
     0.693147
+    >>> grad, loss = CategoricalCrossentropy()(np.array([[0.9, 0.8]]), np.array([[1.0, 1.0]]))
+    >>> grad.round(6)
+    array([[-0.1, -0.2]])
     """
 
     def __init__(
@@ -125,6 +142,7 @@ class CategoricalCrossentropy(Loss, thinc.loss.CategoricalCrossentropy):
         normalize: bool = True,
         names: Sequence[str] | None = None,
         missing_value: str | int | None = None,
+        neg_prefix: str | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         thinc.loss.CategoricalCrossentropy.__init__(
@@ -132,6 +150,7 @@ class CategoricalCrossentropy(Loss, thinc.loss.CategoricalCrossentropy):
             normalize=normalize,
             names=names,
             missing_value=missing_value,
+            neg_prefix=neg_prefix,
             label_smoothing=label_smoothing,
         )
 
@@ -141,9 +160,10 @@ class CategoricalCrossentropy(Loss, thinc.loss.CategoricalCrossentropy):
         Parameters
         ----------
         guesses : ndarray of shape (rows, classes)
-            Probabilities.
+            Numbers in [0, 1].
         truths : ndarray or list
-            Class indices or names, one per row, or an ndarray of probabilities.
+            Class indices or names, one per row, or an ndarray of numbers in [0, 1] of the shape of
+            `guesses`.
 
         Returns
         -------
@@ -151,12 +171,23 @@ class CategoricalCrossentropy(Loss, thinc.loss.CategoricalCrossentropy):
             guesses - truths, divided by the number of rows where `normalize` is set.
         loss : float
         """
-        targets, mask = self.convert_truths(truths, guesses)
+        # thinc's own multiplies an array of truths by a mask in place
+        own = truths.copy() if isinstance(truths, np.ndarray) else truths
+        grad = thinc.loss.CategoricalCrossentropy.get_grad(self, guesses, own)
+        targets, mask = self.convert_truths(own, guesses)
+        counts = mask != 0
         divisor = max(len(guesses), 1) if self.normalize else 1
-        loss, grad = _OF_PROBABILITIES.value_and_grad(
-            guesses, targets, mask=mask.any(axis=1), denominator=divisor
-        )
-        return grad, loss
+
+        exclusive = counts.all(axis=-1) & _sums_to_1(guesses) & _sums_to_1(targets)
+        others = np.where(targets == 1, 0, guesses).sum(axis=-1, keepdims=True, dtype=np.float64)
+        rounded = exclusive[..., np.newaxis] & (targets == 1) & (grad == 0)
+        # more than that, and the guess was 1 before it was rounded
+        rounded &= others < np.finfo(grad.dtype).eps
+        grad = np.where(rounded, -others / divisor, grad).astype(grad.dtype)
+
+        loss = _OF_SOFTMAX(guesses, targets, mask=exclusive)
+        loss += _OF_SIGMOIDS(guesses, targets, mask=counts & ~exclusive[..., np.newaxis])
+        return grad, loss / divisor
 
 
 @registry.losses("stableloss.SequenceCategoricalCrossentropy.v1")
@@ -167,7 +198,7 @@ class SequenceCategoricalCrossentropy(Loss):
     ----------
     normalize : bool, default: True
         Divide gradients and loss by the number of sequences.
-    names, missing_value, label_smoothing
+    names, missing_value, neg_prefix, label_smoothing
         As for `CategoricalCrossentropy`.
 
     Examples
@@ -189,11 +220,16 @@ class SequenceCategoricalCrossentropy(Loss):
         normalize: bool = True,
         names: Sequence[str] | None = None,
         missing_value: str | int | None = None,
+        neg_prefix: str | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         self.normalize = normalize
         self._of_sequence = CategoricalCrossentropy(
-            normalize=False, names=names, missing_value=missing_value, label_smoothing=label_smoothing
+            normalize=False,
+            names=names,
+            missing_value=missing_value,
+            neg_prefix=neg_prefix,
+            label_smoothing=label_smoothing,
         )
 
     def __call__(self, guesses: Any, truths: Any) -> tuple[Any, Any]:
@@ -211,6 +247,10 @@ class SequenceCategoricalCrossentropy(Loss):
         grads : list of ndarray
         loss : float
         """
+        if len(guesses) != len(truths):
+            raise ValueError(
+                f"{len(guesses)} sequences of guesses cannot be zipped with {len(truths)} of truths"
+            )
         divisor = max(len(guesses), 1) if self.normalize else 1
         results = [self._of_sequence(*pair) for pair in zip(guesses, truths, strict=True)]
         return [grad / divisor for grad, _ in results], sum(loss for _, loss in results) / divisor

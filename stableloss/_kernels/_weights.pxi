@@ -1,0 +1,108 @@
+# What rows and elements count for, and the classes of rows.
+#
+# An array of the caller's may change during a call. A label is therefore clamped at each place where it becomes an
+# address, however often it has been checked before.
+#
+# Only a weight over the divisor matters. Where one of the two is far from 1, both are divided by one power of two,
+# and a product of weights is formed from mantissas and exponents, so that it is in range wherever that quotient is.
+#
+# uses _job: Job
+# uses _math: real
+# uses _operand: load_flat
+
+from libc.math cimport frexp, ldexp
+
+cdef enum:
+    CHECKED = 512           # rows whose weights and targets are looked at together
+
+
+cdef inline Py_ssize_t class_at(double label, Py_ssize_t k) noexcept nogil:
+    """The class of a label; 0 where it is none, NaN included."""
+    return <Py_ssize_t>(label if 0 <= label < k else 0)
+
+
+cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* y) noexcept nogil:
+    """Class indices of a group; those of rows that do not count, which may be anything, and of none as 0."""
+    cdef double label[GROUP]
+    cdef Py_ssize_t at, k = job.k
+    cdef int j
+    for j in range(count, GROUP):
+        y[j] = 0
+    if job.t.ndim == 1 and job.t.kind == np.NPY_INT64 and job.t.stride[0] == 8:
+        memcpy(y, job.t.data + start * 8, count * 8)
+    elif job.t.ndim == 1 and job.t.kind == np.NPY_INT32 and job.t.stride[0] == 4:
+        for j in range(count):
+            y[j] = (<const int32_t*>job.t.data)[start + j]
+    else:
+        load_flat(&job.t, start, count, label)
+        for j in range(count):
+            y[j] = class_at(label[j], k)
+    for j in range(GROUP):
+        at = y[j] if y[j] >= 0 else 0
+        y[j] = at if at < k else 0
+
+
+cdef inline double scaled_product(double a, double b, int exponent) noexcept nogil:
+    """a b 2**-exponent."""
+    cdef int of_a, of_b
+    cdef double product = frexp(a, &of_a) * frexp(b, &of_b)
+    return ldexp(product, of_a + of_b - exponent)
+
+
+cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, real* weight) noexcept nogil:
+    """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
+    or ignored, else the product of their weight (`samples`) and that of their class index (`classes`), over the
+    job's power of two."""
+    cdef double label[CHECKED]
+    cdef real kept[CHECKED]
+    cdef double of_class
+    cdef Py_ssize_t i
+    if samples and job.has_weight:
+        load_flat(&job.w, start, count, weight)
+    else:
+        for i in range(count):
+            weight[i] = 1
+    if job.masked:
+        load_flat(&job.mask, start, count, kept)
+        for i in range(count):
+            weight[i] = 0 if kept[i] == 0 else weight[i]
+    classes = classes and job.o.class_weight != NULL
+    if job.hard and (job.ignoring or classes):
+        load_flat(&job.t, start, count, label)
+        for i in range(count):
+            if job.ignoring and label[i] == job.o.ignore_index:
+                weight[i] = 0
+            elif classes and not job.extreme and weight[i] != 0:
+                weight[i] *= <real>job.o.class_weight[class_at(label[i], job.k)]
+    if not job.extreme:
+        return
+    for i in range(count):
+        if weight[i] != 0:
+            of_class = job.o.class_weight[class_at(label[i], job.k)] if classes and job.hard else 1
+            weight[i] = <real>scaled_product(weight[i], of_class, job.exponent)
+
+
+cdef bint drops_by_class(const Job* job) noexcept nogil:
+    """Whether a class weight of 0 leaves nothing of a row."""
+    return job.hard and job.o.class_weight != NULL and job.o.label_smoothing == 0 and job.o.z_loss == 0
+
+
+cdef void output_weights(const Job* job, const double* weight, Py_ssize_t weights, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
+    """Multiply elements start ... start + n - 1 by the weights of their outputs."""
+    cdef Py_ssize_t outputs = job.outputs
+    cdef Py_ssize_t i, until, output = start // job.inner % outputs
+    if weights == 1:
+        for i in range(n):
+            to[i] *= <real>weight[0]
+        return
+    if job.inner == 1:
+        for i in range(n):
+            to[i] *= <real>weight[output]
+            output = output + 1 if output + 1 < outputs else 0
+        return
+    until = job.inner - start % job.inner
+    for i in range(n):
+        if i == until:
+            output = output + 1 if output + 1 < outputs else 0
+            until += job.inner
+        to[i] *= <real>weight[output]

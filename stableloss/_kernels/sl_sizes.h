@@ -1,0 +1,35 @@
+/* How much is taken at once, from large to small; what fits into what is asserted below. */
+
+#ifndef SL_SIZES_H
+#define SL_SIZES_H
+
+#include "sl_platform.h"
+
+/* Rows of a softmax loss that are taken together; columns of a tile, and lanes of a sum. Fixed, so that every
+   level adds in the same order: four vectors of float32 with AVX2, eight of float64 with AVX-512. */
+#define SL_GROUP 32
+/* Classes up to which rows are the columns of a tile; a wider row is taken by itself. */
+#define SL_NARROW 128
+/* Logits of a wide row that are taken at once: they stay in the L1 cache, and leave room in it. */
+#define SL_PIECE 2048
+/* Entries of a tile at most, of which scratch holds so many. */
+#define SL_TILE (SL_NARROW * SL_GROUP)
+#define SL_PLACES 8
+/* Elements of a sigmoid loss that are taken at once, of which scratch holds so many. */
+#define SL_CHUNK 512
+#define SL_CHUNK_PLACES 14
+
+/* Bytes of scratch memory that a kernel may use. */
+#define SL_SCRATCH 262144
+
+#define SL_STATIC_ASSERT(condition, message) _Static_assert(condition, message)
+
+SL_STATIC_ASSERT(SL_PLACES * SL_TILE * sizeof(double) <= SL_SCRATCH, "a place lies outside of scratch");
+SL_STATIC_ASSERT(SL_CHUNK_PLACES * SL_CHUNK * sizeof(double) <= SL_SCRATCH, "a place lies outside of scratch");
+/* class indices take one line more than there are classes: at NARROW of them it lies in the second place */
+SL_STATIC_ASSERT((SL_NARROW + 1) * SL_GROUP <= SL_PLACES * SL_TILE, "the targets' line lies outside of scratch");
+SL_STATIC_ASSERT(SL_PIECE <= SL_TILE && SL_PIECE % SL_GROUP == 0, "a piece is no tile");
+/* lines of a tile are counted in float32 */
+SL_STATIC_ASSERT(SL_TILE / SL_GROUP < 1 << 24, "the lines of a tile can not be told apart");
+
+#endif
