@@ -181,8 +181,8 @@ def require_denominator(value: Any, reduction: str) -> float:
 
 def refuse_denominator(value: Any, divisor: float) -> NoReturn:
     raise ValueError(
-        f"denominator is {value!r}, not a positive finite number; 0 is for calls in which nothing counts, but "
-        f"the divisor here is {divisor:g}"
+        f"denominator is {value!r}, not a positive finite number; 0 is for calls in which nothing counts, "
+        f"but the divisor here is {divisor:g}"
     )
 
 
@@ -392,7 +392,9 @@ def require_targets_of_rows(loss: Any, targets: np.ndarray, logits: np.ndarray, 
             f"shape {rows} or probabilities of shape {logits.shape}; for class indices pass {indices}"
         )
     else:
-        if targets.ndim == logits.ndim and [n for n in targets.shape if n != 1] == [n for n in rows if n != 1]:
+        if targets.ndim == logits.ndim and [n for n in targets.shape if n != 1] == [
+            n for n in rows if n != 1
+        ]:
             hint += f"; for class indices pass targets.reshape({rows})"
         require_shape(targets, logits.shape, "targets (probabilities)", logits, hint)
 
