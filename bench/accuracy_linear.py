@@ -30,7 +30,7 @@ HEAD = stableloss.LinearLoss(stableloss.softmax_ce, max_memory=8 << 20)
 
 
 def layer_for(margins):
-    """Inputs of a layer for each margin: the targets' weights are added to the hidden values of the first."""
+    """Inputs of a layer for each margin: those of none, plus the targets' weights in the hidden values."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((CLASSES, FEATURES))
     weight /= np.linalg.norm(weight, axis=1, keepdims=True)
