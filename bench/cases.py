@@ -42,6 +42,16 @@ LOSSES = tuple(dict.fromkeys(loss for loss, _ in SHAPES))
 BY_ROWS = tuple(loss for loss in LOSSES if (loss, "indices") in SHAPES)
 BY_ELEMENTS = tuple(loss for loss in LOSSES if loss not in BY_ROWS)
 
+# What README shows: few and many classes, in the caches and out of them, each loss once.
+HIGHLIGHTS = (
+    ("softmax_ce", "float32", "4096x10"),
+    ("softmax_ce", "float32", "1024x100"),
+    ("softmax_ce", "float64", "64x1000"),
+    ("sigmoid_bce", "float32", "1,000,000"),
+    ("softmax_mse", "float32", "16384x1000"),
+    ("sigmoid_mse", "float64", "10,000,000"),
+)
+
 
 @dataclass(frozen=True)
 class Case:

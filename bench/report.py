@@ -1,7 +1,8 @@
-"""Writes what run.py measured: README's table, the summary, and the figure.
+"""Writes what run.py measured: the table of all cells, README's six rows, the summary and the figure.
 
 python bench/report.py                       print the report of this machine's results
-python bench/report.py --readme README.md    and put it into README.md
+python bench/report.py --table docs/speed.md  and put it there
+python bench/report.py --readme README.md    put six rows of it into README.md
 python bench/report.py --plot                and draw bench/results/speed.png
 python bench/report.py --results FILE ...    of another file in bench/results
 """
@@ -14,7 +15,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from cases import BY_ROWS, DTYPES, KEY
+from cases import BY_ROWS, DTYPES, HIGHLIGHTS, KEY
 from rivals import LIBRARIES
 
 import stableloss
@@ -186,6 +187,27 @@ def report(rows):
     return "\n\n".join(part for part in parts if part)
 
 
+def highlights(rows):
+    """README's rows, with what they were measured on."""
+    last = rows[-1]
+    lines = ["| loss | size | ns per logit | best rival | times as fast |", "|---|---|--:|--:|--:|"]
+    for (loss, dtype, n, k, targets, _), group in by_case(rows).items():
+        size = size_label(n, k, targets)
+        rival = best_rival(group)
+        if (loss, dtype, size) in HIGHLIGHTS and rival:
+            cells = [f"`{loss}` {dtype}", size, number(best_form(group, OURS)["ns_per_logit"])]
+            cells += [
+                f"{number(rival['ns_per_logit'])} {rival['library']}",
+                number(rival["ratio_to_stableloss"]),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    intro = (
+        f"Value + gradient in one call, one thread, level `{last['level']}` on {last['cpu']}, version "
+        f"{last['stableloss_version']}, beside the fastest of {versions(rows)}:"
+    )
+    return intro + "\n\n" + "\n".join(lines)
+
+
 def plot(rows, path):
     """Time per logit of each library at each size, one panel per loss and dtype."""
     import matplotlib
@@ -253,7 +275,8 @@ def label_panel(axis, loss, dtype, places):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, metavar="FILE", help="of another machine or run")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the table in FILE")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="rewrite the table of all cells in FILE")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="rewrite the few rows in FILE")
     parser.add_argument("--plot", action="store_true", help="draw bench/results/speed.png")
     options = parser.parse_args()
     path = options.results or results_path(harness.THREADS)
@@ -261,8 +284,10 @@ def main():
     if not rows:
         parser.error(f"{path} has no results")
     print(report(rows))
+    if options.table:
+        harness.rewrite_part(options.table, "bench", report(rows))
     if options.readme:
-        harness.rewrite_part(options.readme, "bench", report(rows))
+        harness.rewrite_part(options.readme, "speed", highlights(rows))
     if options.plot:
         plot(rows, harness.RESULTS / "speed.png")
 

@@ -3,6 +3,8 @@
 from stableloss._dispatch import cpu_level
 from stableloss._threads import get_num_threads, num_threads, set_num_threads
 from stableloss.activations import log_sigmoid, log_softmax, logsumexp, sigmoid, softmax
+from stableloss.linear import *  # noqa: F403
+from stableloss.linear import __all__ as _linear
 from stableloss.losses import *  # noqa: F403
 from stableloss.losses import __all__ as _losses
 
@@ -18,5 +20,6 @@ __all__ = [
     "set_num_threads",
     "sigmoid",
     "softmax",
+    *_linear,
     *_losses,
 ]

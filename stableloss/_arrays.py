@@ -149,10 +149,28 @@ def index(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an integer, not {value!r}") from None
 
 
-def divisor(value: Any, reduction: str) -> float:
+def require_denominator(value: Any, reduction: str) -> float:
     if reduction not in ("mean", "batchmean"):
         raise ValueError(f"denominator replaces the divisor of a mean, but reduction is {reduction!r}")
-    return positive("denominator", value)
+    return number("denominator", value, lambda x: 0 <= x < math.inf, "not a positive finite number")
+
+
+def refuse_denominator(value: Any, divisor: float) -> NoReturn:
+    raise ValueError(
+        f"denominator is {value!r}, not a positive finite number; 0 is for calls in which nothing counts, but "
+        f"the divisor here is {divisor:g}"
+    )
+
+
+def shaped(shape: Any) -> np.ndarray:
+    """An array of a shape that takes no memory, in the place of logits that are not looked at."""
+    try:
+        lengths = tuple(operator.index(length) for length in shape)
+    except TypeError:
+        raise TypeError(f"shape must be that of the logits, a tuple of integers, not {shape!r}") from None
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"shape is {shape!r}, which has a negative length")
+    return np.broadcast_to(np.zeros((), np.float32), lengths)
 
 
 # ---- labels ---------------------------------------------------------------------------------------

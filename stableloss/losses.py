@@ -210,7 +210,8 @@ class _Loss(kernels.Loss):
             `sample_weight`. Elsewhere logits and targets may be anything, NaN included.
         denominator : float, optional
             Positive number to divide the sum by, in place of the divisor of "mean" or "batchmean":
-            for gradients that are accumulated over several calls, or a mean over something else.
+            for gradients that are accumulated over several calls (see `divisor`), or a mean over
+            something else. 0 where nothing counts.
         with_stats : bool, default: False
             Also return what the same pass finds out: predicted classes, how many are correct, and
             the logsumexp and entropy of each row. The gradient may differ in its last bit from that
@@ -305,6 +306,46 @@ class _Loss(kernels.Loss):
             If shapes do not agree, a target, weight or denominator is out of range, or `out` is
             read-only. Nothing has been written to `out` then.
         """
+
+    @implemented_by(kernels.divisor)
+    def divisor(self, shape: Any, targets: Any, *, sample_weight: Any = None, mask: Any = None) -> float:
+        """What the mean of a call divides by.
+
+        It is additive: rows that are spread over calls, processes or machines have a common mean when each
+        call gets the sum of their divisors as its `denominator`. Losses and gradients then add up.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            The shape of the logits, which themselves take no part.
+        targets, sample_weight, mask : array_like
+            As for calling the loss.
+
+        Returns
+        -------
+        float
+            The divisor of "batchmean" for a loss of that reduction, of "mean" for any other; 0.0 where
+            nothing counts, which is a `denominator` then.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for calling the loss.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import stableloss as sl
+        >>> logits, targets = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 1.0]]), np.array([0, -100, 1])
+        >>> halves = slice(0, 2), slice(2, 3)
+        >>> total = sum(sl.softmax_ce.divisor(logits[half].shape, targets[half]) for half in halves)
+        >>> total
+        2.0
+        >>> parts = [sl.softmax_ce(logits[half], targets[half], denominator=total) for half in halves]
+        >>> sum(parts) == sl.softmax_ce(logits, targets)
+        True
+        """
+        raise NotImplementedError
 
     @implemented_by(kernels.grad_and_hess)
     def grad_and_hess(

@@ -1,4 +1,4 @@
-"""What the kernel files say of themselves: one namespace, cut into files that name what they use of each other.
+"""What the kernel files say of themselves: one namespace, in files that name what they use of each other.
 
     python tests/test_kernel_files.py            show what is wrong
     python tests/test_kernel_files.py --write    rewrite the lines `# uses _file: names` at their heads

@@ -40,7 +40,7 @@ def setup(monkeypatch):
 @pytest.fixture
 def backend(monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1234567890")
-    return load(REPOSITORY / "tools" / "backend.py")
+    return load(REPOSITORY / ".ci" / "tools" / "backend.py")
 
 
 # ---- flags ---------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_links_of_the_readme_are_absolute_in_the_metadata():
 
 
 def test_placeholders_are_in_one_file():
-    checker = load(REPOSITORY / "tools" / "check_release.py")
+    checker = load(REPOSITORY / ".ci" / "tools" / "check_release.py")
     texts = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "CITATION.cff", *WORKFLOWS]
     named = {path.name for path in texts if checker.PLACEHOLDER in path.read_text(encoding="utf-8")}
     # which says what they are

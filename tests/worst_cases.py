@@ -1,7 +1,7 @@
 """The worst errors found, in ulps, and the inputs that reach them: worst_cases.json.
 
 The record is written by the sweeps of test_exhaustive.py with `--update-records`. The kernels'
-comments, the docstrings and the README state its errors; `python tests/worst_cases.py` writes them
+comments, the docstrings and docs/accuracy.md state its errors; `python tests/worst_cases.py` writes them
 there, and test_worst_cases.py compares.
 """
 
@@ -193,7 +193,7 @@ def _markdown(head, rows):
     return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
 
 
-def _readme(record):
+def _page(record):
     loss_rows = [
         [f"`{stem}`" + ("" if kind == "hard" else ", soft targets")]
         + [_cell(record, stem, dtype, KINDS[kind] + quantity) for dtype in DTYPES for quantity in QUANTITIES]
@@ -207,7 +207,7 @@ def _readme(record):
     ]
     tables = _markdown(head, loss_rows) + "\n" + _markdown(["", *DTYPES], activations)
     begin, end = "<!-- accuracy:begin -->\n", "<!-- accuracy:end -->\n"
-    return Statement(ROOT / "README.md", f"{begin}(.*){end}", tables)
+    return Statement(ROOT / "docs" / "accuracy.md", f"{begin}(.*){end}", tables)
 
 
 def _table(record, function):
@@ -267,7 +267,7 @@ def _comment(record, function, stem):
 def statements():
     """Every place that states an error."""
     record = read()
-    yield _readme(record)
+    yield _page(record)
     for function in (*CLASSES, *bits.ACTIVATIONS):
         yield _comment(record, function, function if function in CLASSES else "activations")
         yield _table(record, function)

@@ -7,18 +7,18 @@
 #
 # uses _blocks: run sl_default_environment sl_restore_environment
 # uses _checks: DOUBLE_MAX activations_in_range counted_in_range counted_rows_in_range divisor_of in_range
-# uses _checks: targets_in_range
+# uses _checks: mark_counted targets_in_range
 # uses _job: Job open_job
 # uses _loss: Loss bounded_axis
 # uses _operand: NO_AXIS Operand bind bind_weights disjoint element_kind empty_like empty_per_row gather
 # uses _operand: is_floating load_flat one_per_row row_offsets same_memory same_shape
 # uses _options: REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
 # uses _options: WANT_TARGET_GRAD
-# uses _weights: load_weights
+# uses _weights: drops_by_class load_weights
 
 from stableloss._arrays import (
-    Stats, divisor, index, mask_array, place_of, real_array, refuse_axis, refuse_shapes, refuse_value, require_out,
-    without_label,
+    Stats, index, mask_array, place_of, real_array, refuse_axis, refuse_denominator, refuse_shapes, refuse_value,
+    require_denominator, require_out, shaped, without_label,
 )
 
 cdef extern from "Python.h":
@@ -279,7 +279,8 @@ cdef class Call:
     cdef int want
     cdef int axis
     cdef bint integer_logits
-    cdef double divisor             # -1: the reduction's
+    cdef double divisor             # -1: the reduction's; 0: nothing is to count
+    cdef object denominator
     cdef double value               # the loss, where it is reduced
     cdef np.ndarray logits
     cdef np.ndarray targets
@@ -303,11 +304,12 @@ cdef class Call:
 
     cdef int set_divisor(self, object denominator) except -1:
         self.divisor = -1
+        self.denominator = denominator
         if denominator is None:
             return 0
         self.divisor = python_number(denominator)
-        if not (self.loss.reduction >= REDUCE_MEAN and 0 < self.divisor <= DOUBLE_MAX):
-            self.divisor = divisor(denominator, self.loss.options["reduction"])
+        if not (self.loss.reduction >= REDUCE_MEAN and 0 <= self.divisor <= DOUBLE_MAX):
+            self.divisor = require_denominator(denominator, self.loss.options["reduction"])
         return 0
 
     cdef int convert(self, object logits, object targets, object weight, object mask) except -1:
@@ -435,7 +437,7 @@ cdef class Call:
         if not targets_in_range(job, self.targets, self.loss.rowwise):
             return UNFIT_TARGET
         job.any_weight = job.any_weight or job.ignoring
-        if not job.o.from_probabilities:
+        if not (job.o.from_probabilities and self.want):
             return FIT
         bind(&every, self.logits, job.x.kind, NO_AXIS)
         if activations_in_range(&every, np.PyArray_SIZE(self.logits)) or values_fit(job, UNFIT_ACTIVATION):
@@ -444,11 +446,13 @@ cdef class Call:
 
     cdef double reduction_divisor(self, Job* job) except? -1:
         cdef double total
-        if self.divisor >= 0:
+        if self.divisor > 0:
             return self.divisor
         if self.loss.reduction < REDUCE_MEAN or self.want & WANT_HESS:
             return 1
         total = divisor_of(job, self.loss.reduction, self.loss.rowwise)
+        if self.divisor == 0 and total != 0:
+            refuse_denominator(self.denominator, total)
         return total if total != 0 else 1       # nothing counts: the loss is 0, the gradient 0 (or empty)
 
     cdef int refuse(self, const Job* job, int unfit) except -1:
@@ -476,18 +480,23 @@ cdef class Call:
         return 0
 
     # an error that finds no memory for itself can get lost: no function below returns a number beside it
-    cdef int compute(self) except -1:
-        """Allocate, check and run."""
-        cdef Job job
+    cdef int open(self, Job* job) except -1:
+        """Describe the call to the kernel, having allocated what it needs, or refuse it."""
         cdef int unfit
         self.axis = counted_axis(self.logits, self.loss.axis)
         self.allocate()
-        if not self.describe(&job):
+        if not self.describe(job):
             refuse_shapes(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
                           self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
-        unfit = self.unfit_values(&job)
+        unfit = self.unfit_values(job)
         if unfit:
-            self.refuse(&job, unfit)
+            self.refuse(job, unfit)
+        return 0
+
+    cdef int compute(self) except -1:
+        """Run the kernel."""
+        cdef Job job
+        self.open(&job)
         job.divisor = self.reduction_divisor(&job)
         self.value = run(&job, &self.loss.kernel.functions) / job.divisor
         if self.want & WANT_STATS:
@@ -495,6 +504,29 @@ cdef class Call:
             with nogil:
                 self.correct = correct_rows(&job) if self.loss.rowwise else correct_elements(&job)
         return 0
+
+    cdef int compute_divisor(self) except -1:
+        """What the reduction divides by, or "mean" where it does not divide; 0 where nothing counts."""
+        cdef Job job
+        self.open(&job)
+        self.value = divisor_of(&job, max(self.loss.reduction, REDUCE_MEAN), self.loss.rowwise)
+        return 0
+
+    cdef np.ndarray marked(self, Job* job, bint classes):
+        """For each row whether it counts, with the weight of its class index or without; None where all do."""
+        cdef np.npy_intp rows = job.n if self.loss.rowwise else job.n // job.outputs
+        cdef np.ndarray marks = np.PyArray_EMPTY(1, &rows, np.NPY_BOOL, 0)
+        return None if mark_counted(job, self.loss.rowwise, classes, <uint8_t*>np.PyArray_DATA(marks)) else marks
+
+    cdef tuple survey(self):
+        """What the kernel divides by, and which rows count: for loss and gradient, and for statistics."""
+        cdef Job job
+        self.open(&job)
+        divisor = self.reduction_divisor(&job)
+        if not job.any_weight or job.n == 0:
+            return divisor, None, None
+        measured = self.marked(&job, False)
+        return divisor, self.marked(&job, True) if drops_by_class(&job) else measured, measured
 
     cdef object run(self, object out, object hess, object probabilities):
         """The results; `out`, `hess` and `probabilities` are the caller's arrays for them, or None."""
@@ -552,6 +584,18 @@ def value_and_grad(Loss self not None, logits, targets, *, sample_weight=None, m
                    bint with_stats=False, probabilities=None):
     cdef int want = WANT_LOSS | WANT_GRAD | statistics_wanted(with_stats, probabilities)
     return open_call(self, want, logits, targets, sample_weight, mask, denominator).run(out, None, probabilities)
+
+
+def divisor(Loss self not None, shape, targets, *, sample_weight=None, mask=None):
+    cdef Call call = open_call(self, 0, shaped(shape), targets, sample_weight, mask, None)
+    call.compute_divisor()
+    return call.value
+
+
+def survey(Loss self not None, shape, targets, sample_weight, mask, denominator):
+    """What `value_and_grad` would divide by, and for each row (None: for all) whether it counts, and whether it has
+    statistics; for logits of a shape. Arguments that do not fit are refused."""
+    return open_call(self, 0, shaped(shape), targets, sample_weight, mask, denominator).survey()
 
 
 def grad_and_hess(Loss self not None, logits, targets, *, sample_weight=None, mask=None, out=None):

@@ -96,6 +96,7 @@ cdef struct Check:
     bint targets            # op is of targets: NaN is none, and a weight of 0 does not excuse
     bint samples            # weights to be added up: of samples, of classes
     bint classes
+    uint8_t* marks          # one for each row
     int outside             # flag: something that counts is out of range
     int ignoring            # flag: something has the ignored index
 
@@ -188,9 +189,20 @@ cdef double weight_total(Job* job, bint samples, bint classes) except? -1:
     return look_at_all(&check, job.n, CONVERTED_LOOK)
 
 
+cdef void mark_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef double weight[CHECKED]
+    cdef Py_ssize_t at, i, n
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        load_weights(check.job, at, n, check.samples, check.classes, weight)
+        for i in range(n):
+            check.marks[at + i] = weight[i] != 0
+            total.hi += check.marks[at + i]
+
+
 cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
     cdef const Job* job = check.job
-    cdef double value[CHECKED]
+    cdef double weight[CHECKED]
     cdef Py_ssize_t row, at, i, n
     cdef bint any
     for row in range(start, start + count):
@@ -199,9 +211,11 @@ cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tota
             if at % BLOCK_ITEMS == 0 and stopped(job):
                 return
             n = min(<Py_ssize_t>CHECKED, job.outputs - at)
-            load_flat(&job.mask, row * job.outputs + at, n, value)
+            load_weights(job, row * job.outputs + at, n, check.samples, False, weight)
             for i in range(n):
-                any |= value[i] != 0
+                any |= weight[i] != 0
+        if check.marks != NULL:
+            check.marks[row] = any
         total.hi += any
 
 
@@ -212,7 +226,23 @@ cdef double rows_that_count(Job* job) except? -1:
     check.job = job
     check.count = job.n // job.outputs
     check.block = max(1, BLOCK_ITEMS // job.outputs)
+    check.samples = False
+    check.marks = NULL
     return look_at_all(&check, job.n, CONVERTED_LOOK)
+
+
+cdef int mark_counted(Job* job, bint rowwise, bint classes, uint8_t* marks) except -1:
+    """Mark, for each row, whether it has a weight other than 0, or an element that has; `classes`: also of its class
+    index. Returns whether all have."""
+    cdef Check check
+    check.look = mark_rows if rowwise else count_rows
+    check.job = job
+    check.count = job.n if rowwise else job.n // job.outputs
+    check.block = BLOCK_ITEMS if rowwise else max(1, BLOCK_ITEMS // job.outputs)
+    check.samples = True
+    check.classes = classes
+    check.marks = marks
+    return look_at_all(&check, job.n, CONVERTED_LOOK) == check.count
 
 
 cdef double divisor_of(Job* job, int reduction, bint rowwise) except? -1:

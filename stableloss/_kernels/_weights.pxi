@@ -62,6 +62,11 @@ cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint 
                 weight[i] *= <real>job.o.class_weight[class_at(label[i], job.k)]
 
 
+cdef bint drops_by_class(const Job* job) noexcept nogil:
+    """Whether a class weight of 0 leaves nothing of a row."""
+    return job.hard and job.o.class_weight != NULL and job.o.label_smoothing == 0 and job.o.z_loss == 0
+
+
 cdef void output_weights(const double* weight, Py_ssize_t weights, Py_ssize_t outputs, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
     """Multiply elements start ... start + n - 1 by the weights of their outputs."""
     cdef Py_ssize_t i, output = start % outputs

@@ -28,7 +28,7 @@
 # uses _sums: sum_exponentials sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
 # uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile place_tile read_tile write_tile
-# uses _weights: load_weights
+# uses _weights: drops_by_class load_weights
 
 cdef struct CrossEntropy:
     # What is known of each column.
@@ -647,7 +647,7 @@ cdef void drop_absent_rows(const Job* job, Tile* tile, real* scratch) noexcept n
     """Take out of the results, NaN and all, what a class weight of 0 leaves nothing of."""
     cdef double present[GROUP]
     cdef int j
-    if not job.hard or job.o.class_weight == NULL or job.o.label_smoothing != 0 or job.o.z_loss != 0:
+    if not drops_by_class(job):
         return
     load_weights(job, tile.start, tile.count, False, True, present)
     for j in range(tile.count):

@@ -1,6 +1,6 @@
 """Time calls of one row in two environments, in turn, and compare: what a build costs beside another.
 
-python tools/small_calls.py PYTHON BASELINE [LIMIT]    fails if PYTHON takes more than LIMIT times as long
+python .ci/tools/small_calls.py PYTHON BASELINE [LIMIT]    fails if PYTHON takes more than LIMIT times as long
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """Whether the sources are ready to be released; prints the version, or all that is missing.
 
-python tools/check_release.py [TAG]    in the hosted workflow with the tag; before, without
+python .ci/tools/check_release.py [TAG]    in the hosted workflow with the tag; before, without
 """
 
 import re

@@ -1,0 +1,698 @@
+"""A linear layer and the loss of its outputs, in one call that never holds all the logits.
+
+The rows that count are taken in chunks. The logits of a chunk are computed, overwritten with their gradient
+by the loss, and multiplied into the gradients by the layer's inputs: three matrix products, as without.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, NoReturn, overload
+
+import numpy as np
+
+from stableloss import _arrays
+from stableloss._dispatch import kernels
+from stableloss.losses import Stats, Value, _Loss
+
+__all__ = ["LinearGrads", "LinearLoss"]
+
+DEFAULT_MEMORY = 128 << 20
+# Classes are taken in tiles of so many bytes of the weight: enough of them for a matrix product at full
+# speed, and few enough for the sum to come from a cache.
+TILE_BYTES = 2 << 20
+# Up to here tiles, and sums by class, go on top of max_memory: a power of two is to hold as many rows of a
+# power of two of classes as it can.
+SPARE_BYTES = 5 << 20
+
+Rows = slice | np.ndarray
+
+
+class LinearGrads(NamedTuple):
+    """Gradients of a `LinearLoss` by its inputs, or arrays to write them to.
+
+    Attributes
+    ----------
+    hidden, weight, bias : ndarray or None
+        Of the shape of the input of that name; None where it is not needed.
+    """
+
+    hidden: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+
+NAMES = LinearGrads._fields
+
+
+# ---- rows -----------------------------------------------------------------------------------------
+
+
+class _Rows:
+    """An array whose leading dimensions are rows, read and written some rows at a time."""
+
+    def __init__(self, array: np.ndarray, shape: tuple[int, ...]) -> None:
+        """`shape` is that of the rows, with which the shape of the array begins."""
+        steps = [
+            (length, stride)
+            for length, stride in zip(shape, array.strides[: len(shape)], strict=True)
+            if length != 1
+        ]
+        # whether the rows are evenly spaced
+        self.flat = array.size == 0 or all(a[1] == b[0] * b[1] for a, b in pairwise(steps))
+        self.shape = shape
+        self.row_shape = array.shape[len(shape) :]
+        self.array = array.reshape(math.prod(shape), *self.row_shape) if self.flat else array
+
+    def places(self, rows: Rows) -> Any:
+        if self.flat:
+            return rows
+        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        return np.unravel_index(numbers, self.shape)
+
+    def __getitem__(self, rows: Rows) -> np.ndarray:
+        return self.array[self.places(rows)]
+
+    def __setitem__(self, rows: Rows, values: Any) -> None:
+        self.array[self.places(rows)] = values
+
+    def copied_bytes(self, gathered: bool) -> int:
+        """What reading a row allocates; rows are `gathered` unless they are neighbours."""
+        return math.prod(self.row_shape) * self.array.itemsize if gathered or not self.flat else 0
+
+
+def _chunks(counted: np.ndarray | None, total: int, parts: int) -> Iterator[Rows]:
+    """So many parts of the rows that count, which have their numbers in `counted`; slices of neighbours."""
+    for i in range(parts):
+        start, stop = total * i // parts, total * (i + 1) // parts
+        if counted is None:
+            yield slice(start, stop)
+        elif counted[stop - 1] - counted[start] == stop - 1 - start:
+            yield slice(int(counted[start]), int(counted[stop - 1]) + 1)
+        else:
+            yield counted[start:stop]
+
+
+# ---- arguments ------------------------------------------------------------------------------------
+
+
+def _is_half(dtype: np.dtype) -> bool:
+    return dtype == np.float16 or dtype.name == "bfloat16"
+
+
+def _computed_dtype(*arrays: np.ndarray) -> np.dtype:
+    single = all(array.dtype == np.float32 or _is_half(array.dtype) for array in arrays)
+    return np.dtype(np.float32 if single else np.float64)
+
+
+def _gradient_dtype(name: str, dtype: np.dtype) -> np.dtype:
+    """Half precision would lose a sum over the rows, but holds what is computed for each."""
+    if _is_half(dtype):
+        return dtype if name == "hidden" else np.dtype(np.float32)
+    return dtype if dtype.kind == "f" else np.dtype(np.float64)
+
+
+def _blas_takes(matrix: np.ndarray) -> bool:
+    """Whether numpy hands a matrix to BLAS as it is; else it may multiply in a loop of its own."""
+    return matrix.flags.aligned and any(
+        unit == matrix.itemsize and step % unit == 0 and step >= length * unit
+        for (step, unit), length in (
+            (matrix.strides, matrix.shape[1]),
+            (matrix.strides[::-1], matrix.shape[0]),
+        )
+    )
+
+
+def _needed(need: Any) -> set[str]:
+    names = [need] if isinstance(need, str) else list(need)
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(f"need has {name!r}, which is not one of {', '.join(NAMES)}")
+    return set(names)
+
+
+def _given(out: Any) -> dict[str, Any]:
+    if out is None:
+        return {}
+    if not isinstance(out, (tuple, list)) or len(out) != len(NAMES):
+        raise TypeError(f"out must be LinearGrads({', '.join(NAMES)}), not {type(out).__name__}")
+    return {name: array for name, array in zip(NAMES, out, strict=True) if array is not None}
+
+
+def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    return (a.ctypes.data, a.shape, a.strides, a.dtype) == (b.ctypes.data, b.shape, b.strides, b.dtype)
+
+
+def _require_apart(outputs: dict[str, np.ndarray], inputs: dict[str, np.ndarray]) -> None:
+    """That no output overwrites what is still to be read, nor another output."""
+    before: dict[str, np.ndarray] = {}
+    for name, array in outputs.items():
+        for other, memory in (inputs | before).items():
+            # the gradient of a row is written when the row is no longer needed
+            in_place = name == other == "hidden" and _same_memory(array, memory)
+            if not in_place and np.shares_memory(array, memory):
+                raise ValueError(f"out.{name} shares memory with {other}")
+        before[f"out.{name}"] = array
+
+
+# ---- the layer ------------------------------------------------------------------------------------
+
+
+class _Layer:
+    """The linear layer of a call and its three matrix products."""
+
+    def __init__(self, hidden: Any, weight: Any, bias: Any) -> None:
+        self.hidden = hidden = _arrays.real_array(hidden, "hidden")
+        self.weight = weight = _arrays.real_array(weight, "weight")
+        self.bias = bias = None if bias is None else _arrays.real_array(bias, "bias")
+        if weight.ndim != 2:
+            raise ValueError(f"weight has shape {weight.shape}, not (classes, features)")
+        self.k, self.d = weight.shape
+        if hidden.shape[-1:] != (self.d,):
+            hint = "; pass weight.T" if hidden.shape[-1:] == (self.k,) else ""
+            raise ValueError(
+                f"hidden has shape {hidden.shape} where weight of shape {weight.shape} needs "
+                f"(..., {self.d}){hint}"
+            )
+        if bias is not None and bias.shape != (self.k,):
+            raise ValueError(
+                f"bias has shape {bias.shape} where weight of shape {weight.shape} needs ({self.k},)"
+            )
+        self.inputs = {"hidden": hidden, "weight": weight} | ({} if bias is None else {"bias": bias})
+        self.rows = hidden.shape[:-1]
+        self.dtype = _computed_dtype(*self.inputs.values())
+        # otherwise it is converted tile by tile
+        self.plain = weight.dtype == self.dtype and _blas_takes(weight)
+        self.tile = max(1, min(self.k, TILE_BYTES // max(1, self.d * self.dtype.itemsize)))
+
+    def tiles(self) -> Iterator[slice]:
+        return (slice(start, min(start + self.tile, self.k)) for start in range(0, self.k, self.tile))
+
+    def logits(self, h: np.ndarray, out: np.ndarray) -> None:
+        if self.plain:
+            np.matmul(h, self.weight.T, out=out)
+        else:
+            for classes in self.tiles():
+                np.matmul(h, self.weight[classes].astype(self.dtype, order="C").T, out=out[:, classes])
+        if self.bias is not None:
+            out += self.bias.astype(self.dtype, copy=False)
+
+    def hidden_grad(self, grad: np.ndarray, out: np.ndarray) -> None:
+        if self.plain:
+            np.matmul(grad, self.weight, out=out)
+            return
+        out[...] = 0
+        for classes in self.tiles():
+            out += grad[:, classes] @ self.weight[classes].astype(self.dtype, order="C")
+
+
+class _Gradients:
+    """The gradients by the layer's inputs, to which each chunk of rows adds its own."""
+
+    def __init__(self, layer: _Layer, to: dict[str, np.ndarray]) -> None:
+        self.layer, self.to = layer, to
+        self.first = True
+        if "hidden" in to:
+            self.hidden = _Rows(to["hidden"], layer.rows)
+        if "weight" in to:
+            step, unit = to["weight"].strides
+            order: Literal["C", "F"] = "F" if abs(step) < abs(unit) else "C"
+            self.product = np.empty((layer.tile, layer.d), layer.dtype, order)
+        if "bias" in to:
+            self.bias_sums = np.zeros(layer.k)
+
+    def add(self, rows: Rows, grad: np.ndarray, h: np.ndarray) -> None:
+        """Add what rows give, by the gradient of their logits; their hidden values `h` are overwritten."""
+        if "weight" in self.to:
+            self.add_weight(grad, h)
+        if "bias" in self.to:
+            self.bias_sums += grad.sum(axis=0, dtype=np.float64)
+        if "hidden" in self.to:
+            self.layer.hidden_grad(grad, out=h)
+            self.hidden[rows] = h
+        self.first = False
+
+    def add_weight(self, grad: np.ndarray, h: np.ndarray) -> None:
+        weight = self.to["weight"]
+        direct = self.first and weight.dtype == grad.dtype and _blas_takes(weight)
+        for classes in self.layer.tiles():
+            to = weight[classes]
+            part = np.matmul(grad.T[classes], h, out=to if direct else self.product[: len(to)])
+            if not self.first:
+                to += part
+            elif not direct:
+                to[...] = part
+
+    def finish(self, absent: np.ndarray | None) -> None:
+        """Write what is not there yet; `absent` are the rows that do not count."""
+        if "weight" in self.to and self.first:
+            self.to["weight"][...] = 0
+        if "bias" in self.to:
+            self.to["bias"][...] = self.bias_sums
+        if "hidden" in self.to and absent is not None:
+            self.hidden[absent] = 0
+
+
+# ---- a call ---------------------------------------------------------------------------------------
+
+
+class _Call:
+    """A call of a `LinearLoss`: arguments that have been found valid, and results."""
+
+    def __init__(
+        self, head: "LinearLoss", layer: _Layer, arguments: dict[str, Any], with_stats: bool
+    ) -> None:
+        """`arguments` are those of the loss, beside the logits."""
+        self.loss, self.max_memory, self.layer, self.with_stats = (
+            head.loss,
+            head.max_memory,
+            layer,
+            with_stats,
+        )
+        denominator = arguments.pop("denominator")
+        self.arguments = {
+            name: _arrays.mask_array(value) if name == "mask" else _arrays.real_array(value, name)
+            for name, value in arguments.items()
+            if value is not None
+        }
+        self.divisor, counts, measured = kernels.survey(
+            self.loss,
+            (*layer.rows, layer.k),
+            self.arguments["targets"],
+            self.arguments.get("sample_weight"),
+            self.arguments.get("mask"),
+            denominator,
+        )
+        chosen = measured if with_stats else counts
+        self.chosen = None if chosen is None else np.flatnonzero(chosen)
+        self.absent = None if counts is None else np.flatnonzero(~counts)
+        # rows that have statistics, and nothing else
+        self.measured_only = None if counts is chosen or counts is None else ~counts
+        self.total = math.prod(layer.rows) if self.chosen is None else self.chosen.size
+        self.by_row = {
+            name: _Rows(array, layer.rows)
+            for name, array in self.arguments.items()
+            # a mask of rows says nothing when those that do not count have been left out
+            if name != "mask" or array.shape != layer.rows
+        }
+
+    def set_outputs(self, need: Any, out: Any) -> None:
+        """Find or make room for the results."""
+        layer, inputs = self.layer, self.layer.inputs
+        needed, given = _needed(need), _given(out)
+        dtypes = {name: _gradient_dtype(name, array.dtype) for name, array in inputs.items()}
+        self.to = {}
+        for name, array in given.items():
+            if name not in needed or name not in inputs:
+                why = "need leaves it out" if name not in needed else f"there is no {name}"
+                raise ValueError(f"out.{name} is given, but {why}")
+            dtype = layer.dtype if getattr(array, "dtype", None) == layer.dtype else dtypes[name]
+            self.to[name] = _arrays.require_out(array, inputs[name].shape, dtype, f"out.{name}")
+        _require_apart(self.to, inputs | self.arguments)
+        for name, array in inputs.items():
+            if name in needed and name not in self.to:
+                self.to[name] = np.empty_like(array, dtype=dtypes[name], subok=False)
+        self.grads = LinearGrads(**(self.to | given))
+        # rows that do not count keep these values
+        shape = layer.rows if self.loss._rowwise else (*layer.rows, layer.k)
+        self.losses = np.zeros(shape, layer.dtype) if self.loss.reduction == "none" else None
+        if self.with_stats:
+            predicted = np.full(shape, -1, np.int64) if self.loss._rowwise else np.zeros(shape, bool)
+            self.stats = Stats(predicted, 0, np.zeros(shape, layer.dtype), np.zeros(shape, layer.dtype), None)
+
+    def bytes_per_row(self, hidden: _Rows) -> int:
+        """What a row of a chunk takes while it is worked on."""
+        layer, itemsize = self.layer, self.layer.dtype.itemsize
+        taken = (layer.k + layer.d) * itemsize
+        if "hidden" in self.to and not layer.plain:
+            taken += layer.d * itemsize
+        if not self.loss._rowwise and self.losses is not None:
+            taken += layer.k * itemsize
+        if not self.loss._rowwise and self.with_stats:
+            taken += layer.k * (2 * itemsize + 1)
+        return taken + sum(r.copied_bytes(self.chosen is not None) for r in (hidden, *self.by_row.values()))
+
+    def other_bytes(self) -> int:
+        """What is taken beside the rows of a chunk: tiles, and sums by class."""
+        layer = self.layer
+        tiles = ("weight" in self.to) + (not layer.plain)
+        return tiles * layer.tile * layer.d * layer.dtype.itemsize + ("bias" in self.to) * layer.k * 8
+
+    def run(self) -> Value:
+        """Go through the rows that count; returns the loss."""
+        layer = self.layer
+        hidden = _Rows(layer.hidden, layer.rows)
+        room = self.max_memory + SPARE_BYTES - self.other_bytes()
+        parts = -(-self.total // max(1, room // self.bytes_per_row(hidden)))
+        logits = np.empty((-(-self.total // max(1, parts)), layer.k), layer.dtype)
+        values = []
+        with np.errstate(all="ignore"):
+            gradients = _Gradients(layer, self.to)
+            for rows in _chunks(self.chosen, self.total, parts):
+                h = np.array(hidden[rows], layer.dtype, order="C")
+                z = logits[: len(h)]
+                layer.logits(h, out=z)
+                values.append(self.apply_loss(rows, z))
+                if self.measured_only is not None:
+                    h[self.measured_only[rows]] = 0
+                gradients.add(rows, z, h)
+            gradients.finish(self.absent)
+        return _sum(values) if self.losses is None else self.losses if self.losses.ndim else self.losses[()]
+
+    def apply_loss(self, rows: Rows, z: np.ndarray) -> float:
+        """The loss of some rows, whose logits are overwritten with their gradient, if one is needed."""
+        arguments: dict[str, Any] = {name: array[rows] for name, array in self.by_row.items()}
+        if self.loss.reduction in ("mean", "batchmean"):
+            arguments["denominator"] = self.divisor
+        if self.with_stats:
+            arguments["with_stats"] = True
+        results = self.loss.value_and_grad(z, out=z, **arguments) if self.to else self.loss(z, **arguments)
+        value = results[0] if isinstance(results, tuple) else results
+        if self.with_stats:
+            stats = results[-1]
+            for name in ("predicted", "logsumexp", "entropy"):
+                _Rows(getattr(self.stats, name), self.layer.rows)[rows] = getattr(stats, name)
+            self.stats = self.stats._replace(correct=self.stats.correct + stats.correct)
+        if self.losses is not None:
+            _Rows(self.losses, self.layer.rows)[rows] = value
+            return 0.0
+        return value
+
+
+def _sum(values: list[float]) -> float:
+    """The sum, rounded once where it is finite."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # beyond the largest number, or inf - inf
+        return float(sum(values))
+
+
+# ---- the public class -----------------------------------------------------------------------------
+
+
+class LinearLoss:
+    """A linear layer and the loss of its outputs, without holding the logits of all rows.
+
+    With a loss object L, it gives the loss of the layer's outputs, and its gradient by the layer's inputs::
+
+        logits      = hidden @ weight.T + bias
+        loss        = L(logits, targets)
+        G           = gradient of the loss by the logits
+        grad.hidden = G @ weight
+        grad.weight = G.T @ hidden      (rows as one dimension)
+        grad.bias   = sum of G over the rows
+
+    Neither logits nor G exist but for as many rows at a time as go into `max_memory` bytes. That is what
+    the last layer of a language model, an extreme classifier or a recommender needs, whose logits are much
+    larger than all its inputs; it is also faster, since a chunk comes from a cache where it fits one.
+
+    Parameters
+    ----------
+    loss : SoftmaxCE, SigmoidBCE, SoftmaxMSE or SigmoidMSE
+        The loss, with all its options but `axis` and `from_probabilities`: classes, or outputs, are on
+        the last axis of the logits.
+    max_memory : int, default: 134217728 (128 MiB)
+        Bytes that a call may take beside its results, and up to 8 MiB more. What a row takes depends on
+        the number of classes, so that it is one row at least. More rows at a time take less time: where
+        there are hundreds of them, the matrix products run at their full speed.
+
+    Notes
+    -----
+    `hidden` has shape (..., d), with any number of leading dimensions, `weight` (k, d) and `bias` (k,). A
+    weight of shape (d, k) is passed as ``weight.T``, and its gradient has the same memory order, so that
+    ``grad.weight.T`` is the one of the array that was given. Targets, `sample_weight` and `mask` are as for
+    the loss, with logits of shape (..., k).
+
+    Everything is computed in float64, or in float32 where no input has more digits; float16 and bfloat16
+    are converted, the weight by tiles of classes. The gradient by `hidden` has its dtype; the gradients by
+    `weight` and `bias`, which add up over the rows, are float32 for half precision. Integers count as
+    float64.
+
+    Rows that do not count, because they are masked, ignored or have weight 0, are left out of all three
+    products. They take no time, and NaN in them reaches no result. NaN in a row that counts makes the
+    gradient by the weight NaN, as in every matrix product. A class is disabled by a bias of -inf; in a
+    weight, -inf makes NaN of ``0 * -inf``.
+
+    Results are the same bits for the same `max_memory` and the same BLAS with its number of threads.
+
+    Accuracy: the gradient of the logits is as exact as the loss gives it, for confident rows as for others.
+    What is left are the roundings of the products: with float32 inputs, 1024 rows of 256 features and 32768
+    classes, the true one ahead by a margin of 0 to 30, half the rows of ``grad.hidden`` are within ACCURACY
+    of their length, and half the classes of ``grad.weight`` within ACCURACY of theirs; a gradient from
+    ``p - 1`` has no digit left from a margin of about 17 on.
+
+    References
+    ----------
+    E. Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models (2024), for the problem.
+
+    See Also
+    --------
+    SoftmaxCE : the loss of logits that are there.
+    LinearGrads : what the gradients are returned as.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import stableloss as sl
+    >>> hidden = np.array([[1.0, 2.0], [0.0, -1.0], [3.0, 0.0]])
+    >>> weight, bias = np.array([[0.5, 1.0], [-1.0, 0.0]]), np.zeros(2)
+    >>> head = sl.LinearLoss(sl.softmax_ce, max_memory=1 << 20)
+    >>> loss, grad = head.value_and_grad(hidden, weight, [0, 1, 0], bias)
+    >>> round(loss, 6), grad.weight.round(6), grad.bias.round(6)
+    (0.116869, array([[-0.020728, -0.109838],
+           [ 0.020728,  0.109838]]), array([ 0.075899, -0.075899]))
+    >>> logits = hidden @ weight.T + bias
+    >>> abs(loss - sl.softmax_ce(logits, [0, 1, 0])) < 1e-15
+    True
+    """
+
+    __slots__ = ("loss", "max_memory")
+
+    loss: _Loss
+    max_memory: int
+
+    def __init__(self, loss: _Loss, max_memory: int = DEFAULT_MEMORY) -> None:
+        if not isinstance(loss, _Loss):
+            raise TypeError(f"loss must be a loss object, such as softmax_ce, not {loss!r}")
+        if loss._options.get("axis", -1) != -1:
+            raise ValueError(f"{loss!r} has not its classes on the last axis, where a linear layer puts them")
+        if loss._options.get("from_probabilities"):
+            raise ValueError(f"{loss!r} takes probabilities, but a linear layer gives logits")
+        memory = _arrays.index("max_memory", max_memory)
+        if memory <= 0:
+            raise ValueError(f"max_memory is {max_memory!r}, not a positive number of bytes")
+        if hasattr(self, "loss"):
+            raise AttributeError(f"{type(self).__name__} is immutable: its options cannot be set again")
+        object.__setattr__(self, "loss", loss)
+        object.__setattr__(self, "max_memory", memory)
+
+    @overload
+    def __call__(
+        self,
+        hidden: Any,
+        weight: Any,
+        targets: Any,
+        bias: Any = ...,
+        *,
+        sample_weight: Any = ...,
+        mask: Any = ...,
+        denominator: float | None = ...,
+        with_stats: Literal[False] = ...,
+    ) -> Value: ...
+    @overload
+    def __call__(
+        self,
+        hidden: Any,
+        weight: Any,
+        targets: Any,
+        bias: Any = ...,
+        *,
+        sample_weight: Any = ...,
+        mask: Any = ...,
+        denominator: float | None = ...,
+        with_stats: Literal[True],
+    ) -> tuple[Value, Stats]: ...
+    def __call__(
+        self,
+        hidden: Any,
+        weight: Any,
+        targets: Any,
+        bias: Any = None,
+        *,
+        sample_weight: Any = None,
+        mask: Any = None,
+        denominator: float | None = None,
+        with_stats: bool = False,
+    ) -> Any:
+        """Loss of the layer's outputs against targets.
+
+        Parameters
+        ----------
+        hidden : array_like of shape (..., d)
+            Inputs of the layer, a row for each of the leading indices.
+        weight : array_like of shape (k, d)
+            Weight of the layer, a row for each class or output.
+        targets : array_like
+            As the loss describes them, for logits of shape (..., k).
+        bias : array_like of shape (k,), optional
+            Added to the logits of each row. -inf disables a class.
+        sample_weight, mask : array_like, optional
+            As for calling the loss.
+        denominator, with_stats : float, bool
+            Likewise.
+
+        Returns
+        -------
+        loss : float or ndarray
+            As from calling the loss with the logits.
+        stats : Stats
+            Only with `with_stats`, without probabilities.
+
+        Raises
+        ------
+        TypeError
+            If an argument does not hold real numbers, or `mask` is not bool.
+        ValueError
+            If shapes do not agree, or a target, weight or denominator is out of range.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import stableloss as sl
+        >>> head = sl.LinearLoss(sl.softmax_ce)
+        >>> head(np.ones((2, 3)), np.zeros((4, 3)), [0, 3]) == np.log(4)
+        True
+        """
+        call = _Call(
+            self,
+            _Layer(hidden, weight, bias),
+            {"targets": targets, "sample_weight": sample_weight, "mask": mask, "denominator": denominator},
+            with_stats,
+        )
+        call.set_outputs(need=(), out=None)
+        value = call.run()
+        return (value, call.stats) if with_stats else value
+
+    @overload
+    def value_and_grad(
+        self,
+        hidden: Any,
+        weight: Any,
+        targets: Any,
+        bias: Any = ...,
+        *,
+        sample_weight: Any = ...,
+        mask: Any = ...,
+        denominator: float | None = ...,
+        need: Collection[str] = ...,
+        out: Sequence[np.ndarray | None] | None = ...,
+        with_stats: Literal[False] = ...,
+    ) -> tuple[Value, LinearGrads]: ...
+    @overload
+    def value_and_grad(
+        self,
+        hidden: Any,
+        weight: Any,
+        targets: Any,
+        bias: Any = ...,
+        *,
+        sample_weight: Any = ...,
+        mask: Any = ...,
+        denominator: float | None = ...,
+        need: Collection[str] = ...,
+        out: Sequence[np.ndarray | None] | None = ...,
+        with_stats: Literal[True],
+    ) -> tuple[Value, LinearGrads, Stats]: ...
+    def value_and_grad(
+        self,
+        hidden: Any,
+        weight: Any,
+        targets: Any,
+        bias: Any = None,
+        *,
+        sample_weight: Any = None,
+        mask: Any = None,
+        denominator: float | None = None,
+        need: Collection[str] = NAMES,
+        out: Sequence[np.ndarray | None] | None = None,
+        with_stats: bool = False,
+    ) -> Any:
+        """Loss of the layer's outputs and its gradients by the layer's inputs.
+
+        Parameters
+        ----------
+        hidden, weight, targets, bias : array_like
+            As for calling the object.
+        sample_weight, mask, denominator, with_stats : array_like, float, bool
+            Likewise.
+        need : tuple of {"hidden", "weight", "bias"}, default: all three
+            The gradients to compute. Without a bias there is no gradient by it.
+        out : LinearGrads, optional
+            Where to write the gradients: arrays of their shapes, and of their dtypes or of the dtype
+            computed in; None for those to be allocated. ``out.hidden`` may be `hidden`, which is
+            overwritten then; apart from that no array may share memory with another or with an input.
+
+        Returns
+        -------
+        loss : float or ndarray
+            As from calling the object.
+        grads : LinearGrads
+            Derivative of the reduced loss (with reduction "none": of the sum) with respect to each
+            input, of its shape and memory order; None where it is not needed. Arrays from `out` are
+            returned as they are.
+        stats : Stats
+            Only with `with_stats`, without probabilities.
+
+        Raises
+        ------
+        TypeError
+            If an argument does not hold real numbers, `mask` is not bool, or an array of `out` has
+            another dtype than the result.
+        ValueError
+            If shapes do not agree, a target, weight or denominator is out of range, `need` names
+            something else, or an array of `out` is not needed, read-only, or shares memory. Nothing has
+            been written to `out` then; after a KeyboardInterrupt its contents are undefined.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import stableloss as sl
+        >>> head = sl.LinearLoss(sl.softmax_ce)
+        >>> hidden, weight = np.ones((2, 3)), np.zeros((4, 3))
+        >>> loss, grads = head.value_and_grad(hidden, weight, [0, 3], need=("hidden",))
+        >>> grads.hidden
+        array([[0., 0., 0.],
+               [0., 0., 0.]])
+        >>> grads.weight is None
+        True
+        """
+        call = _Call(
+            self,
+            _Layer(hidden, weight, bias),
+            {"targets": targets, "sample_weight": sample_weight, "mask": mask, "denominator": denominator},
+            with_stats,
+        )
+        call.set_outputs(need, out)
+        value = call.run()
+        return (value, call.grads, call.stats) if with_stats else (value, call.grads)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __repr__(self) -> str:
+        memory = f", max_memory={self.max_memory}" if self.max_memory != DEFAULT_MEMORY else ""
+        return f"{type(self).__name__}({self.loss!r}{memory})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.loss == other.loss and self.max_memory == other.max_memory
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.loss, self.max_memory))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.loss, self.max_memory)
