@@ -41,6 +41,8 @@ UNALIGNED_MOVES = ["-Wa,-muse-unaligned-vector-move"]
 # A loop that calls a function does not vectorise. GCC was seen to inline `cdef inline` functions or not
 # by how much else the file holds, at three times the cost of a loop; this is Cython's own switch.
 ALWAYS_INLINE = ("CYTHON_INLINE", "__inline__ __attribute__((always_inline))")
+# Cython 3.3 releases what it has not set yet where a constructor's keywords find no memory.
+NO_VECTORCALL_NEW = ("CYTHON_VECTORCALL_TPNEW", "0")
 LIMITED_API = [("Py_LIMITED_API", "0x030C0000")] if os.environ.get("STABLELOSS_LIMITED_API") == "1" else []
 KERNELS = Path("stableloss", "_kernels")
 # in Markdown and in HTML
@@ -82,7 +84,12 @@ def extension(level, flags):
         f"stableloss._{level}",
         [str(stub)],
         include_dirs=[numpy.get_include(), str(KERNELS)],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ALWAYS_INLINE, *LIMITED_API],
+        define_macros=[
+            ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+            ALWAYS_INLINE,
+            NO_VECTORCALL_NEW,
+            *LIMITED_API,
+        ],
         extra_compile_args=[*FLAGS, *NO_DEBUG, *flags],
         depends=[*(str(KERNELS / name) for name in files), *map(str, sorted(KERNELS.glob("*.h")))],
         py_limited_api=bool(LIMITED_API),

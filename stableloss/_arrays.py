@@ -6,7 +6,7 @@ converted; and where the kernels find that the arguments do not fit each other, 
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -46,15 +46,8 @@ def holds_mask(value: Any, depth: int = 64) -> bool:
     """Whether numpy would drop a mask on the way from a value to an array: lists are looked into."""
     if not isinstance(value, (list, tuple)):
         return isinstance(value, np.ma.MaskedArray)
-    for kind in set(map(type, value)):
-        if issubclass(kind, (list, tuple, np.ma.MaskedArray)):
-            break
-    else:
-        return False  # nothing but numbers
-    for item in value:
-        if depth > 0 and holds_mask(item, depth - 1):
-            return True
-    return False
+    nested = [kind for kind in set(map(type, value)) if issubclass(kind, (list, tuple, np.ma.MaskedArray))]
+    return bool(nested) and depth > 0 and any([holds_mask(item, depth - 1) for item in value])
 
 
 def require_no_mask(value: Any, name: str) -> None:
@@ -70,13 +63,35 @@ def any_array(value: Any, name: str) -> np.ndarray:
     if type(value) is np.ndarray:
         return value
     require_no_mask(value, name)
+    if isinstance(value, Mapping):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, not an array: pass [{name}[c] for c in range({len(value)})]"
+        )
+    if hasattr(value, "toarray") and hasattr(value, "nnz"):
+        raise TypeError(f"{name} is a sparse {type(value).__name__}: pass {name}.toarray()")
     array = np.asanyarray(value)
     require_no_mask(array, name)  # what `__array__` gave
     return np.asarray(array)
 
 
-def refuse_dtype(array: np.ndarray, name: str) -> NoReturn:
-    raise TypeError(f"{name} must hold real numbers, not dtype {array.dtype}")
+def refuse_dtype(value: Any, array: np.ndarray, name: str) -> NoReturn:
+    demand = f"{name} must hold real numbers, not dtype {array.dtype}"
+    first = array.flat[0] if array.size else None
+    if isinstance(first, (str, bytes)):
+        raise TypeError(
+            f"{demand} of strings such as {first!r}: for class indices pass "
+            f"np.unique({name}, return_inverse=True)[1]"
+        )
+    given = getattr(value, "dtype", array.dtype)
+    if not isinstance(given, np.dtype):
+        raise TypeError(
+            f"{demand}, which numpy makes of {type(value).__name__} of dtype {given}: pass "
+            f"{name}.to_numpy(float, na_value=0), with mask={name}.notna() where values are missing"
+        )
+    if array.dtype.kind == "O":
+        kinds = sorted({type(item).__name__ for item in array.flat})
+        raise TypeError(f"{demand} (of {', '.join(kinds)}): pass np.asarray({name}, float)")
+    raise TypeError(demand)
 
 
 def readable_dtype(dtype: np.dtype) -> np.dtype | None:
@@ -95,7 +110,7 @@ def real_array(value: Any, name: str) -> np.ndarray:
         return array
     dtype = readable_dtype(array.dtype)
     if dtype is None:
-        refuse_dtype(array, name)
+        refuse_dtype(value, array, name)
     if array.dtype == dtype and array.dtype.isnative and array.flags.aligned:
         return array
     return np.array(array, dtype=dtype)
@@ -104,17 +119,26 @@ def real_array(value: Any, name: str) -> np.ndarray:
 def mask_array(value: Any) -> np.ndarray:
     array = any_array(value, "mask")
     if array.dtype != np.bool_:
-        raise TypeError(f"mask must be bool (True: counts), not dtype {array.dtype}")
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"mask must be bool (True: counts) or 0 and 1, not dtype {array.dtype}")
+        valid = (array == 0) | (array == 1)
+        if not valid.all():
+            place = place_of(int(np.argmin(valid)), array.shape)
+            refuse_value(array, place, "mask", "not 0 or 1: pass mask=mask != 0")
+        return array != 0
     return array if array.flags.aligned else array.copy()
 
 
-def require_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
-    """`out` as a plain array over the same memory."""
+def require_out(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str, widens: bool = False
+) -> np.ndarray:
+    """`out` as a plain array over the same memory; where it `widens`, half precision also goes to more."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name} must be a numpy array, not {type(out).__name__}")
     require_no_mask(out, name)
     plain = np.asarray(out)
-    if plain.dtype != dtype or not plain.dtype.isnative:
+    wider = widens and dtype.itemsize == 2 and plain.dtype in (np.float32, np.float64)
+    if (plain.dtype != dtype and not wider) or not plain.dtype.isnative:
         raise TypeError(f"{name} has dtype {plain.dtype.str} where the result has {dtype.str}")
     if plain.shape != shape:
         raise ValueError(f"{name} has shape {plain.shape} where the result has {shape}")
@@ -173,6 +197,12 @@ def shaped(shape: Any) -> np.ndarray:
     return np.broadcast_to(np.zeros((), np.float32), lengths)
 
 
+def multiply_by_power(array: np.ndarray, exponent: int) -> None:
+    """Multiply by a power of two, in place; what that leaves nothing of is 0."""
+    with np.errstate(under="ignore"):
+        array[...] = np.ldexp(array.astype(np.float64), exponent)
+
+
 # ---- labels ---------------------------------------------------------------------------------------
 
 
@@ -187,17 +217,78 @@ def is_label(targets: np.ndarray, label: int) -> np.ndarray:
     return np.zeros(targets.shape, bool)
 
 
-def without_label(targets: np.ndarray, label: int, mask: np.ndarray | None) -> np.ndarray:
-    """A mask without the rows that have a label; one of the wrong shape stays as it is, to be refused."""
-    if mask is not None and mask.shape != targets.shape:
-        return mask
-    other = ~is_label(targets, label)
-    return other if mask is None else other & mask
+def is_any_label(targets: np.ndarray, labels: int | tuple[int, ...] | None) -> np.ndarray:
+    """Where targets are one of the labels that do not count."""
+    found = np.zeros(targets.shape, bool)
+    for label in () if labels is None else labels if isinstance(labels, tuple) else (labels,):
+        found |= is_label(targets, label)
+    return found
+
+
+def without_labels(loss: Any, targets: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """A mask without what has an ignored label; one of the wrong shape stays as it is, to be refused."""
+    other = ~is_any_label(targets, loss._options["ignore_index"])
+    if mask is None:
+        return other
+    rows = targets.shape if loss._rowwise else without(targets.shape, loss._axis)
+    if mask.ndim and mask.shape == rows[: mask.ndim]:
+        return other & (per_row(mask, len(rows)) if loss._rowwise else per_element(mask, targets, loss._axis))
+    return other & mask if mask.shape == targets.shape else mask
+
+
+def rounded_to_bounds(array: np.ndarray, highest: float) -> np.ndarray | None:
+    """A copy in which what is outside [0, highest] by at most 16 eps is the bound; None where nothing is."""
+    if array.dtype.kind in "biu":
+        return None
+    reach = 16 * (2.0**-7 if array.dtype.name == "bfloat16" else float(np.finfo(array.dtype).eps))
+    values = as_numbers(array)
+    below, above = (values < 0) & (values >= -reach), (values > highest) & (values <= highest + reach)
+    if not (below.any() or above.any()):
+        return None
+    rounded = array.copy(order="K")
+    rounded[below] = 0
+    rounded[above] = highest
+    return rounded
 
 
 def as_numbers(array: np.ndarray) -> np.ndarray:
     """As float64; any byte but 0 is True."""
     return (array.view(np.uint8) != 0 if array.dtype.char == "?" else array).astype(np.float64, copy=False)
+
+
+# ---- several axes ---------------------------------------------------------------------------------
+
+
+def over_axes(
+    activation: Callable[..., Any],
+    x: Any,
+    axis: Any,
+    out: Any,
+    keepdims: bool = False,
+    reduces: bool = False,
+) -> Any:
+    """An activation over several axes (None: all) as if they were one; `reduces`: the result lacks them."""
+    array = real_array(x, "x")
+    given = range(array.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = [index("axis", a) for a in given]
+    for a in axes or [-1]:
+        if not -array.ndim <= a < array.ndim:
+            refuse_axis(array.shape, a)
+    axes = [a % array.ndim for a in axes]
+    if not axes or len(set(axes)) < len(axes):
+        raise ValueError(f"axis is {axis}, which names {'an axis twice' if axes else 'no axis'}")
+    last = list(range(-len(axes), 0))
+    moved = np.moveaxis(array, axes, last)
+    lead = moved.shape[: moved.ndim - len(axes)]
+    result = activation(moved.reshape((*lead, math.prod(moved.shape[len(lead) :]))))
+    if not reduces:
+        result = np.moveaxis(result.reshape(moved.shape), last, axes)
+    elif keepdims:
+        result = np.expand_dims(result, tuple(axes))
+    if out is None:
+        return result
+    np.copyto(require_out(out, np.shape(result), result.dtype, "out"), result)
+    return out
 
 
 # ---- refusals -------------------------------------------------------------------------------------
@@ -215,6 +306,21 @@ def place_of(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 def refuse_value(array: np.ndarray, place: tuple[int, ...], name: str, demand: str) -> NoReturn:
     where = f" at {place[0] if len(place) == 1 else place}" if place else ""
     raise ValueError(f"{name}{where} is {array[place]}, {demand}")
+
+
+def refuse_total(total: float, exponent: int) -> NoReturn:
+    scale = f" * 2**{exponent}" if exponent else ""
+    raise ValueError(
+        f"sample_weight adds up to {total:g}{scale} over the rows that count, which can not divide a mean: "
+        'use reduction="sum", or pass denominator='
+    )
+
+
+def sign_hint(targets: np.ndarray, halved: str) -> str:
+    """What is added to a refusal of labels that are -1 and 1."""
+    values = as_numbers(targets)
+    signs = bool(((values == 1) | (values == -1)).all())
+    return f"; labels of -1 and 1 are passed as (targets + 1) {halved} 2" if signs else ""
 
 
 def refuse_axis(shape: tuple[int, ...], axis: int) -> NoReturn:
@@ -237,22 +343,36 @@ def without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis:][1:]
 
 
+def per_row(array: np.ndarray, ndim: int) -> np.ndarray:
+    """What is given for the first of the dimensions of the rows, as what can be broadcast against them."""
+    return array.reshape(array.shape + (1,) * (ndim - array.ndim))
+
+
+def per_element(array: np.ndarray, logits: np.ndarray, axis: int) -> np.ndarray:
+    """What is given per row, as what can be broadcast against the logits."""
+    return array if array.ndim == logits.ndim else np.expand_dims(per_row(array, logits.ndim - 1), axis)
+
+
 def require_axis(loss: Any, logits: np.ndarray) -> None:
     if not -logits.ndim <= loss._axis < logits.ndim:
         raise ValueError(f"logits of shape {logits.shape} have no axis {loss._axis}")
-    if logits.shape[loss._axis] == 0:
+    if loss._rowwise and logits.shape[loss._axis] == 0:
         raise ValueError(f"logits of shape {logits.shape} have no classes along axis {loss._axis}")
 
 
 def require_weight_shape(array: np.ndarray | None, logits: np.ndarray, name: str, loss: Any) -> None:
-    """Weights and masks are per row, or per element of a loss by element."""
+    """Weights and masks are per row, for the first of the dimensions of the rows, or per element of a loss by
+    element."""
     rows = without(logits.shape, loss._axis)
-    if array is None or (array.shape == rows and logits.ndim):
+    if array is None:
+        return
+    if logits.ndim and (array.shape == rows or (array.ndim and array.shape == rows[: array.ndim])):
         return
     if loss._rowwise or array.shape != logits.shape:
         allowed = f"{rows}" if loss._rowwise else f"{rows} or {logits.shape}"
+        first = f", or for the first of the rows' dimensions {rows[:1]}" if len(rows) > 1 else ""
         raise ValueError(
-            f"{name} has shape {array.shape} where logits of shape {logits.shape} need {allowed}"
+            f"{name} has shape {array.shape} where logits of shape {logits.shape} need {allowed}{first}"
         )
 
 
@@ -272,14 +392,25 @@ def require_targets_of_rows(loss: Any, targets: np.ndarray, logits: np.ndarray, 
             f"shape {rows} or probabilities of shape {logits.shape}; for class indices pass {indices}"
         )
     else:
+        if targets.ndim == logits.ndim and [n for n in targets.shape if n != 1] == [n for n in rows if n != 1]:
+            hint += f"; for class indices pass targets.reshape({rows})"
         require_shape(targets, logits.shape, "targets (probabilities)", logits, hint)
+
+
+def require_targets_of_elements(targets: np.ndarray, logits: np.ndarray, hint: str) -> None:
+    if targets.ndim == 0 < logits.ndim:
+        hint += f"; for one target of all pass np.full({logits.shape}, targets)"
+    elif [n for n in targets.shape if n != 1] == [n for n in logits.shape if n != 1]:
+        hint += f"; pass targets.reshape({logits.shape})"
+    require_shape(targets, logits.shape, "targets", logits, hint)
 
 
 def require_option_lengths(loss: Any, logits: np.ndarray) -> None:
     outputs = logits.shape[loss._axis] if logits.ndim else 1
     for name in ("class_weight", "pos_weight"):
         weight = loss._options.get(name)
-        if isinstance(weight, tuple) and len(weight) != outputs:
+        one = not loss._rowwise and logits.ndim == 1 and isinstance(weight, tuple) and len(weight) == 1
+        if isinstance(weight, tuple) and len(weight) != outputs and not one:
             raise ValueError(
                 f"{name} has length {len(weight)} where logits of shape {logits.shape} need {outputs}"
             )
@@ -307,7 +438,9 @@ def refuse_shapes(
                 "target_grad needs target probabilities of the shape of the logits, not class indices"
             )
     else:
-        require_shape(targets, logits.shape, "targets", logits, hint)
+        if loss._axis != -1:
+            require_axis(loss, logits)
+        require_targets_of_elements(targets, logits, hint)
     require_weight_shape(sample_weight, logits, "sample_weight", loss)
     require_weight_shape(mask, logits, "mask", loss)
     require_option_lengths(loss, logits)

@@ -104,7 +104,7 @@ def log_sigmoid(x: Any, out: Any = None) -> Any:
 
 
 @implemented_by(kernels.softmax)
-def softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
+def softmax(x: Any, axis: int | tuple[int, ...] | None = -1, out: Any = None) -> Any:
     """Softmax exp(x_k) / sum_j exp(x_j) along one axis.
 
     Parameters
@@ -112,8 +112,8 @@ def softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     x : array_like
         Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
         rounded once, all else as float64.
-    axis : int, default: -1
-        The axis of the classes.
+    axis : int, tuple of int or None, default: -1
+        The axis of the classes; several count as one, None stands for all.
     out : ndarray, optional
         Array of the result's shape and dtype to write to; ``out=x`` works in place.
 
@@ -128,7 +128,7 @@ def softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     TypeError
         If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
     ValueError
-        If `x` is empty along the axis, or `out` has another shape or is read-only.
+        If `x` has no such axis or is empty along it, or `out` has another shape or is read-only.
 
     Notes
     -----
@@ -156,7 +156,7 @@ def softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
 
 
 @implemented_by(kernels.log_softmax)
-def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
+def log_softmax(x: Any, axis: int | tuple[int, ...] | None = -1, out: Any = None) -> Any:
     """Logarithm of the softmax along one axis.
 
     Parameters
@@ -164,8 +164,8 @@ def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     x : array_like
         Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
         rounded once, all else as float64.
-    axis : int, default: -1
-        The axis of the classes.
+    axis : int, tuple of int or None, default: -1
+        The axis of the classes; several count as one, None stands for all.
     out : ndarray, optional
         Array of the result's shape and dtype to write to; ``out=x`` works in place.
 
@@ -179,7 +179,7 @@ def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
     TypeError
         If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
     ValueError
-        If `x` is empty along the axis, or `out` has another shape or is read-only.
+        If `x` has no such axis or is empty along it, or `out` has another shape or is read-only.
 
     Notes
     -----
@@ -205,7 +205,9 @@ def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Any:
 
 
 @implemented_by(kernels.logsumexp)
-def logsumexp(x: Any, axis: int = -1, out: Any = None) -> Any:
+def logsumexp(
+    x: Any, axis: int | tuple[int, ...] | None = -1, out: Any = None, keepdims: bool = False
+) -> Any:
     """Logarithm of the sum of exponentials along one axis, without overflow.
 
     Parameters
@@ -213,10 +215,12 @@ def logsumexp(x: Any, axis: int = -1, out: Any = None) -> Any:
     x : array_like
         Real numbers of any shape. float32 is computed as float32, float16 and bfloat16 likewise and
         rounded once, all else as float64.
-    axis : int, default: -1
-        The axis to sum over; the result does not have it.
+    axis : int, tuple of int or None, default: -1
+        The axis, or axes, to sum over; None for all.
     out : ndarray, optional
         Array of the result's shape and dtype to write to.
+    keepdims : bool, default: False
+        Whether the result keeps these axes, of length 1, so that it broadcasts against `x`.
 
     Returns
     -------
@@ -228,7 +232,7 @@ def logsumexp(x: Any, axis: int = -1, out: Any = None) -> Any:
     TypeError
         If `x` does not hold real numbers, or `out` is not an array of the result's dtype.
     ValueError
-        If `x` is empty along the axis, or `out` has another shape or is read-only.
+        If `x` has no such axis or is empty along it, or `out` has another shape or is read-only.
 
     Notes
     -----

@@ -6,6 +6,7 @@ instance carries the stem as its name.
 
 import math
 from collections.abc import Callable, Mapping
+from copyreg import _slotnames  # type: ignore[attr-defined]
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, overload
 
 import numpy as np
@@ -43,6 +44,15 @@ def _not_negative(name: str, value: Any) -> float:
     return number(name, value, lambda x: 0 <= x < math.inf, "not a non-negative finite number")
 
 
+def _exponent(name: str, value: Any) -> float | tuple[float, float]:
+    if not isinstance(value, (tuple, list)):
+        return _not_negative(name, value)
+    if len(value) != 2:
+        raise ValueError(f"{name} is {value!r}, not one number or a pair (positive, negative)")
+    positives, negatives = (_not_negative(name, item) for item in value)
+    return positives if positives == negatives else (positives, negatives)
+
+
 def _smoothing(name: str, value: Any) -> float:
     return number(name, value, lambda x: 0 <= x < 1, "not in [0, 1)")
 
@@ -51,18 +61,35 @@ def _share(name: str, value: Any) -> float:
     return number(name, value, lambda x: 0 <= x <= 1, "not in [0, 1]")
 
 
-def _label(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
+def _label(name: str, value: Any) -> int:
     label = index(name, value)
     if not -(2**63) <= label < 2**64:
         raise ValueError(f"{name} is not in the range of any integer dtype")
     return label
 
 
+def _labels(name: str, value: Any) -> int | tuple[int, ...] | None:
+    if isinstance(value, (tuple, list)):
+        return tuple(_label(name, item) for item in value)
+    return None if value is None else _label(name, value)
+
+
+def _weights(name: str, value: Any) -> tuple[float, ...]:
+    labels = getattr(value, "index", None)  # of a pandas Series
+    if labels is not None and not callable(labels) and list(labels) != list(range(len(value))):
+        by_label = "sort_index()" if set(labels) == set(range(len(value))) else "loc[classes].to_numpy()"
+        raise ValueError(
+            f"{name} has the index {list(labels)!r}, not 0 ... {len(value) - 1} in order, and would be "
+            f"taken by position: pass {name}.{by_label}"
+        )
+    numbers: tuple[float, ...] = kernels.weights(name, value)
+    return numbers
+
+
 def _weight_or_weights(name: str, value: Any) -> float | tuple[float, ...]:
-    scalar = isinstance(value, (int, float)) or np.ndim(value) == 0
-    return _not_negative(name, value) if scalar else kernels.weights(name, value)
+    if isinstance(value, (list, tuple)) or (not isinstance(value, (int, float)) and np.ndim(value)):
+        return _weights(name, value)
+    return _not_negative(name, value)
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -74,11 +101,11 @@ def _flag(name: str, value: Any) -> bool:
 # What every option has to be, whatever loss has it. A value that is the default is not looked at.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "reduction": _reduction,
-    "class_weight": kernels.weights,
+    "class_weight": _weights,
     "pos_weight": _weight_or_weights,
-    "ignore_index": _label,
+    "ignore_index": _labels,
     "label_smoothing": _smoothing,
-    "focal_gamma": _not_negative,
+    "focal_gamma": _exponent,
     "focal_alpha": _share,
     "z_loss": _not_negative,
     "logit_scale": positive,
@@ -153,6 +180,8 @@ class _Loss(kernels.Loss):
             value = given[name]
             if value is not default:
                 options[name] = _CHECKS[name](name, value)
+        if self._rowwise and isinstance(options.get("focal_gamma"), tuple):
+            raise ValueError(f"focal_gamma is {options['focal_gamma']}, but a softmax loss has one exponent")
         if options.get("from_probabilities"):
             for name in _OF_LOGITS:
                 if options.get(name) != defaults.get(name):
@@ -202,11 +231,15 @@ class _Loss(kernels.Loss):
         logits, targets : array_like
             As the class describes them.
         sample_weight : array_like, optional
-            Non-negative weights, one per row: the shape of `logits` without the class axis; for the
-            sigmoid losses also of the shape of `logits`, one per element. A weight of 0 removes the
-            row or element, whatever its logits hold.
+            Finite weights, one per row: the shape of `logits` without the class axis; for the
+            sigmoid losses also of the shape of `logits`, one per element. They may be negative, as the
+            advantages of a policy gradient are; where "mean" divides by their total, that has to be
+            positive. A weight of 0 removes the row or element, whatever its logits hold. Only a weight
+            over the divisor matters: both may be as large or small as float64 holds.
+            Those of the first of the rows' dimensions alone, one per image or sequence, hold for all
+            rows of it; nothing else is broadcast.
         mask : array_like of bool, optional
-            True where a row (for the sigmoid losses also: an element) counts; shapes as for
+            True, or 1, where a row (for the sigmoid losses also: an element) counts; shapes as for
             `sample_weight`. Elsewhere logits and targets may be anything, NaN included.
         denominator : float, optional
             Positive number to divide the sum by, in place of the divisor of "mean" or "batchmean":
@@ -230,9 +263,10 @@ class _Loss(kernels.Loss):
         Raises
         ------
         TypeError
-            If an argument does not hold real numbers, or `mask` is not bool.
+            If an argument does not hold real numbers.
         ValueError
-            If shapes do not agree, or a target, weight or denominator is out of range.
+            If shapes do not agree, a target, weight or denominator is out of range, or the total
+            weight of the rows that count, by which "mean" divides, is not positive.
         """
 
     @overload
@@ -283,8 +317,8 @@ class _Loss(kernels.Loss):
         denominator, with_stats, probabilities : float, bool, ndarray
             Likewise.
         out : ndarray, optional
-            Where to write the gradient: an array of its shape and dtype. ``out=logits`` overwrites
-            the logits in place.
+            Where to write the gradient: an array of its shape and dtype, or, for half-precision logits,
+            float32 or float64, which get it unrounded. ``out=logits`` overwrites the logits in place.
 
         Returns
         -------
@@ -300,8 +334,7 @@ class _Loss(kernels.Loss):
         Raises
         ------
         TypeError
-            If an argument does not hold real numbers, `mask` is not bool, or `out` is not an array of
-            the result's dtype.
+            If an argument does not hold real numbers, or `out` is not an array of the result's dtype.
         ValueError
             If shapes do not agree, a target, weight or denominator is out of range, or `out` is
             read-only. Nothing has been written to `out` then.
@@ -456,7 +489,11 @@ class _Loss(kernels.Loss):
         return hash((type(self), *self._changed().items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._changed(), getattr(self, "__dict__", None))
+        extra = dict(getattr(self, "__dict__", {}))
+        for name in _slotnames(type(self)):  # of a subclass
+            if hasattr(self, name):
+                extra[name] = getattr(self, name)
+        return _rebuild, (type(self), self._changed(), extra)
 
 
 class _CrossEntropy(_Loss):
@@ -529,16 +566,21 @@ class SigmoidBCE(_CrossEntropy):
     ----------
     reduction : {"mean", "sum", "batchmean", "none"}, default: "mean"
         "mean" divides the sum by the number of elements that count, weighted or not, "batchmean" by
-        the number of rows (all dimensions but the last) with an element that counts. "none" keeps one
+        the number of rows (all dimensions but `axis`) with an element that counts. "none" keeps one
         value per element.
     class_weight : array_like of shape (k,), optional
-        Non-negative weight of each output, along the last axis.
+        Non-negative weight of each output, along `axis`; logits of shape (n,) also take the one of a
+        single output.
     pos_weight : float or array_like of shape (k,), optional
-        Non-negative weight of the positive term, for all outputs or for each.
+        Non-negative weight of the positive term, for all outputs or, as `class_weight`, for each.
+    ignore_index : int, tuple of int or None, default: None
+        Targets of this value, or one of these, do not count: -1 for labels that are not known. A NaN
+        is no label.
     label_smoothing : float, default: 0.0
         Move the targets towards 1/2 by this share, in [0, 1).
-    focal_gamma : float, default: 0.0
-        Exponent of the focal loss, not negative; 0 is the plain loss.
+    focal_gamma : float or pair of float, default: 0.0
+        Exponent of the focal loss, not negative; 0 is the plain loss. Of a pair, the first is that of
+        the positive term, and the second that of the negative one.
     focal_alpha : float, optional
         Weight of the positive term of the focal loss, in [0, 1]; the negative one gets the rest.
     logit_scale : float, default: 1.0
@@ -548,6 +590,9 @@ class SigmoidBCE(_CrossEntropy):
     logit_clip : float, optional
         Clamp the logits to [-logit_clip, logit_clip] first; the gradient is the one at the clamped
         logits. Nothing overflows without it.
+    axis : int, default: -1
+        The axis of the outputs: of `class_weight` and `pos_weight`, and the one that weights and masks
+        per row do not have.
     from_probabilities : bool, default: False
         The first argument holds activations a in [0, 1], not logits. Values below the smallest
         normal number of their dtype (of float32 for half precision), and values whose distance from
@@ -557,7 +602,8 @@ class SigmoidBCE(_CrossEntropy):
     Notes
     -----
     Logits have any shape, float32 or float64; float16 and bfloat16 are computed in float32, other
-    real dtypes as float64. Targets have the same shape: numbers in [0, 1], or bool.
+    real dtypes as float64. Targets have the same shape: numbers in [0, 1], or bool. One that
+    rounding has carried over its bound, by at most 16 eps of its dtype, counts as the bound.
 
     The loss is ``abs(z) (1 - y if z > 0 else y) + log1p(exp(-abs(z)))`` and the gradient a quotient
     by ``1 + exp(-abs(z))``, neither of which is a difference for y of 0 or 1: both are accurate
@@ -614,11 +660,13 @@ class SigmoidBCE(_CrossEntropy):
 
     class_weight: tuple[float, ...] | None
     pos_weight: float | tuple[float, ...] | None
+    ignore_index: int | tuple[int, ...] | None
     label_smoothing: float
-    focal_gamma: float
+    focal_gamma: float | tuple[float, float]
     focal_alpha: float | None
     logit_scale: float
     softcap: float | None
+    axis: int
     from_probabilities: bool
 
     def __init__(
@@ -627,12 +675,14 @@ class SigmoidBCE(_CrossEntropy):
         reduction: str = "mean",
         class_weight: Any = None,
         pos_weight: Any = None,
+        ignore_index: int | tuple[int, ...] | None = None,
         label_smoothing: float = 0.0,
-        focal_gamma: float = 0.0,
+        focal_gamma: float | tuple[float, float] = 0.0,
         focal_alpha: float | None = None,
         logit_scale: float = 1.0,
         softcap: float | None = None,
         logit_clip: float | None = None,
+        axis: int = -1,
         from_probabilities: bool = False,
     ) -> None:
         self._configure(locals())
@@ -665,8 +715,8 @@ class SoftmaxCE(_CrossEntropy):
         value per row.
     class_weight : array_like of shape (k,), optional
         Non-negative weight of each class.
-    ignore_index : int or None, default: -100
-        Class index of rows that do not count.
+    ignore_index : int, tuple of int or None, default: -100
+        Class index, or indices, of rows that do not count.
     label_smoothing : float, default: 0.0
         Share of the target's mass that is spread evenly over the classes, in [0, 1).
     focal_gamma : float, default: 0.0
@@ -694,7 +744,7 @@ class SoftmaxCE(_CrossEntropy):
     Logits have shape (..., k) with the classes last unless `axis` says otherwise, float32 or float64;
     float16 and bfloat16 are computed in float32, other real dtypes as float64. Targets are class
     indices of shape (...), of any integer dtype, bool, or whole-number floats; or non-negative numbers
-    of shape (..., k), which need not sum to 1.
+    of shape (..., k), which need not sum to 1; one below 0 by at most 16 eps of its dtype counts as 0.
 
     The loss of a row whose target is its maximum is ``log1p`` of the other exponentials' sum, and
     the gradient at the target minus their share: a confident prediction keeps both until they
@@ -749,7 +799,7 @@ class SoftmaxCE(_CrossEntropy):
     _target_range = (0.0, math.inf)
 
     class_weight: tuple[float, ...] | None
-    ignore_index: int | None
+    ignore_index: int | tuple[int, ...] | None
     label_smoothing: float
     focal_gamma: float
     z_loss: float
@@ -763,7 +813,7 @@ class SoftmaxCE(_CrossEntropy):
         *,
         reduction: str = "mean",
         class_weight: Any = None,
-        ignore_index: int | None = -100,
+        ignore_index: int | tuple[int, ...] | None = -100,
         label_smoothing: float = 0.0,
         focal_gamma: float = 0.0,
         z_loss: float = 0.0,

@@ -1,5 +1,6 @@
 """Which package is under test, and the settings shared by all test files."""
 
+import collections
 import os
 import sys
 from pathlib import Path
@@ -26,6 +27,42 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-records", action="store_true", help="rewrite bits.json and worst_cases.json from this run"
     )
+
+
+# `pytest -m quick`: of every test the first case and each SAMPLE-th after it, so that every loss, option,
+# dtype, entry and adapter is there, in half a minute. Without those that take most of a second for a case:
+# they train networks or boosters, start processes, or ask the oracle for long rows.
+SAMPLE = 20
+LONG = {
+    "test_environment",
+    "test_exact_vocabulary",
+    "test_example",
+    "test_focal_on_an_imbalanced_set",
+    "test_fork_after_a_shared_call",
+    "test_many_callers_with_helpers_each",
+    "test_mean_of_many",
+    "test_metric_matches_built_in",
+    "test_model_is_pickled",
+    "test_native_matches_built_in_tree_for_tree",
+    "test_net_learns_digits",
+    "test_network_learns_digits",
+    "test_permutation_equivariance",
+    "test_scikit_learn_matches_built_in",
+    "test_shift_invariance",
+    "test_softmax_network_learns_digits",
+    "test_temporal_loss_learns_text",
+    "test_two_layer_net_learns_digits",
+}
+
+
+def pytest_collection_modifyitems(items):
+    cases = collections.Counter()
+    for item in items:
+        test = item.parent, item.originalname
+        long = item.originalname in LONG or item.get_closest_marker("exhaustive")
+        if not long and cases[test] % SAMPLE == 0:
+            item.add_marker(pytest.mark.quick)
+        cases[test] += 1
 
 
 @pytest.fixture

@@ -526,7 +526,7 @@ class LossContract:
             wrong = np.ones(shape)
             self.assert_rejected(ValueError, ["(3, 4)", str(shape)], logits, targets, sample_weight=wrong)
 
-    @pytest.mark.parametrize("bad", [-1.0, NAN, INF, -INF])
+    @pytest.mark.parametrize("bad", [NAN, INF, -INF])
     def test_wrong_weights(self, bad):
         for lead, position in [((40,), (33,)), ((5, 8), (2, 7))]:
             logits, targets, weight = self.batch(np.float64, lead, 3)
@@ -536,8 +536,8 @@ class LossContract:
 
     def test_negative_integer_weight(self):
         logits, targets, _ = self.batch(np.float32, (3,), 4)
-        weight = np.array([1, -2, 1])
-        self.assert_rejected(ValueError, ["-2", "1"], logits, targets, sample_weight=weight)
+        value = self.instance(logits, targets, sample_weight=np.array([1, -2, 4]))
+        assert value == self.instance(logits, targets, sample_weight=[1.0, -2.0, 4.0])
 
     def test_out_that_cannot_be_used(self):
         logits, targets, _ = self.batch(np.float32, (3,), 4)

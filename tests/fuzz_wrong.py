@@ -17,8 +17,9 @@ WRONG = (TypeError, ValueError)
 JUNK: list[Any] = [
     None, "a", b"b", "1", 1j, object(), {}, {1}, [], [[]], [1, [2, 3]], [None], ["a"], NAN, INF, -INF, -1,
     2**64, 10**400, -(10**400), 1.5, True, np.float16(2), int, len, ..., slice(2), range(3),
-    memoryview(b"abcd"), bytearray(b"abcd"), np.array("a"), np.array([1j]), np.array([None]), np.array(["2020"], "datetime64[D]"),
-    np.zeros((2, 2), "V4"), np.zeros(3, [("a", "f4")]), np.zeros(0), np.zeros((2, 3, 4, 5)),
+    memoryview(b"abcd"), bytearray(b"abcd"), np.array("a"), np.array([1j]), np.array([None]),
+    np.array(["2020"], "datetime64[D]"), np.zeros((2, 2), "V4"), np.zeros(3, [("a", "f4")]), np.zeros(0),
+    np.zeros((2, 3, 4, 5)),
 ]  # fmt: skip
 
 

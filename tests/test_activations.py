@@ -85,7 +85,7 @@ def test_axis_out_of_range(name):
 
 
 @pytest.mark.parametrize("name", [*ALONG_AXIS, "logsumexp"])
-@pytest.mark.parametrize("axis", [None, 1.0, (0, 1)], ids=str)
+@pytest.mark.parametrize("axis", [1.0, (0, 1.0), "0"], ids=str)
 def test_axis_that_is_no_integer(name, axis):
     with pytest.raises(TypeError, match="axis must be an integer"):
         getattr(sl, name)(np.zeros((2, 3)), axis=axis)

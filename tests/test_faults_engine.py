@@ -115,7 +115,7 @@ def test_no_more_threads_than_a_busy_one(tmp_path, faults):
             if not same((sl.softmax_ce.value_and_grad(x, t, out=out)[0], out.copy()), want):
                 wrong.append(threading.get_ident())
     faults.refuse_threads(0)
-    callers = [threading.Thread(target=caller) for _ in range(3)]
+    callers = [threading.Thread(target=caller, daemon=True) for _ in range(3)]
     callers[0].start(), callers[1].start(), callers[2].start(), faults.refuse_threads(1)
     [c.join() for c in callers]
     assert not wrong
@@ -279,6 +279,7 @@ CALLS = {
     "long rows": "sl.SigmoidBCE(reduction='batchmean')(WIDE, WIDE, mask=np.broadcast_to(True, WIDE.shape))",
     "one row": "sl.softmax_ce(WIDE, np.zeros(1, int))",
     "one row of soft targets": "sl.softmax_ce(WIDE, WIDE)",
+    "divisor": "sl.softmax_ce.divisor(LONG.shape, LABEL, sample_weight=np.broadcast_to(1.0, len(LONG)))",
     "activation": "sl.logsumexp(LONG)",
 }
 
@@ -485,7 +486,7 @@ def test_threads_that_have_computed_hold_no_memory(tmp_path):
     sl.softmax_ce(x, t)
     threading.stack_size(1 << 18)
     before = resident()
-    callers = [threading.Thread(target=caller) for _ in range(200)]
+    callers = [threading.Thread(target=caller, daemon=True) for _ in range(200)]
     [c.start() for c in callers]
     [ready.acquire() for _ in callers]
     grown = resident() - before
@@ -628,7 +629,7 @@ def test_fork_while_others_compute(tmp_path):
     def caller():
         while not stop:
             assert sl.softmax_ce(x, t) == want
-    callers = [threading.Thread(target=caller) for _ in range(3)]
+    callers = [threading.Thread(target=caller, daemon=True) for _ in range(3)]
     [c.start() for c in callers]
     end, codes = time.time() + 4, []
     while time.time() < end:
@@ -764,7 +765,7 @@ def test_numbers_of_threads_that_change(tmp_path):
                 good = all(same(sl.softmax_mse.value_and_grad(small, few), want_small) for _ in range(50))
             if not good:
                 wrong.append(i)
-    callers = [threading.Thread(target=caller, args=(i,)) for i in range(12)]
+    callers = [threading.Thread(target=caller, args=(i,), daemon=True) for i in range(12)]
     [c.start() for c in callers]
     end, i = time.time() + 4, 0
     while time.time() < end:
@@ -790,10 +791,10 @@ def test_class_indices_that_change(tmp_path, dtype):
         while not stop:
             t[...] = bad
             t[...] = good
-    thread = threading.Thread(target=flip)
+    thread = threading.Thread(target=flip, daemon=True)
     thread.start()
     weights = np.linspace(0.5, 1, k)
-    losses = [sl.softmax_ce, sl.SoftmaxCE(class_weight=weights), sl.SoftmaxMSE(class_weight=weights),
+    losses = [sl.softmax_ce, sl.SoftmaxCE(class_weight=weights), sl.softmax_mse,
               sl.SoftmaxCE(class_weight=weights, label_smoothing=0.1)]
     end, calls = time.time() + 3, 0
     while time.time() < end:

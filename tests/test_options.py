@@ -830,7 +830,8 @@ def test_option_out_of_range(cls, option, value, bound):
     ("option", "value"),
     [
         ("label_smoothing", "a"),
-        ("focal_gamma", [1.0, 2.0]),
+        ("focal_gamma", [1.0, 2.0, 3.0]),
+        ("focal_gamma", "2"),
         ("logit_scale", None),
         ("softcap", "30"),
         ("class_weight", ["a", "b"]),
@@ -936,7 +937,7 @@ def test_denominator_without_a_mean(loss, targets, reduction):
 
 
 @pytest.mark.parametrize(("loss", "targets"), list(every_loss()))
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float64, object])
+@pytest.mark.parametrize("dtype", [complex, object])
 def test_mask_of_the_wrong_dtype(loss, targets, dtype):
     mask = np.ones(3, dtype)
     assert_refused(TypeError, ["mask", "bool", str(mask.dtype)], loss, np.zeros((3, 4)), targets, mask=mask)

@@ -84,8 +84,8 @@ class TestSigmoidBCE(SigmoidContract):
         ("dtype", "wrong"),
         [("uint8", 2), ("uint8", 255), ("int8", -1), ("int8", -128), ("int32", -(2**31)), ("int32", 2),
          ("uint32", 2**32 - 1), ("int64", -(2**63)), ("int64", 2**62), ("int64", 2), ("uint64", 2**63),
-         ("float32", -1e-45), ("float32", 1.0000001), ("float32", NAN), ("float32", -NAN),
-         ("float64", -5e-324), ("float64", 1.0000000000000002), ("float64", NAN), ("float64", -NAN),
+         ("float32", -2e-6), ("float32", 1.000002), ("float32", NAN), ("float32", -NAN),
+         ("float64", -4e-15), ("float64", 1.000000000000004), ("float64", NAN), ("float64", -NAN),
          ("float64", -INF)],
     )  # fmt: skip
     def test_one_target_out_of_range(self, dtype, wrong):

@@ -6,19 +6,20 @@
 # is read and written.
 #
 # uses _blocks: run sl_default_environment sl_restore_environment
-# uses _checks: DOUBLE_MAX activations_in_range counted_in_range counted_rows_in_range divisor_of in_range
-# uses _checks: mark_counted targets_in_range
+# uses _checks: DOUBLE_MAX NO_EXPONENT activations_in_range counted_in_range counted_rows_in_range divisor_of
+# uses _checks: in_range largest_exponent mark_counted targets_in_range weights_in_range
 # uses _job: Job open_job
 # uses _loss: Loss bounded_axis
 # uses _operand: NO_AXIS Operand bind bind_weights disjoint element_kind empty_like empty_per_row gather
-# uses _operand: is_floating load_flat one_per_row row_offsets same_memory same_shape
-# uses _options: REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
-# uses _options: WANT_TARGET_GRAD
-# uses _weights: drops_by_class load_weights
+# uses _operand: is_floating load_flat one_per_row prefix_of_rows row_offsets same_memory same_shape
+# uses _options: ORDINARY_DIVISOR ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD
+# uses _options: WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
+# uses _weights: drops_by_class frexp ldexp load_weights
 
 from stableloss._arrays import (
-    Stats, index, mask_array, place_of, real_array, refuse_axis, refuse_denominator, refuse_shapes, refuse_value,
-    require_denominator, require_out, shaped, without_label,
+    Stats, index, mask_array, multiply_by_power, over_axes, place_of, real_array, refuse_axis,
+    refuse_denominator, refuse_shapes, refuse_total, refuse_value, require_denominator, require_out,
+    rounded_to_bounds, shaped, sign_hint, without_labels,
 )
 
 cdef extern from "Python.h":
@@ -131,6 +132,12 @@ cdef inline int counted_axis(np.ndarray array, int axis) noexcept:
 
 # ---- results --------------------------------------------------------------------------------------
 
+cdef bint wider(np.ndarray out, np.ndarray x) noexcept:
+    """Whether out can take unrounded what is computed of half-precision logits."""
+    cdef int kind = np.PyArray_TYPE(out)
+    return (kind == np.NPY_FLOAT or kind == np.NPY_DOUBLE) and np.PyArray_ITEMSIZE(x) == 2
+
+
 cdef bint writable_like(np.ndarray out, np.ndarray x) noexcept:
     return (np.PyArray_TYPE(out) == np.PyArray_TYPE(x) and np.PyArray_ISWRITEABLE(out)
             and np.PyArray_ISNOTSWAPPED(out))
@@ -140,7 +147,7 @@ cdef np.ndarray plain_output(object out, np.ndarray x, str name):
     """`out` as a plain array of the type and shape of x; None where it is."""
     if out is None or (np.PyArray_CheckExact(out) and writable_like(out, x) and same_shape(out, x)):
         return out
-    return require_out(out, (<object>x).shape, x.dtype, name)
+    return require_out(out, (<object>x).shape, x.dtype, name, True)
 
 
 cdef object returned(np.ndarray result):
@@ -229,7 +236,7 @@ cdef enum:
 cdef bint values_fit(Job* job, int what) except -1:
     """Whether values of the rows that count are in range."""
     if what == UNFIT_WEIGHT:
-        return in_range(&job.w, job.n, DOUBLE_MAX, False)
+        return weights_in_range(job, ORDINARY_DOUBLE)
     if what == UNFIT_ACTIVATION:
         return counted_rows_in_range(job, &job.x, 1, False)
     if job.hard:
@@ -265,11 +272,18 @@ cdef Py_ssize_t first_unfit_class(const Job* job, int what, Py_ssize_t row) exce
     return fit
 
 
+cdef enum:
+    # Factors from a row's exponentials to its results are down to 2**-230 of the results' own factor: one that is
+    # smaller than 2**-400 is left out, and its power of two multiplied in at the end.
+    FAR_BELOW_1 = 400
+
+
 # ---- losses ---------------------------------------------------------------------------------------
 
 @cython.final
 @cython.no_gc
 @cython.freelist(8)
+@cython.auto_pickle(False)
 cdef class Call:
     """A call of a loss: its arguments as arrays, and its results. It keeps their memory alive, and lasts as long as
     the default floating-point environment is in force."""
@@ -295,6 +309,7 @@ cdef class Call:
     cdef np.ndarray lse
     cdef np.ndarray entropy
     cdef Py_ssize_t correct
+    cdef int missing                # power of two by which the results are divided in the end
 
     def __cinit__(self):
         self.environment = sl_default_environment()
@@ -321,8 +336,9 @@ cdef class Call:
             self.weight = readable(weight, "sample_weight")
         if mask is not None:
             self.mask = readable_mask(mask)
-        if self.loss.far_ignore_index is not None and np.PyArray_NDIM(self.targets) < np.PyArray_NDIM(self.logits):
-            self.mask = without_label(self.targets, self.loss.far_ignore_index, self.mask)
+        if self.loss.masked_labels is not None and not (
+                self.loss.rowwise and np.PyArray_NDIM(self.targets) == np.PyArray_NDIM(self.logits)):
+            self.mask = without_labels(self.loss, self.targets, self.mask)
         return 0
 
     # Nothing below runs Python before the kernel has returned, but what raises an error, and handlers of signals.
@@ -359,11 +375,14 @@ cdef class Call:
 
     cdef bint weights_fit(self, np.ndarray weight) noexcept:
         """Whether weights or a mask have a number for each row or, for a loss by element, for each element."""
-        return (weight is None or one_per_row(weight, self.logits, self.axis)
+        return (weight is None or prefix_of_rows(weight, self.logits, self.axis)
+                or one_per_row(weight, self.logits, self.axis)
                 or (not self.loss.rowwise and same_shape(weight, self.logits)))
 
     cdef bint output_fits(self, np.ndarray out) noexcept:
-        return out is None or (writable_like(out, self.logits) and same_shape(out, self.logits))
+        return out is None or (same_shape(out, self.logits) and (
+            writable_like(out, self.logits)
+            or (wider(out, self.logits) and np.PyArray_ISWRITEABLE(out) and np.PyArray_ISNOTSWAPPED(out))))
 
     cdef bint shapes_fit(self, const Job* job) noexcept:
         cdef const Settings* o = job.o
@@ -377,18 +396,21 @@ cdef class Call:
             return False
         if not (self.output_fits(self.grad) and self.output_fits(self.hess) and self.output_fits(self.probabilities)):
             return False
-        return ((o.class_weight == NULL or o.n_class_weight == job.outputs)
-                and (o.pos_weight == NULL or o.pos_weight_shared or o.n_pos_weight == job.outputs))
+        return ((o.class_weight == NULL or self.outputs_fit(job, o.n_class_weight))
+                and (o.pos_weight == NULL or o.pos_weight_shared or self.outputs_fit(job, o.n_pos_weight)))
+
+    cdef bint outputs_fit(self, const Job* job, Py_ssize_t weights) noexcept:
+        """A number for each class or output, or the one output of logits without an axis of outputs."""
+        return weights == job.outputs or (weights == 1 and not self.loss.rowwise and np.PyArray_NDIM(self.logits) == 1)
 
     cdef void bind_results(self, Job* job, int axis) noexcept:
-        cdef int kind = job.x.kind
         if self.grad is not None:
-            bind(&job.g, self.grad, kind, axis)
+            bind(&job.g, self.grad, element_kind(self.grad), axis)
         if self.hess is not None:
-            bind(&job.h, self.hess, kind, axis)
+            bind(&job.h, self.hess, element_kind(self.hess), axis)
         if self.probabilities is not None:
             job.wants_probabilities = True
-            bind(&job.p, self.probabilities, kind, axis)
+            bind(&job.p, self.probabilities, element_kind(self.probabilities), axis)
         if self.losses is not None:
             job.loss = np.PyArray_BYTES(self.losses)
         if self.predicted is not None:
@@ -401,19 +423,25 @@ cdef class Call:
         cdef Loss loss = self.loss
         cdef np.ndarray x = self.logits
         cdef bint rowwise = loss.rowwise
-        cdef int ndim = np.PyArray_NDIM(x)
+        cdef int d, ndim = np.PyArray_NDIM(x)
         cdef int axis = self.axis if rowwise else NO_AXIS
         if rowwise and (self.axis == NO_AXIS or np.PyArray_DIMS(x)[self.axis] == 0):
+            return False
+        if self.axis == NO_AXIS and loss.axis != -1:
             return False
         open_job(job, x, axis)
         job.o = &loss.settings
         job.want = self.want
         job.outputs = np.PyArray_DIMS(x)[self.axis] if self.axis < ndim else 1
+        if not rowwise and loss.axis != -1:
+            for d in range(self.axis + 1, ndim):
+                job.inner *= max(<Py_ssize_t>1, np.PyArray_DIMS(x)[d])
         job.hard = rowwise and np.PyArray_NDIM(self.targets) == ndim - 1
         job.target_max = loss.target_max
         job.has_options = loss.has_options or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
         # sums of products of either sign lose digits
-        job.in_float64 = loss.in_float64 or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
+        job.in_float64 = (loss.in_float64 or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
+                          or (loss.wide_weights and not (job.hard and not job.has_options)))
         if not self.shapes_fit(job):
             return False
         bind(&job.t, self.targets, element_kind(self.targets), NO_AXIS if job.hard else axis)
@@ -431,10 +459,13 @@ cdef class Call:
     cdef int unfit_values(self, Job* job) except -1:
         """Which values of rows that count are out of range, if any; notes whether rows may be ignored."""
         cdef Operand every
-        if job.has_weight and not in_range(&job.w, job.n, DOUBLE_MAX, False):
+        cdef Loss loss = self.loss
+        cdef bint single = not loss.rowwise and np.PyArray_TYPE(self.logits) != np.NPY_DOUBLE
+        job.extreme = loss.extreme_weights
+        if job.has_weight and not weights_in_range(job, ORDINARY_SINGLE if single else ORDINARY_DOUBLE):
             return UNFIT_WEIGHT
         job.any_weight = job.has_weight or job.masked or job.o.class_weight != NULL
-        if not targets_in_range(job, self.targets, self.loss.rowwise):
+        if not targets_in_range(job, self.targets, loss.rowwise):
             return UNFIT_TARGET
         job.any_weight = job.any_weight or job.ignoring
         if not (job.o.from_probabilities and self.want):
@@ -444,16 +475,52 @@ cdef class Call:
             return FIT
         return UNFIT_ACTIVATION
 
-    cdef double reduction_divisor(self, Job* job) except? -1:
-        cdef double total
+    cdef bint round_to_bounds(self) except -1:
+        """Take what rounding has carried over its bound for the bound; whether anything was."""
+        cdef np.ndarray targets = None
+        cdef np.ndarray logits = None
+        if not (self.loss.rowwise and np.PyArray_NDIM(self.targets) < np.PyArray_NDIM(self.logits)):
+            targets = rounded_to_bounds(self.targets, self.loss.target_max)
+        if self.loss.settings.from_probabilities:
+            logits = rounded_to_bounds(self.logits, 1)
+        self.targets = self.targets if targets is None else targets
+        self.logits = self.logits if logits is None else logits
+        return targets is not None or logits is not None
+
+    cdef int set_total(self, Job* job, int reduction) except -1:
+        """What a mean divides by, with weights far from 1 over a power of two as they are; 0 where nothing counts."""
+        cdef int64_t largest
+        if job.extreme and self.loss.rowwise and reduction == REDUCE_MEAN:
+            largest = largest_exponent(job)
+            job.exponent = 0 if largest == NO_EXPONENT else <int>largest
+        job.divisor = divisor_of(job, reduction, self.loss.rowwise)
+        if job.signed_ and not job.divisor > 0 and largest_exponent(job) != NO_EXPONENT:
+            refuse_total(job.divisor, job.exponent)
+        return 0
+
+    cdef int set_job_divisor(self, Job* job) except -1:
+        """What the sum is divided by; with weights far from 1, weights and divisor over one power of two."""
+        cdef Loss loss = self.loss
+        cdef int exponent
+        cdef int64_t largest
         if self.divisor > 0:
-            return self.divisor
-        if self.loss.reduction < REDUCE_MEAN or self.want & WANT_HESS:
-            return 1
-        total = divisor_of(job, self.loss.reduction, self.loss.rowwise)
-        if self.divisor == 0 and total != 0:
-            refuse_denominator(self.denominator, total)
-        return total if total != 0 else 1       # nothing counts: the loss is 0, the gradient 0 (or empty)
+            job.divisor = self.divisor
+            if job.extreme or not 1 / ORDINARY_DIVISOR <= self.divisor <= ORDINARY_DIVISOR:
+                job.extreme = job.any_weight = True
+                job.divisor = frexp(self.divisor, &exponent)
+                largest = largest_exponent(job) if loss.rowwise and exponent > FAR_BELOW_1 else exponent
+                if largest != NO_EXPONENT and exponent - largest > FAR_BELOW_1:
+                    self.missing = exponent - <int>largest
+                job.exponent = exponent - self.missing
+        elif loss.reduction >= REDUCE_MEAN and not self.want & WANT_HESS:
+            self.set_total(job, loss.reduction)
+            if self.divisor == 0 and job.divisor != 0:
+                refuse_denominator(self.denominator, ldexp(job.divisor, job.exponent))
+            if job.divisor == 0:
+                job.divisor = 1     # nothing counts: the loss is 0, the gradient 0 (or empty)
+        if job.extreme and not loss.rowwise:
+            job.in_float64 = True
+        return 0
 
     cdef int refuse(self, const Job* job, int unfit) except -1:
         """Raise the error that says which value is out of range."""
@@ -473,10 +540,13 @@ cdef class Call:
         if np.PyArray_NDIM(array) < len(shape):
             place = place[:self.axis] + place[self.axis + 1:]
         if unfit == UNFIT_WEIGHT:
-            refuse_value(array, place, "sample_weight", "not a non-negative finite number")
+            refuse_value(array, place[:np.PyArray_NDIM(array)], "sample_weight", "not a finite number")
         if job.hard:
-            refuse_value(array, place, "class index", f"not a whole number from 0 to {job.k - 1} ({job.k} classes)")
-        refuse_value(array, place, "target probability" if self.loss.rowwise else "target", demand)
+            demand = f"not a whole number from 0 to {job.k - 1} ({job.k} classes)"
+            refuse_value(array, place, "class index", demand + (sign_hint(array, "//") if job.k == 2 else ""))
+        if self.loss.rowwise:
+            refuse_value(array, place, "target probability", demand)
+        refuse_value(array, place, "target", demand + (sign_hint(array, "/") if job.target_max == 1 else ""))
         return 0
 
     # an error that finds no memory for itself can get lost: no function below returns a number beside it
@@ -489,6 +559,11 @@ cdef class Call:
             refuse_shapes(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
                           self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
         unfit = self.unfit_values(job)
+        if unfit and self.round_to_bounds():
+            # numpy has run: everything is looked at again
+            if not self.describe(job):
+                refuse_shapes(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector, False, False)
+            unfit = self.unfit_values(job)
         if unfit:
             self.refuse(job, unfit)
         return 0
@@ -497,8 +572,12 @@ cdef class Call:
         """Run the kernel."""
         cdef Job job
         self.open(&job)
-        job.divisor = self.reduction_divisor(&job)
+        self.set_job_divisor(&job)
         self.value = run(&job, &self.loss.kernel.functions) / job.divisor
+        if self.missing:
+            if self.grad is not None:
+                multiply_by_power(self.grad, -self.missing)
+            self.value = ldexp(self.value, -self.missing)
         if self.want & WANT_STATS:
             # before a result is copied to where the targets are
             with nogil:
@@ -509,7 +588,8 @@ cdef class Call:
         """What the reduction divides by, or "mean" where it does not divide; 0 where nothing counts."""
         cdef Job job
         self.open(&job)
-        self.value = divisor_of(&job, max(self.loss.reduction, REDUCE_MEAN), self.loss.rowwise)
+        self.set_total(&job, max(self.loss.reduction, REDUCE_MEAN))
+        self.value = ldexp(job.divisor, job.exponent)
         return 0
 
     cdef np.ndarray marked(self, Job* job, bint classes):
@@ -522,7 +602,8 @@ cdef class Call:
         """What the kernel divides by, and which rows count: for loss and gradient, and for statistics."""
         cdef Job job
         self.open(&job)
-        divisor = self.reduction_divisor(&job)
+        self.set_job_divisor(&job)
+        divisor = ldexp(job.divisor, job.exponent + self.missing)
         if not job.any_weight or job.n == 0:
             return divisor, None, None
         measured = self.marked(&job, False)

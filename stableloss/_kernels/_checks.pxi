@@ -2,16 +2,19 @@
 #
 # uses _blocks: SL_PEEK SL_STORE stopped sum_blocks
 # uses _job: BLOCK_ITEMS Job
-# uses _math: sl_bits_f64 sl_bits_from_float
+# uses _math: SL_INFINITY absolute real sl_bits_f64 sl_bits_from_float
 # uses _operand: Operand bind gather is_floating load_flat row_offsets view_flat
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
 # uses _sums: Sum add evaluate
-# uses _weights: CHECKED load_weights
+# uses _weights: CHECKED class_at frexp load_weights
 
 # Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
 # and at one that is read as a float64 first. Found as those of `COST`, level v4.
 cdef double LOOK = 0.03
 cdef double CONVERTED_LOOK = 0.2
+
+cdef enum:
+    NO_EXPONENT = -1000000
 
 cdef double DOUBLE_MAX = 1.7976931348623157e308
 
@@ -99,6 +102,10 @@ cdef struct Check:
     uint8_t* marks          # one for each row
     int outside             # flag: something that counts is out of range
     int ignoring            # flag: something has the ignored index
+    double low              # weights beyond these are extreme
+    double high
+    int extreme             # flag: a weight is
+    int negative            # flag: a weight is
 
 
 cdef void look_at_block(const void* context, Py_ssize_t block, void* scratch, Sum* part) noexcept nogil:
@@ -139,6 +146,57 @@ cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) 
     check.top = top
     check.whole = whole
     look_at_all(&check, count, LOOK * op.stride[0] if op.ndim == 1 and 0 < op.stride[0] <= 8 else CONVERTED_LOOK)
+    return not check.outside
+
+
+cdef inline void judge_weights(Check* check, const real* w, Py_ssize_t n) noexcept nogil:
+    # converted within float32's range, or the caller would find flags
+    cdef real low = <real>max(check.low, 1.1754944e-38 if real is float else 0.0)
+    cdef real high = <real>min(check.high, 3.4028234e38 if real is float else DOUBLE_MAX)
+    cdef real size
+    cdef int beyond = 0, negative = 0, undefined = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        size = absolute(w[i])
+        beyond |= (size != 0) & ((size < low) | (size > high) | (size != size))
+        negative |= w[i] < 0
+    if negative:
+        SL_STORE(&check.negative, 1)
+    if beyond:
+        SL_STORE(&check.extreme, 1)
+        for i in range(n):
+            undefined |= not absolute(w[i]) < SL_INFINITY
+        if undefined:
+            SL_STORE(&check.outside, 1)
+
+
+cdef void look_at_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef float singles[CHECKED]
+    cdef double doubles[CHECKED]
+    cdef Py_ssize_t at, n
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        if check.op.kind == np.NPY_FLOAT:
+            judge_weights(check, view_flat(check.op, at, n, singles), n)
+        else:
+            judge_weights(check, view_flat(check.op, at, n, doubles), n)
+
+
+cdef bint weights_in_range(Job* job, double ordinary) except -1:
+    """Whether all sample weights are finite; notes whether any but 0 is not between 1 / ordinary and `ordinary`, and
+    whether any is negative."""
+    cdef Check check
+    check.look = look_at_weights
+    check.job = NULL
+    check.op = &job.w
+    check.count = job.n
+    check.block = BLOCK_ITEMS
+    check.low = 1 / ordinary
+    check.high = ordinary
+    check.extreme = check.negative = False
+    look_at_all(&check, job.n, CONVERTED_LOOK)
+    job.extreme = job.extreme or check.extreme
+    job.signed_ = check.negative
     return not check.outside
 
 
@@ -200,6 +258,45 @@ cdef void mark_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total
             total.hi += check.marks[at + i]
 
 
+cdef void look_for_exponents(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef double weight[CHECKED]
+    cdef double one[CHECKED]
+    cdef double label[CHECKED]
+    cdef const Job* job = check.job
+    cdef Py_ssize_t at, i, n
+    cdef int exponent, of_class
+    cdef int64_t largest = NO_EXPONENT
+    cdef bint classes = job.hard and job.o.class_weight != NULL
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        load_weights(job, at, n, True, False, weight)
+        load_weights(job, at, n, False, True, one)      # 0 for what does not count
+        if classes:
+            load_flat(&job.t, at, n, label)
+        for i in range(n):
+            if weight[i] == 0 or one[i] == 0:
+                continue
+            frexp(weight[i], &exponent)
+            if classes:
+                frexp(job.o.class_weight[class_at(label[i], job.k)], &of_class)
+                exponent += of_class
+            largest = max(largest, <int64_t>exponent)
+    total.hi = largest
+
+
+cdef int64_t largest_exponent(Job* job) except? -1:
+    """The exponent of the largest weight of a row; NO_EXPONENT where all are 0."""
+    cdef Check check
+    cdef Sum part
+    cdef Py_ssize_t start
+    cdef double largest = NO_EXPONENT
+    check.job = job
+    for start from 0 <= start < job.n by BLOCK_ITEMS:
+        look_for_exponents(&check, start, min(<Py_ssize_t>BLOCK_ITEMS, job.n - start), &part)
+        largest = max(largest, part.hi)
+    return <int64_t>largest
+
+
 cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
     cdef const Job* job = check.job
     cdef double weight[CHECKED]
@@ -207,6 +304,15 @@ cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tota
     cdef bint any
     for row in range(start, start + count):
         any = False
+        if job.inner > 1:
+            at = row // job.inner * job.inner * job.outputs + row % job.inner
+            for i in range(job.outputs):
+                load_weights(job, at + i * job.inner, 1, check.samples, False, weight)
+                any |= weight[0] != 0
+            if check.marks != NULL:
+                check.marks[row] = any
+            total.hi += any
+            continue
         for at from 0 <= at < job.outputs by CHECKED:
             if at % BLOCK_ITEMS == 0 and stopped(job):
                 return

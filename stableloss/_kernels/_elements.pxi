@@ -6,7 +6,7 @@
 #
 # uses _job: Job
 # uses _logits: transform_logits
-# uses _math: SL_INFINITY fma real
+# uses _math: SL_INFINITY absolute fma real
 # uses _operand: load_flat store_flat store_values view_flat
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_TARGET_GRAD
 # uses _sums: CHUNK Sum add lane_sum padded
@@ -64,13 +64,31 @@ cdef void weigh(real* values, const real* weight, Py_ssize_t n) noexcept nogil:
         values[i] = 0 if weight[i] == 0 else values[i] * weight[i]
 
 
+cdef double sum_in_float64(const Job* job, Py_ssize_t n, const real* scratch) noexcept nogil:
+    """The weighted losses of a chunk whose sum float32 does not hold."""
+    cdef const real* value = scratch + VALUE
+    cdef const real* weight = scratch + WEIGHT
+    cdef double total = 0, loss
+    cdef Py_ssize_t i
+    for i in range(n):
+        if job.any_weight and weight[i] == 0:
+            continue
+        loss = value[i]
+        if job.has_options and absolute(loss) == SL_INFINITY:
+            loss = ((<double>scratch[POSITIVE + i] * scratch[LOG_ON + i] if scratch[POSITIVE + i] != 0 else 0)
+                    + (<double>scratch[NEGATIVE + i] * scratch[LOG_OFF + i] if scratch[NEGATIVE + i] != 0 else 0))
+        total += loss * weight[i] if job.any_weight else loss
+    return total
+
+
 cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, Sum* total) noexcept nogil:
     """Apply the weights, add up or store the losses, store the derivatives."""
     cdef Py_ssize_t i
-    cdef double lo
+    cdef double lo, sum_
     cdef real* value = scratch + VALUE
     cdef real* hess = scratch + HESS
     cdef real* product = scratch + PRODUCT
+    cdef real* weighed = scratch + PRODUCT      # no loss is wanted beside a product
     cdef real factor = <real>(1 / job.divisor)
     if job.want & WANT_PRODUCT:
         load_flat(&job.v, start, n, product)
@@ -79,18 +97,28 @@ cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
     if job.any_weight:
         load_weights(job, start, n, True, False, scratch + WEIGHT)
         if job.o.class_weight != NULL:
-            output_weights(job.o.class_weight, job.o.n_class_weight, job.outputs, start, n, scratch + WEIGHT)
-        weigh(value, <const real*>(scratch + WEIGHT), n)
+            output_weights(job, job.o.class_weight, job.o.n_class_weight, start, n, scratch + WEIGHT)
         weigh(scratch + GRAD, <const real*>(scratch + WEIGHT), n)
         weigh(hess, <const real*>(scratch + WEIGHT), n)
         if job.want & WANT_PRODUCT:
             weigh(product, <const real*>(scratch + WEIGHT), n)
+    if job.want & WANT_LOSS:
+        if job.any_weight:
+            # beside the losses, which may be needed again
+            for i in range(n):
+                weighed[i] = value[i]
+            weigh(weighed, <const real*>(scratch + WEIGHT), n)
+            value = weighed
     if job.loss != NULL:
         store_values(job.loss, job.value_kind, start, <const real*>value, n)
     elif job.want & WANT_LOSS:
         for i in range(n, padded(n)):
             value[i] = 0
-        add(total, lane_sum(<const real*>value, padded(n), &lo))
+        sum_ = lane_sum(<const real*>value, padded(n), &lo)
+        if real is float:
+            if absolute(sum_) == SL_INFINITY or (job.any_weight and sum_ != sum_):
+                sum_ = sum_in_float64(job, n, <const real*>scratch)
+        add(total, sum_)
         total.lo += lo
     if job.want & (WANT_GRAD | WANT_TARGET_GRAD):
         store_flat(&job.g, start, n, <const real*>(scratch + GRAD))

@@ -29,6 +29,9 @@ cdef struct Job:
     bint masked             # is mask bound?
     bint ignoring           # may a row's target be the ignored index?
     bint any_weight         # may a row's weight differ from 1?
+    bint extreme            # are weights or the divisor so far from 1 that products with them leave float64's range?
+    bint signed_            # may a weight be negative?
+    int exponent            # of the power of two by which weights and divisor are divided, where extreme
     bint hard               # targets are class indices
     bint has_options        # not for a kernel of the plain loss
     bint in_float64         # computed in float64 whatever the logits' type
@@ -37,6 +40,7 @@ cdef struct Job:
     Py_ssize_t n
     Py_ssize_t k
     Py_ssize_t outputs      # length of the axis of the outputs, rows of a softmax loss
+    Py_ssize_t inner        # elements of a sigmoid loss from one output to the next
     Py_ssize_t block        # rows (elements) per block
     double target_max       # targets that are no class indices lie between 0 and this
     double divisor
@@ -54,6 +58,7 @@ cdef struct Kernel:
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class LossKernel:
     """The kernel of a loss, as an object that its class finds by the stem; `loss_kernel` alone makes usable ones."""
 
@@ -76,6 +81,7 @@ cdef void open_job(Job* job, np.ndarray x, int axis) noexcept:
     job.k = np.PyArray_DIMS(x)[axis] if axis < np.PyArray_NDIM(x) else 1
     job.n = np.PyArray_SIZE(x) // job.k
     job.outputs = job.k
+    job.inner = 1
     job.block = max(1, BLOCK_ITEMS // job.k)
     if job.block > GROUP:
         job.block -= job.block % GROUP
@@ -85,5 +91,7 @@ cdef void open_job(Job* job, np.ndarray x, int axis) noexcept:
     job.call = NULL
     job.value_kind = np.NPY_DOUBLE if kind == np.NPY_DOUBLE else np.NPY_FLOAT
     job.has_weight = job.masked = job.ignoring = job.any_weight = job.hard = False
+    job.extreme = job.signed_ = False
+    job.exponent = 0
     job.has_options = job.in_float64 = job.wants_probabilities = False
     bind(&job.x, x, kind, axis)

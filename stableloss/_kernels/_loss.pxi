@@ -2,7 +2,8 @@
 #
 # uses _job: LossKernel
 # uses _operand: NO_AXIS
-# uses _options: REDUCE_BATCHMEAN REDUCE_MEAN REDUCE_NONE REDUCE_SUM Settings set_neutral
+# uses _options: ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_BATCHMEAN REDUCE_MEAN REDUCE_NONE REDUCE_SUM Settings
+# uses _options: set_neutral
 
 cdef extern from "Python.h":
     object PyDictProxy_New(object)
@@ -31,6 +32,17 @@ cdef int bounded_axis(object axis) except -9999:
     return max(<object>-NO_AXIS - 1, min(<object>NO_AXIS, axis))
 
 
+cdef bint all_between(np.ndarray weights, double low, double high) noexcept:
+    """Whether all weights but 0 are."""
+    cdef const double* w = <const double*>np.PyArray_DATA(weights)
+    cdef Py_ssize_t i
+    for i in range(np.PyArray_SIZE(weights)):
+        if w[i] != 0 and not low <= w[i] <= high:
+            return False
+    return True
+
+
+@cython.auto_pickle(False)
 cdef class Loss:
     """What the kernels know of a loss; the classes of losses.py derive from it. It is configured once."""
 
@@ -39,13 +51,15 @@ cdef class Loss:
     cdef object options                 # read-only, by their names
     cdef np.ndarray class_weight        # the memory of the settings'
     cdef np.ndarray pos_weight
-    cdef object far_ignore_index        # one that float64 may not tell from its neighbours, or None
+    cdef tuple masked_labels            # ignored labels that the kernels do not look for, or None
     cdef double target_max              # targets that are no class indices lie between 0 and this
     cdef bint rowwise                   # a loss for each row, or for each element?
     cdef int axis
     cdef int reduction
     cdef bint has_options               # beyond what the kernels for plain losses do
     cdef bint in_float64                # float32 logits are computed in float64
+    cdef bint wide_weights              # a weight of a class is one that products in float32 may not hold
+    cdef bint extreme_weights           # likewise in float64
 
     @property
     def _options(self):
@@ -70,7 +84,7 @@ cdef class Loss:
         # The rounding of a scaled or bent logit, or of a logarithm that is raised to a power, would be
         # many ulps of the result; float64 has the digits to spare.
         self.in_float64 = (self.settings.logit_scale != 1 or self.settings.softcap != 0
-                           or self.settings.focal_gamma != 0 or self.settings.from_probabilities)
+                           or self.settings.focal_gamma != 0 or self.settings.focal_gamma_negative != 0 or self.settings.from_probabilities)
         self.has_options = (self.in_float64 or self.settings.label_smoothing != 0 or self.settings.z_loss != 0
                             or self.settings.positive != 1 or self.settings.negative != 1
                             or self.settings.pos_weight != NULL)
@@ -89,7 +103,8 @@ cdef class Loss:
         read_number(options, "logit_scale", &o.logit_scale)
         read_number(options, "softcap", &o.softcap)
         read_number(options, "label_smoothing", &o.label_smoothing)
-        read_number(options, "focal_gamma", &o.focal_gamma)
+        gamma = options.get("focal_gamma", 0)
+        o.focal_gamma, o.focal_gamma_negative = gamma if isinstance(gamma, tuple) else (gamma, gamma)
         read_number(options, "z_loss", &o.z_loss)
         o.from_probabilities = bool(options.get("from_probabilities"))
         if options.get("focal_alpha") is not None:
@@ -110,15 +125,21 @@ cdef class Loss:
             self.pos_weight = doubles((weight,) if o.pos_weight_shared else weight)
             o.pos_weight = <const double*>np.PyArray_DATA(self.pos_weight)
             o.n_pos_weight = np.PyArray_SIZE(self.pos_weight)
+        for array in (self.class_weight, self.pos_weight):
+            if array is not None:
+                self.wide_weights = self.wide_weights or not all_between(array, 1 / ORDINARY_SINGLE, ORDINARY_SINGLE)
+                self.extreme_weights = self.extreme_weights or not all_between(array, 1 / ORDINARY_DOUBLE, ORDINARY_DOUBLE)
         return 0
 
     cdef int set_ignore_index(self, object index) except -1:
-        # labels are compared as float64, which holds every integer up to 2**53
         if index is None:
             return 0
-        if -2**53 < index < 2**53:
+        if not self.rowwise or isinstance(index, tuple):
+            self.masked_labels = index if isinstance(index, tuple) else (index,)
+        # labels are compared as float64, which holds every integer up to 2**53
+        elif -2**53 < index < 2**53:
             self.settings.has_ignore_index = True
             self.settings.ignore_index = index
         else:
-            self.far_ignore_index = index
+            self.masked_labels = (index,)
         return 0

@@ -98,6 +98,17 @@ cdef bint one_per_row(np.ndarray a, np.ndarray b, int axis) noexcept:
     return True
 
 
+cdef bint prefix_of_rows(np.ndarray a, np.ndarray b, int axis) noexcept:
+    """Whether a has the first of the dimensions of b without one of them."""
+    cdef int d
+    if not 0 < np.PyArray_NDIM(a) < np.PyArray_NDIM(b):
+        return False
+    for d in range(np.PyArray_NDIM(a)):
+        if np.PyArray_DIMS(a)[d] != np.PyArray_DIMS(b)[d + 1 if d >= axis else d]:
+            return False
+    return True
+
+
 cdef bint same_memory(np.ndarray a, np.ndarray b) noexcept:
     """Whether two arrays of one shape and type are the same elements in the same order."""
     cdef int d
@@ -191,8 +202,9 @@ cdef void bind(Operand* op, np.ndarray a, int kind, int axis) noexcept:
 
 cdef void bind_weights(Operand* op, np.ndarray a, np.ndarray logits, int axis, bint rowwise) noexcept:
     """Describe one number per row along `axis` of the logits: once for each row or, unless `rowwise`, repeated for
-    each element of it. An array of as many dimensions as the logits has a number for each element."""
-    cdef int d, ndim = np.PyArray_NDIM(logits)
+    each element of it. An array of as many dimensions as the logits has a number for each element; one of fewer
+    than the rows, a number for all rows of an image or sequence."""
+    cdef int d, at, ndim = np.PyArray_NDIM(logits)
     cdef bint per_row = np.PyArray_NDIM(a) < ndim
     op.data = np.PyArray_BYTES(a)
     op.kind = element_kind(a)
@@ -201,7 +213,8 @@ cdef void bind_weights(Operand* op, np.ndarray a, np.ndarray logits, int axis, b
         if not per_row:
             add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[d])
         elif d != axis:
-            add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[d - 1 if d > axis else d])
+            at = d - 1 if d > axis else d
+            add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[at] if at < np.PyArray_NDIM(a) else 0)
         elif not rowwise:
             add_dimension(op, np.PyArray_DIMS(logits)[d], 0)
     close_dimensions(op)
@@ -339,6 +352,9 @@ cdef void scatter(const real* values, char* data, int kind, Py_ssize_t stride, P
     elif kind == np.NPY_FLOAT:
         for i in range(n):
             (<float*>(data + i * stride))[0] = <float>values[i]
+    elif kind == np.NPY_DOUBLE:
+        for i in range(n):
+            (<double*>(data + i * stride))[0] = values[i]
     else:
         scatter_short(values, data, kind, stride, n)
 

@@ -18,13 +18,21 @@ cdef enum:
     REDUCE_MEAN = 2
     REDUCE_BATCHMEAN = 3
 
+# Weights and divisors between these and their inverses leave room for their products with results, in float32
+# (a sample's, a class's and the positive term's weight, and a divisor) and in float64.
+cdef double ORDINARY_SINGLE = 1048576.0                 # 2**20
+cdef double ORDINARY_DIVISOR = 1152921504606846976.0    # 2**60
+cdef double ORDINARY_DOUBLE = 1.6069380442589903e60     # 2**200
+
+
 cdef struct Settings:
     # The options of a loss as numbers; the comment names the value that takes no part.
     double logit_clip               # inf
     double logit_scale              # 1
     double softcap                  # 0
     double label_smoothing          # 0
-    double focal_gamma              # 0
+    double focal_gamma              # 0: of -log a ...
+    double focal_gamma_negative     # 0: ... and of -log(1 - a)
     double z_loss                   # 0
     double positive                 # 1: factor of -log a ...
     double negative                 # 1: ... and of -log(1 - a)

@@ -13,8 +13,8 @@
 # uses _blocks: stopped
 # uses _job: Job
 # uses _logits: chain_first indicator_logit transform_logits
-# uses _math: SL_INFINITY exp_shifted is_positive_infinity log1p_positive real row_scale split_maximum two_sum
-# uses _math: unit
+# uses _math: SL_INFINITY absolute exp_shifted is_positive_infinity log1p_positive real row_scale
+# uses _math: split_maximum two_sum unit
 # uses _operand: gather kind_of row_offsets scatter
 # uses _sums: GROUP NARROW PIECE Split fold_columns lane_squares lane_sum maximum_of ordered_sum padded
 # uses _sums: start_split
@@ -252,10 +252,10 @@ cdef bint any_extreme(const Job* job, const double* factor, int n, real hint) no
     """Whether any factor from exponentials to a gradient is one of which float32 does not hold all digits."""
     cdef int j, out = 0
     if real is float:
-        if not job.any_weight and 1e-20 <= job.divisor <= 1e20:
+        if not job.any_weight:
             return False
         for j in range(n):
-            out |= (factor[j] > 3e38) | ((factor[j] < 1.2e-38) & (factor[j] > 0))
+            out |= (absolute(factor[j]) > 3e38) | ((absolute(factor[j]) < 1.2e-38) & (factor[j] != 0))
     return out != 0
 
 

@@ -3,9 +3,14 @@
 # An array of the caller's may change during a call. A label is therefore clamped at each place where it becomes an
 # address, however often it has been checked before.
 #
+# Only a weight over the divisor matters. Where one of the two is far from 1, both are divided by one power of two,
+# and a product of weights is formed from mantissas and exponents, so that it is in range wherever that quotient is.
+#
 # uses _job: Job
 # uses _math: real
 # uses _operand: load_flat
+
+from libc.math cimport frexp, ldexp
 
 cdef enum:
     CHECKED = 512           # rows whose weights and targets are looked at together
@@ -37,11 +42,20 @@ cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* 
         y[j] = at if at < k else 0
 
 
+cdef inline double scaled_product(double a, double b, int exponent) noexcept nogil:
+    """a b 2**-exponent."""
+    cdef int of_a, of_b
+    cdef double product = frexp(a, &of_a) * frexp(b, &of_b)
+    return ldexp(product, of_a + of_b - exponent)
+
+
 cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, real* weight) noexcept nogil:
     """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
-    or ignored, else the product of their weight (`samples`) and that of their class index (`classes`)."""
+    or ignored, else the product of their weight (`samples`) and that of their class index (`classes`), over the
+    job's power of two."""
     cdef double label[CHECKED]
     cdef real kept[CHECKED]
+    cdef double of_class
     cdef Py_ssize_t i
     if samples and job.has_weight:
         load_flat(&job.w, start, count, weight)
@@ -58,8 +72,14 @@ cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint 
         for i in range(count):
             if job.ignoring and label[i] == job.o.ignore_index:
                 weight[i] = 0
-            elif classes and weight[i] != 0:
+            elif classes and not job.extreme and weight[i] != 0:
                 weight[i] *= <real>job.o.class_weight[class_at(label[i], job.k)]
+    if not job.extreme:
+        return
+    for i in range(count):
+        if weight[i] != 0:
+            of_class = job.o.class_weight[class_at(label[i], job.k)] if classes and job.hard else 1
+            weight[i] = <real>scaled_product(weight[i], of_class, job.exponent)
 
 
 cdef bint drops_by_class(const Job* job) noexcept nogil:
@@ -67,13 +87,22 @@ cdef bint drops_by_class(const Job* job) noexcept nogil:
     return job.hard and job.o.class_weight != NULL and job.o.label_smoothing == 0 and job.o.z_loss == 0
 
 
-cdef void output_weights(const double* weight, Py_ssize_t weights, Py_ssize_t outputs, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
+cdef void output_weights(const Job* job, const double* weight, Py_ssize_t weights, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
     """Multiply elements start ... start + n - 1 by the weights of their outputs."""
-    cdef Py_ssize_t i, output = start % outputs
+    cdef Py_ssize_t outputs = job.outputs
+    cdef Py_ssize_t i, until, output = start // job.inner % outputs
     if weights == 1:
         for i in range(n):
             to[i] *= <real>weight[0]
         return
+    if job.inner == 1:
+        for i in range(n):
+            to[i] *= <real>weight[output]
+            output = output + 1 if output + 1 < outputs else 0
+        return
+    until = job.inner - start % job.inner
     for i in range(n):
+        if i == until:
+            output = output + 1 if output + 1 < outputs else 0
+            until += job.inner
         to[i] *= <real>weight[output]
-        output = output + 1 if output + 1 < outputs else 0

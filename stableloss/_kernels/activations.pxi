@@ -7,7 +7,8 @@
 #   logsumexp    m + log1p(sum - 1)
 #
 # uses _blocks: run sl_default_environment sl_restore_environment
-# uses _call: axis_of counted_axis delivered floating readable refuse_axis require_out returned writable_like
+# uses _call: axis_of counted_axis delivered floating over_axes readable refuse_axis require_out returned
+# uses _call: writable_like
 # uses _elements: VALUE
 # uses _job: Job Kernel open_job
 # uses _math: SL_INFINITY absolute exp_negative log1p_unit real reciprocal
@@ -206,6 +207,8 @@ def log_sigmoid(x, out=None):
 #   float32 value 2.299 in a row of 10
 #   float64 value 2.322 in a row of 100
 def softmax(x, axis=-1, out=None):
+    if axis is None or type(axis) is tuple:
+        return over_axes(softmax, x, axis, out)
     cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
     return activate(x, out, True, axis, SOFTMAX, &kernel)
 
@@ -214,6 +217,8 @@ def softmax(x, axis=-1, out=None):
 #   float32 value 1.476 at -0x1.9e5b68p-5, 0x1.47fab2p+2
 #   float64 value 2.259 in a row of 100
 def log_softmax(x, axis=-1, out=None):
+    if axis is None or type(axis) is tuple:
+        return over_axes(log_softmax, x, axis, out)
     cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
     return activate(x, out, True, axis, LOG_SOFTMAX, &kernel)
 
@@ -221,6 +226,8 @@ def log_softmax(x, axis=-1, out=None):
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 value 1.352 at -0x1.aea892p-3, -0x1.4c37fp-1
 #   float64 value 2.125 in a row of 3
-def logsumexp(x, axis=-1, out=None):
+def logsumexp(x, axis=-1, out=None, bint keepdims=False):
+    if keepdims or axis is None or type(axis) is tuple:
+        return over_axes(logsumexp, x, axis, out, keepdims, reduces=True)
     cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
     return activate(x, out, True, axis, LOGSUMEXP, &kernel)

@@ -6,11 +6,11 @@
 #
 # No term overflows, and for y of 0 or 1 none is a difference: each is exact until its own underflow.
 #
-# With further options the loss is A b**g S + B a**g T, where b = 1 - a, S = -log a, T = -log b, A and B
+# With further options the loss is A b**g S + B a**h T, where b = 1 - a, S = -log a, T = -log b, A and B
 # hold target, smoothing and weights, and a belongs to x = cap tanh(scale clamp(z) / cap). By x,
 #
-#   grad  -A b**g (b + g a S) + B a**g (a + g b T)
-#   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**g (a b (1 + 2g) + g b T (g b - a))
+#   grad  -A b**g (b + g a S) + B a**h (a + h b T)
+#   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**h (a b (1 + 2h) + h b T (h b - a))
 #
 # uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk
 # uses _elements: open_chunk residual_numerator
@@ -32,9 +32,7 @@ cdef inline real bce_margin(real z, real y) noexcept nogil:
 
 
 cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    cdef real divisor
-    # whether the divisor's type holds its product with 1 + e
-    cdef bint ordinary = True
+    cdef real divisor = <real>job.divisor
     cdef real* value = scratch + VALUE
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
@@ -42,9 +40,6 @@ cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* t
     cdef const real* y
     cdef real* e = scratch + EXPONENTIAL
     cdef Py_ssize_t at, n, i
-    if real is float:
-        ordinary = 1e-37 <= job.divisor <= 1e37
-    divisor = <real>job.divisor if ordinary else 1
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
@@ -58,9 +53,6 @@ cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* t
             # the divisor goes into 1 + e, where it costs no rounding of its own
             for i in range(n):
                 grad[i] = residual_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
-            if not ordinary:
-                for i in range(n):
-                    grad[i] = <real>(grad[i] / job.divisor)
         if job.want & WANT_HESS:
             for i in range(n):
                 hess[i] = e[i] / square_of_one_plus(e[i])
@@ -124,7 +116,7 @@ cdef void option_factors(const Job* job, Py_ssize_t start, Py_ssize_t n, real* s
         on[i] = positive * fma(stays, y, share)
         off[i] = negative * fma(stays, <real>1 - y, share)
     if job.o.pos_weight != NULL:
-        output_weights(job.o.pos_weight, job.o.n_pos_weight, job.outputs, start, n, on)
+        output_weights(job, job.o.pos_weight, job.o.n_pos_weight, start, n, on)
 
 
 cdef void option_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
@@ -160,6 +152,7 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
     cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
     cdef real gamma = <real>job.o.focal_gamma
+    cdef real gamma_off = <real>job.o.focal_gamma_negative
     cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
     cdef real a, b, a_power, b_power, a_log, b_log
     cdef Py_ssize_t i
@@ -168,23 +161,24 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
         b = (<real>1 if x[i] < 0 else e[i]) / (<real>1 + e[i])
         # (1 - a)**g is exp(g log(1 - a)), and a S tends to 0 with a
         b_power = exp_negative(-gamma * log_off[i])
-        a_power = exp_negative(-gamma * log_on[i])
+        a_power = exp_negative(-gamma_off * log_on[i])
         a_log = gamma * bounded_product(a, log_on[i])
-        b_log = gamma * bounded_product(b, log_off[i])
+        b_log = gamma_off * bounded_product(b, log_off[i])
         value[i] = bounded_product(on[i] * b_power, log_on[i]) + bounded_product(off[i] * a_power, log_off[i])
         grad[i] = off[i] * a_power * (a + b_log) - on[i] * b_power * (b + a_log)
         if curved:
             hess[i] = (on[i] * b_power * (a * b * (<real>1 + <real>2 * gamma) + a_log * (gamma * a - b))
-                       + off[i] * a_power * (a * b * (<real>1 + <real>2 * gamma) + b_log * (gamma * b - a)))
+                       + off[i] * a_power * (a * b * (<real>1 + <real>2 * gamma_off) + b_log * (gamma_off * b - a)))
 
 
 cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
-    """Derivative by the target, in the gradient's buffer: A' b**g S - B' a**g T."""
+    """Derivative by the target, in the gradient's buffer: A' b**g S - B' a**h T."""
     cdef real* on = scratch + POSITIVE
     cdef const real* log_on = scratch + LOG_ON
     cdef const real* log_off = scratch + LOG_OFF
     cdef real* grad = scratch + GRAD
     cdef real gamma = <real>job.o.focal_gamma
+    cdef real gamma_off = <real>job.o.focal_gamma_negative
     cdef real stays = <real>((1 - job.o.label_smoothing) / job.divisor)
     cdef real positive = <real>job.o.positive
     cdef real negative = <real>job.o.negative
@@ -193,10 +187,10 @@ cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scr
     for i in range(n):
         on[i] = positive
     if job.o.pos_weight != NULL:
-        output_weights(job.o.pos_weight, job.o.n_pos_weight, job.outputs, start, n, on)
+        output_weights(job, job.o.pos_weight, job.o.n_pos_weight, start, n, on)
     for i in range(n):
         more = on[i] * exp_negative(-gamma * log_off[i]) if gamma != 0 else on[i]
-        less = negative * exp_negative(-gamma * log_on[i]) if gamma != 0 else negative
+        less = negative * exp_negative(-gamma_off * log_on[i]) if gamma_off != 0 else negative
         grad[i] = stays * (bounded_product(more, log_on[i]) - bounded_product(less, log_off[i]))
 
 
@@ -204,7 +198,6 @@ cdef void chain_options(const Job* job, Py_ssize_t n, real* scratch) noexcept no
     """Derivatives by x to derivatives by the logits; the divisor goes into the gradient."""
     cdef const real* slope = scratch + SLOPE
     cdef real* grad = scratch + GRAD
-    # in float64: the divisor may be one that float32 does not hold
     cdef double factor = 1 / job.divisor
     cdef Py_ssize_t i
     if job.want & (WANT_HESS | WANT_PRODUCT):
@@ -223,7 +216,7 @@ cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* 
             target_chunk(job, at, n, scratch)
         else:
             option_factors(job, at, n, scratch)
-            if job.o.focal_gamma == 0:
+            if job.o.focal_gamma == 0 and job.o.focal_gamma_negative == 0:
                 option_chunk(job, at, n, scratch)
             else:
                 focal_chunk(job, at, n, scratch)
