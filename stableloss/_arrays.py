@@ -392,7 +392,9 @@ def require_targets_of_rows(loss: Any, targets: np.ndarray, logits: np.ndarray, 
             f"shape {rows} or probabilities of shape {logits.shape}; for class indices pass {indices}"
         )
     else:
-        if targets.ndim == logits.ndim and [n for n in targets.shape if n != 1] == [n for n in rows if n != 1]:
+        if targets.ndim == logits.ndim and [n for n in targets.shape if n != 1] == [
+            n for n in rows if n != 1
+        ]:
             hint += f"; for class indices pass targets.reshape({rows})"
         require_shape(targets, logits.shape, "targets (probabilities)", logits, hint)
 
