@@ -2,11 +2,11 @@
 
     python bench/accuracy_linear.py
 
-The layer is followed by softmax + cross-entropy, and all its inputs are float32. The margin is the lead of the
-true class over the strongest other class. The error is that of a row of the gradient by the hidden values, or of
-a class of the gradient by the weight, relative to its length; the figure has the median. The truth is computed in
-float64 from the very inputs that every library receives. Libraries that are not installed are left out. Writes
-bench/results/accuracy_linear.png.
+The layer is followed by softmax + cross-entropy, and all its inputs are float32. The margin is the lead of
+the true class over the strongest other class. The error is that of a row of the gradient by the hidden
+values, or of a class of the gradient by the weight, relative to its length; the figure has the median. The
+truth is computed in float64 from the very inputs that every library receives. Libraries that are not
+installed are left out. Writes bench/results/accuracy_linear.png.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ HEAD = stableloss.LinearLoss(stableloss.softmax_ce, max_memory=8 << 20)
 
 
 def layer_for(margins):
-    """Inputs of a layer for each margin: those without one, with the targets' weights added to the hidden values."""
+    """Inputs of a layer for each margin: those of none, plus the targets' weights in the hidden values."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((CLASSES, FEATURES))
     weight /= np.linalg.norm(weight, axis=1, keepdims=True)
@@ -110,8 +110,8 @@ def available(module):
     return found and (not attribute or hasattr(importlib.import_module(name), attribute))
 
 
-# Name in the legend, what it needs, function, colour (Okabe-Ito), dash pattern, width. The wide and solid lines
-# come first, so that equal curves show through each other.
+# Name in the legend, what it needs, function, colour (Okabe-Ito), dash pattern, width. The wide and solid
+# lines come first, so that equal curves show through each other.
 LINES = (
     ("textbook formula", "numpy", run_textbook, "#000000", "-", 5.0),
     ("torch", "torch", run_torch, "#CC79A7", "-", 3.0),
@@ -161,7 +161,8 @@ def main():
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), handlelength=3.5)
     figure.suptitle(
-        f"linear layer with softmax + cross-entropy, float32, {ROWS} rows, {FEATURES} features, {CLASSES} classes"
+        f"linear layer with softmax + cross-entropy, float32, {ROWS} rows, {FEATURES} features, "
+        f"{CLASSES} classes"
     )
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / "accuracy_linear.png", dpi=130, facecolor="white")

@@ -685,7 +685,7 @@ class LossCall(Call):
             values["logits"] = np.where(hidden, logits.dtype.type(r.choice((NAN, INF, 7.0))), logits)
 
     def of_positive_total(self, weight, counts, values):
-        """Where "mean" divides by the total of the weights, that must not be negative, nor 0 by cancelling."""
+        """Where "mean" divides by the total of the weights, that is to be positive."""
         if not self.by_rows or self.reduction != "mean" or (weight >= 0).all():
             return weight
         total = self.total(self.per_unit(weight).astype(np.float64) * counts, counts, values["targets"])

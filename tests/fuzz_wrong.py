@@ -279,8 +279,8 @@ def changes_meanwhile(r, call):
 
 
 OF_LOSSES = (
-    class_index, dense_target, weight, total_of_weights, probability, shape, output, same_output_twice, pair_of_outputs,
-    junk_argument, junk_option, option_for_shape, denominator, denominator_without_a_mean, dtype, mask,
+    class_index, dense_target, weight, total_of_weights, probability, shape, output, same_output_twice,
+    pair_of_outputs, junk_argument, junk_option, option_for_shape, denominator, denominator_without_a_mean, dtype, mask,
     arguments, indices_for_target_grad, masked_array, changes_meanwhile,
 )  # fmt: skip
 
@@ -294,7 +294,8 @@ def junk_x(r, call):
 
 
 def junk_axis(r, call):
-    call.given["axis"] = r.choice((*JUNK, 99, -99))
+    # None is all axes
+    call.given["axis"] = r.choice((*(junk for junk in JUNK if junk is not None), 99, -99))
     return EITHER if call.by_rows else TypeError
 
 

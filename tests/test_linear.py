@@ -630,7 +630,7 @@ ERRORS = {
         r"sample_weight has shape \(3,\) where logits of shape \(41, 19\) need \(41,\)",
     ),
     "NaN weight": ({"sample_weight": np.full(N, np.nan)}, ValueError, "sample_weight at 0 is nan"),
-    "mask of integers": ({"mask": np.ones(N, int)}, TypeError, "mask must be bool"),
+    "mask of integers": ({"mask": np.full(N, 2)}, ValueError, "mask at 0 is 2, not 0 or 1"),
     "mask too short": ({"mask": np.ones(3, bool)}, ValueError, r"mask has shape \(3,\)"),
     "negative denominator": ({"denominator": -1.0}, ValueError, "denominator is -1.0"),
     "denominator is text": ({"denominator": "3"}, TypeError, "denominator must be a number, not '3'"),
@@ -709,8 +709,8 @@ def test_out_that_is_not_needed(rng):
 
 
 def test_errors_of_options():
-    with pytest.raises(TypeError, match="loss must be a loss object, such as softmax_ce, not 'softmax_ce'"):
-        sl.LinearLoss("softmax_ce")
+    with pytest.raises(TypeError, match="loss must be a loss object, such as softmax_ce, not 'mean'"):
+        sl.LinearLoss("mean")
     with pytest.raises(TypeError, match="loss must be a loss object"):
         sl.LinearLoss(sl.SoftmaxCE)
     with pytest.raises(ValueError, match=r"SoftmaxCE\(axis=1\) has not its classes on the last axis"):
