@@ -253,8 +253,9 @@ def documented(call, name, at):
     """Which of those rows (elements) have a result of that name that is promised."""
     x = rows_of(call, call.plain["logits"], at).astype(np.float64).reshape(len(at), -1)
     known = np.ones(len(at), bool)
-    # without a limit: loss and derivatives are NaN; but a class of weight 0 takes a NaN out of its row
-    if name not in ("loss", "grad", "hess") or call.options.get("class_weight") is not None:
+    # without a limit: loss and derivatives are NaN, unless a factor of 0 takes them out
+    factors = ("class_weight", "pos_weight", "focal_alpha", "focal_gamma", "softcap")
+    if name not in ("loss", "grad", "hess") or any(name in call.options for name in factors):
         known &= ~np.isnan(x).any(axis=1)
         known &= not call.by_rows or ~np.isneginf(x).all(axis=1)
     if call.options.get("z_loss"):
@@ -279,7 +280,8 @@ def check_loss(call, results):
         apart = {n: v for n, v in call.plain.items() if n not in ("denominator", "with_stats", "out")}
         losses, reduced = call.plain_loss(reduction="none"), results["loss"]
         results["loss"] = losses(**apart)
-        apart.pop("sample_weight", None)
+        if apart.pop("sample_weight", None) is not None:
+            apart["mask"] = weight != 0
         check_reduced(call, reduced, np.asarray(losses(**apart)), weight, scale)
     at = sample(call)
     if not at:
@@ -301,10 +303,9 @@ def check_loss(call, results):
             # unrounded results of half precision are those of float32
             got = got.astype(np.float32) if call.dtype.itemsize == 2 < got.dtype.itemsize else got
             quantity = oracle.Quantity(*(np.asarray(part)[rows] for part in quantity))
-            # an entropy is a product of a probability, which may be 0 already, and its logarithm
-            require_within(
-                NAMES[name], got, quantity, call.dtype, floor * (1000 if name == "entropy" else 1), at
-            )
+            # products of a probability, which may be 0 already, and its logarithm
+            least = floor * (1000 if name == "entropy" or "focal_gamma" in call.options else 1)
+            require_within(NAMES[name], got, quantity, call.dtype, least, at)
 
 
 def require_within(what, got, quantity, dtype, floor, at):
@@ -321,7 +322,9 @@ def check_reduced(call, value, losses, weight, scale):
     total, size = float((numbers / scale).sum()), float(abs(numbers / scale).sum())
     relative, least = (4 * 2.0**-52, 5e-324) if call.dtype == np.float64 else (3e-7, 2.0**-149)
     least *= 1 + float(abs(weight.astype(np.longdouble)).sum() / scale)
-    if not (same_bits(value, total) or abs(value - total) <= relative * size + least):
+    near = same_bits(value, total) or abs(value - total) <= relative * size + least
+    # infinities, and what the weights make infinite, may be of either sign
+    if not near and np.isfinite(numbers).all():
         raise Failure(f"the loss is {value!r}, the sum of all losses over the divisor {total!r}")
 
 

@@ -88,8 +88,8 @@ def pools(seed):
 INTEGERS = [np.dtype(name) for name in ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]]
 FLOATS = [np.dtype(name) for name in ("f4", "f8", "g")] + HALF
 REAL = [np.dtype(bool), *INTEGERS, *FLOATS]
-# what a list of Python's numbers holds as well
-LISTED = [np.dtype(bool), *INTEGERS, np.dtype("f4"), np.dtype("f8")]
+# what a list of Python's numbers holds as well, and rounds its numbers no coarser
+LISTED = [np.dtype(bool), *INTEGERS, np.dtype("f8")]
 OF_LOGITS = {
     np.dtype("f4"): 40,
     np.dtype("f8"): 32,
@@ -676,8 +676,8 @@ class LossCall(Call):
             values["targets"] = self.spoil_targets(values["targets"], shown)
         if r.chance(0.3):
             shape, dtype = r.choice(shapes), r.choice(REAL)
-            weight = cast(weight_values(r, shape, dtype), dtype)
-            values["sample_weight"] = sometimes_constant(r, self.of_positive_total(weight, counts, values))
+            weight = sometimes_constant(r, cast(weight_values(r, shape, dtype), dtype))
+            values["sample_weight"] = self.of_positive_total(weight, counts, values)
             counts = counts & (self.per_unit(values["sample_weight"]) != 0)
         logits = values["logits"]
         if logits.dtype.kind not in "biu" and not counts.all() and r.chance(0.5):

@@ -83,7 +83,7 @@ def dense_target(r, call):
 
 def weight(r, call):
     array = call.writable("sample_weight")
-    if array is None or array.dtype.kind in "biu":
+    if array is None or array.dtype.kind in "biu" or not math.prod(call.units):
         return None
     array[somewhere(r, array)] = r.choice((NAN, INF, -INF))
     return ValueError
@@ -196,7 +196,7 @@ def junk_option(r, call):
 def option_for_shape(r, call):
     """One that does not fit these logits."""
     names = [n for n in ("class_weight", "pos_weight", "axis") if n in fuzz_calls.DEFAULTS[call.name]]
-    if not names:
+    if not names or not call.shape:
         return None
     name, ndim = r.choice(names), len(call.shape)
     wrong_axis = (ndim, -ndim - 1, 99, -(2**63))
@@ -280,8 +280,8 @@ def changes_meanwhile(r, call):
 
 OF_LOSSES = (
     class_index, dense_target, weight, total_of_weights, probability, shape, output, same_output_twice,
-    pair_of_outputs, junk_argument, junk_option, option_for_shape, denominator, denominator_without_a_mean, dtype, mask,
-    arguments, indices_for_target_grad, masked_array, changes_meanwhile,
+    pair_of_outputs, junk_argument, junk_option, option_for_shape, denominator, denominator_without_a_mean,
+    dtype, mask, arguments, indices_for_target_grad, masked_array, changes_meanwhile,
 )  # fmt: skip
 
 
