@@ -449,7 +449,7 @@ def shared_call(seed, number, skip, threads):
     def work(i):
         try:
             ready.wait()
-            given = {**call.given, "out": together[i]} if single else call.given
+            given = {**call.given, "out": together[i, ...]} if single else call.given
             with sl.num_threads(1 + i % 3):
                 returned = call.results(call.call(given, loss))
             found[i] = {name: call.last(value) for name, value in returned.items()}
