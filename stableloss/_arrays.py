@@ -125,7 +125,7 @@ def mask_array(value: Any) -> np.ndarray:
         if not valid.all():
             place = place_of(int(np.argmin(valid)), array.shape)
             refuse_value(array, place, "mask", "not 0 or 1: pass mask=mask != 0")
-        return array != 0
+        return np.asarray(array != 0)
     return array if array.flags.aligned else array.copy()
 
 
@@ -232,7 +232,7 @@ def without_labels(loss: Any, targets: np.ndarray, mask: np.ndarray | None) -> n
     if mask is None:
         return other
     rows = targets.shape if loss._rowwise else without(targets.shape, loss._axis)
-    if mask.ndim and mask.shape == rows[: mask.ndim]:
+    if mask.shape == rows or (mask.ndim and mask.shape == rows[: mask.ndim]):
         spread = per_row(mask, len(rows)) if loss._rowwise else per_element(mask, targets, loss._axis)
         return np.asarray(other & spread)
     return np.asarray(other & mask) if mask.shape == targets.shape else mask

@@ -35,7 +35,7 @@ import fuzz_wrong
 import gmpy2
 import numpy as np
 import oracle
-from fuzz_calls import DEFAULTS, ActivationCall, Draw, LossCall
+from fuzz_calls import ActivationCall, Draw, LossCall
 
 import stableloss as sl
 
@@ -119,6 +119,11 @@ def require_same(results, expected, what):
             raise Failure(text)
 
 
+def require_near(a, b):
+    if not (same_bits(a, b) or abs(a - b) <= 1e-14 * abs(b)):
+        raise Failure(f"the loss is {a!r}, of plain arrays {b!r}")
+
+
 def require_memory(call, what):
     """That nothing but the outputs has been written."""
     for block in call.memory.blocks:
@@ -135,7 +140,7 @@ def weights_of(call):
     plain = call.plain
     counts = ~call.ignores(plain["targets"])
     if "mask" in plain:
-        counts = counts & call.per_unit(plain["mask"])
+        counts = counts & (call.per_unit(plain["mask"]) != 0)
     weight = np.ones(call.units)
     if "sample_weight" in plain:
         weight = call.per_unit(plain["sample_weight"]).astype(np.float64)
@@ -143,22 +148,19 @@ def weights_of(call):
 
 
 def divisor(call, weight, counts):
-    """As documented; 1 where nothing counts."""
+    """As documented; 0 where nothing counts."""
+    if call.reduction == "batchmean":
+        return float((counts if call.by_rows or not call.shape else counts.any(axis=-1)).sum())
+    return call.total(weight, counts, call.plain["targets"]) if call.by_rows else float(counts.sum())
+
+
+def scale_of(call, weight, counts):
+    """What the results of a call are divided by."""
     if "denominator" in call.plain:
         return float(call.plain["denominator"])
     if call.reduction not in ("mean", "batchmean") or call.method == "grad_and_hess":
         return 1.0
-    targets, classes = call.plain["targets"], call.option("class_weight")
-    if call.reduction == "batchmean":
-        total = (counts if call.by_rows or not call.shape else counts.any(axis=-1)).sum()
-    elif not call.by_rows:
-        total = counts.sum()
-    elif classes is not None and targets.ndim < len(call.shape):
-        of_target = np.asarray(classes, np.float64)[np.where(counts, targets, 0).astype(np.int64)]
-        total = (weight * of_target).astype(np.longdouble).sum()
-    else:
-        total = weight.astype(np.longdouble).sum()
-    return float(total) or 1.0
+    return divisor(call, weight, counts) or 1.0
 
 
 def sample(call):
@@ -172,7 +174,7 @@ def sample(call):
 def rows_of(call, array, at):
     """Those rows (elements) of an array of the shape of the logits, or of one number for each."""
     array = np.asarray(array)
-    wide = call.by_rows and array.ndim == len(call.shape)
+    wide = call.by_rows and array.ndim == len(call.plain_shape)
     return array.reshape((-1, call.k) if wide else -1)[at]
 
 
@@ -183,10 +185,11 @@ def exact_options(call, at):
         # one output for each of these elements
         for name in ("class_weight", "pos_weight"):
             if np.ndim(options.get(name)):
-                options[name] = np.asarray(options[name], np.float64)[np.array(at) % call.k]
-    elif "ignore_index" in DEFAULTS[call.name]:
-        options["ignore_index"] = None  # such rows have weight 0
-    return options
+                weights = np.asarray(options[name], np.float64)
+                options[name] = weights[np.array(at) % len(weights)]
+    # such rows (elements) have weight 0
+    options.pop("ignore_index", None)
+    return options | ({"ignore_index": None} if call.by_rows and call.name in oracle.OPTIONS else {})
 
 
 def exact_units(call, at, weight):
@@ -198,6 +201,10 @@ def exact_units(call, at, weight):
     by_index = targets.ndim < logits.ndim
     targets = np.where((w == 0) if by_index or not call.by_rows else (w == 0)[:, None], 0, targets)
     targets = targets.astype(np.int64 if by_index else np.float64)
+    if not by_index:  # beyond its bounds by rounding
+        targets = np.clip(targets, 0, np.inf if call.by_rows else 1)
+    if call.options.get("from_probabilities"):
+        logits = np.clip(logits, 0, 1)
     options = exact_options(call, at)
     if call.name in oracle.OPTIONS:
         exact = stats = oracle.OPTIONS[call.name](
@@ -219,11 +226,12 @@ def exact_plain(call, logits, targets, v, w, options):
     wide = w[:, None] if call.by_rows else w
     clip = options.get("logit_clip", np.inf)
     logits = np.clip(np.where(wide != 0, logits, 0).astype(np.float64), -clip, clip)
-    exact = oracle.LOSSES[call.name](logits, targets).scaled(w)
+    exact = oracle.LOSSES[call.name](logits, targets)
     found = {}
     for name in ("loss", "grad", "hess"):
         value = getattr(exact, name)
-        found[name] = oracle.Quantity(value, getattr(exact, f"{name}_term"), np.zeros(value.shape))
+        quantity = oracle.Quantity(value, getattr(exact, f"{name}_term"), np.zeros(value.shape))
+        found[name] = quantity.scaled(oracle.lift(w if name == "loss" else wide))
     if v is not None:
         value, term = oracle.ALONG[call.name](logits, targets, v)
         product = oracle.Quantity(value, term, np.zeros(value.shape))
@@ -237,7 +245,7 @@ def precision_for(call, at):
     x = rows_of(call, call.plain["logits"], at).astype(np.float64)
     x = np.where(np.isfinite(x), x, 0) * float(call.options.get("logit_scale", 1))
     spread = float(np.ptp(x, axis=1).max() if call.by_rows else abs(x).max())
-    gamma = float(call.options.get("focal_gamma", 0))
+    gamma = float(np.max(call.options.get("focal_gamma", 0)))
     return int(min(oracle.LEAST_BITS + 3 * (1 + gamma) * min(spread, 1000), 2 * oracle.BITS)) + 64
 
 
@@ -245,8 +253,9 @@ def documented(call, name, at):
     """Which of those rows (elements) have a result of that name that is promised."""
     x = rows_of(call, call.plain["logits"], at).astype(np.float64).reshape(len(at), -1)
     known = np.ones(len(at), bool)
-    # without a limit: loss and derivatives are NaN; but a class of weight 0 takes a NaN out of its row
-    if name not in ("loss", "grad", "hess") or call.options.get("class_weight") is not None:
+    # without a limit: loss and derivatives are NaN, unless a factor of 0 takes them out
+    factors = ("class_weight", "pos_weight", "focal_alpha", "focal_gamma", "softcap")
+    if name not in ("loss", "grad", "hess") or any(name in call.options for name in factors):
         known &= ~np.isnan(x).any(axis=1)
         known &= not call.by_rows or ~np.isneginf(x).all(axis=1)
     if call.options.get("z_loss"):
@@ -265,20 +274,22 @@ NAMES = {
 def check_loss(call, results):
     """Some rows (elements) against the oracle, and reduced losses against their sum."""
     weight, counts = weights_of(call)
-    scale = divisor(call, weight, counts)
+    scale = scale_of(call, weight, counts)
     results = dict(results)
     if "loss" in results and call.reduction != "none":
-        apart = {n: v for n, v in call.plain.items() if n not in ("denominator", "with_stats")}
-        losses = call.plain_loss(reduction="none")(**apart)
-        check_reduced(call, results["loss"], np.asarray(losses), scale)
-        results["loss"] = losses
+        apart = {n: v for n, v in call.plain.items() if n not in ("denominator", "with_stats", "out")}
+        losses, reduced = call.plain_loss(reduction="none"), results["loss"]
+        results["loss"] = losses(**apart)
+        if apart.pop("sample_weight", None) is not None:
+            apart["mask"] = weight != 0
+        check_reduced(call, reduced, np.asarray(losses(**apart)), weight, scale)
     at = sample(call)
     if not at:
         return
     tiny = float(oracle.finfo(call.dtype).smallest_normal)
     # what is below the smallest normal number, on the way to a product too, may have lost its digits
     floor = max(tiny, bounds.floor_of(call.dtype, bool(call.options.get("from_probabilities"))))
-    floor *= max(1.0, float(weight.ravel()[at].max()) / scale)
+    floor *= max(1.0, float(abs(weight.ravel()[at]).max()) / scale)
     with gmpy2.context(gmpy2.get_context(), precision=precision_for(call, at)):
         for name, quantity in exact_units(call, at, weight).items():
             if name not in results:
@@ -289,11 +300,12 @@ def check_loss(call, results):
             if name in STATISTICS:  # of rows that count
                 rows &= weight.ravel()[at] != 0
             got = rows_of(call, results[name], at)[rows]
+            # unrounded results of half precision are those of float32
+            got = got.astype(np.float32) if call.dtype.itemsize == 2 < got.dtype.itemsize else got
             quantity = oracle.Quantity(*(np.asarray(part)[rows] for part in quantity))
-            # an entropy is a product of a probability, which may be 0 already, and its logarithm
-            require_within(
-                NAMES[name], got, quantity, call.dtype, floor * (1000 if name == "entropy" else 1), at
-            )
+            # products of a probability, which may be 0 already, and its logarithm
+            least = floor * (1000 if name == "entropy" or "focal_gamma" in call.options else 1)
+            require_within(NAMES[name], got, quantity, call.dtype, least, at)
 
 
 def require_within(what, got, quantity, dtype, floor, at):
@@ -303,16 +315,28 @@ def require_within(what, got, quantity, dtype, floor, at):
         raise Failure(f"of {at}: {error}") from None
 
 
-def check_reduced(call, value, losses, scale):
+def check_reduced(call, value, losses, weight, scale):
     if type(value) is not float:
         raise Failure(f"a reduced loss is a {type(value).__name__}")
-    numbers = losses.astype(np.longdouble).ravel()
-    total, size = float(numbers.sum() / scale), float(abs(numbers).sum() / scale)
-    relative, least = (
-        (4 * 2.0**-52, 5e-324) if call.dtype == np.float64 else (3e-7, numbers.size * 2.0**-149 / scale)
-    )
-    if not (same_bits(value, total) or abs(value - total) <= relative * size + least):
+    numbers = np.where(weight == 0, 0, losses.astype(np.longdouble) * weight).ravel()
+    total, size = float((numbers / scale).sum()), float(abs(numbers / scale).sum())
+    relative, least = (4 * 2.0**-52, 5e-324) if call.dtype == np.float64 else (3e-7, 2.0**-149)
+    least *= 1 + float(abs(weight.astype(np.longdouble)).sum() / scale)
+    near = same_bits(value, total) or abs(value - total) <= relative * size + least
+    # infinities, and what the weights make infinite, may be of either sign
+    if not near and np.isfinite(numbers).all():
         raise Failure(f"the loss is {value!r}, the sum of all losses over the divisor {total!r}")
+
+
+def check_divisor(call):
+    weight, counts = weights_of(call)
+    expected = divisor(call, weight, counts)
+    if call.by_rows and call.reduction != "batchmean" and expected <= 0 and weight.any():
+        return  # there is no mean
+    others = {name: call.given[name] for name in ("sample_weight", "mask") if name in call.given}
+    got = call.loss().divisor(call.given_shape, call.given["targets"], **others)
+    if type(got) is not float or abs(got - expected) > 1e-15 * abs(expected):
+        raise Failure(f"the divisor is {got!r}, by its definition {expected!r}")
 
 
 def check_activation(call, results):
@@ -341,19 +365,25 @@ def check_activation(call, results):
 
 def check_right(call):
     with sl.num_threads(call.threads):
-        results = call.run()
+        returned, results = call.run()
     for name, array in call.outputs.items():
-        if array.size and not np.shares_memory(results[name], array):
+        if returned[name] is not array:
             raise Failure(f"{name} is not the array that was given for it")
     results = {name: np.array(v) if isinstance(v, np.ndarray) else v for name, v in results.items()}
     require_memory(call, "the call")
     with sl.num_threads(1):
-        require_same(results, call.run_plain(), "that of plain arrays")
+        expected = call.run_plain()
+    if call.axis != -1 and not call.by_rows and isinstance(results.get("loss"), float):
+        # its elements are added in another order
+        require_near(results["loss"], expected.pop("loss"))
+    require_same(results, expected, "that of plain arrays")
     if call.large or call.r.chance(AGAIN_SHARE):
         for block in call.memory.blocks:
             block.restore()
         with sl.num_threads(3 if call.large else 1):
-            require_same(results, call.run(), "the first run's")
+            require_same(results, call.run()[1], "the first run's")
+    if isinstance(call, LossCall) and call.r.chance(AGAIN_SHARE) and not call.outputs:
+        check_divisor(call)
     if call.r.chance(ORACLE_SHARE):
         (check_loss if isinstance(call, LossCall) else check_activation)(call, results)
 
@@ -419,10 +449,10 @@ def shared_call(seed, number, skip, threads):
     def work(i):
         try:
             ready.wait()
-            given = {**call.given, "out": together[i]} if single else call.given
+            given = {**call.given, "out": together[i, ...]} if single else call.given
             with sl.num_threads(1 + i % 3):
                 returned = call.results(call.call(given, loss))
-            found[i] = {name: call.last(name, value) for name, value in returned.items()}
+            found[i] = {name: call.last(value) for name, value in returned.items()}
         except BaseException as error:
             found[i] = error
 

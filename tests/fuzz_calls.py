@@ -88,8 +88,8 @@ def pools(seed):
 INTEGERS = [np.dtype(name) for name in ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]]
 FLOATS = [np.dtype(name) for name in ("f4", "f8", "g")] + HALF
 REAL = [np.dtype(bool), *INTEGERS, *FLOATS]
-# what a list of Python's numbers holds as well
-LISTED = [np.dtype(bool), *INTEGERS, np.dtype("f4"), np.dtype("f8")]
+# what a list of Python's numbers holds as well, and rounds its numbers no coarser
+LISTED = [np.dtype(bool), *INTEGERS, np.dtype("f8")]
 OF_LOGITS = {
     np.dtype("f4"): 40,
     np.dtype("f8"): 32,
@@ -110,6 +110,24 @@ def holds(dtype, whole):
     if dtype.kind in "iu":
         return np.iinfo(dtype).min <= whole <= np.iinfo(dtype).max
     return abs(whole) <= 2 ** min(52, oracle.finfo(dtype).nmant)
+
+
+def is_label(targets, label):
+    """Where targets are exactly that integer."""
+    if targets.dtype.kind in "iu" and not holds(targets.dtype, label):
+        return np.zeros(targets.shape, bool)
+    if targets.dtype.kind in "iu":
+        return np.asarray(targets == targets.dtype.type(label))
+    return np.asarray((targets.astype(np.float64) == float(label)) & (int(float(label)) == label))
+
+
+def beyond_bounds(r, values, highest):
+    """At times, what is 0 or the highest by a few eps beyond: rounding, which counts as the bound."""
+    if values.dtype.kind in "biu" or r.chance(0.9):
+        return values
+    eps = values.dtype.type(8) * values.dtype.type(oracle.finfo(values.dtype).eps)
+    values = np.where(values == highest, values.dtype.type(highest) + eps, values)
+    return np.where(values == 0, -eps, values)
 
 
 def cast(values, dtype):
@@ -284,12 +302,14 @@ def probability_values(r, shape):
 
 
 def weight_values(r, shape, dtype):
-    """Not negative, and of few digits, so that every dtype holds them."""
+    """Of few digits, so that every dtype holds them; negative, very large or very small at times."""
     w = np.take([0, 0.25, 0.5, 1, 1.5, 2, 3, 7], r.integers(8, shape))
+    if dtype.kind not in "bu" and r.chance(0.25):
+        w = np.where(r.between_0_and_1(shape) < r.choice((0.1, 0.5)), -w, w)
     if dtype.kind in "biu":
         return np.rint(w)
     if dtype.itemsize > 2 and r.chance(0.1):
-        w = w * 2.0 ** r.choice((-60, 60))
+        w = w * 2.0 ** r.choice((-60, 60) if dtype.itemsize == 4 else (-300, -60, 60, 300))
     return w if r.chance(0.95) else w * 0
 
 
@@ -302,32 +322,44 @@ def class_weights(r, k):
     return r.choice((values, values.tolist(), tuple(values.tolist()), values.astype(np.float32)))
 
 
-def ignored(r, k):
-    return r.choice((None, r.randrange(k), -1, 255, -(2**63), 2**64 - 1))
+def output_weights(r, call):
+    """Logits of shape (n,) also take the weight of a single output."""
+    return class_weights(r, 1 if len(call.shape) == 1 and not call.by_rows and r.chance(0.5) else call.k)
 
 
-# Values that are not the default, for k classes (or outputs) and logits of so many dimensions.
+def labels(r, call):
+    """None, one, or several, of classes and of what none is."""
+    some = (r.randrange(call.k), -1, 255, -(2**63), 2**64 - 1, -100, 0)
+    return r.choice((None, *some, (r.choice(some),), tuple(r.sample(some, 2)), [r.choice(some)]))
+
+
+def exponents(r, call):
+    pair = (r.choice((0, 0.5, 2)), r.choice((0, 1, 3.0)))
+    return r.choice((0.25, 0.5, 1, 2.0, 5, *([] if call.by_rows else [pair, list(pair)])))
+
+
+# Values that are not the default.
 OPTIONS: dict[str, Callable] = {
-    "reduction": lambda r, k, ndim: r.choice(("sum", "batchmean", "none")),
-    "class_weight": lambda r, k, ndim: class_weights(r, k),
-    "pos_weight": lambda r, k, ndim: r.choice((3.5, 0, 1, np.float32(0.25), *[class_weights(r, k)] * 4)),
-    "ignore_index": lambda r, k, ndim: ignored(r, k),
-    "label_smoothing": lambda r, k, ndim: r.choice((0.1, 0.5, 0.99)),
-    "focal_gamma": lambda r, k, ndim: r.choice((0.25, 0.5, 1, 2.0, 5)),
-    "focal_alpha": lambda r, k, ndim: r.choice((0.25, 0, 1, 0.9)),
-    "z_loss": lambda r, k, ndim: r.choice((1e-4, 0.01, 1)),
-    "logit_scale": lambda r, k, ndim: r.choice((0.3, 2, 14.0)),
-    "softcap": lambda r, k, ndim: r.choice((2.0, 30.0)),
-    "logit_clip": lambda r, k, ndim: r.choice((0.5, 3, 30.0)),
-    "axis": lambda r, k, ndim: r.randrange(-ndim, ndim) if ndim else -1,
-    "from_probabilities": lambda r, k, ndim: True,
+    "reduction": lambda r, call: r.choice(("sum", "batchmean", "none")),
+    "class_weight": output_weights,
+    "pos_weight": lambda r, call: r.choice((3.5, 0, 1, np.float32(0.25), *[output_weights(r, call)] * 4)),
+    "ignore_index": labels,
+    "label_smoothing": lambda r, call: r.choice((0.1, 0.5, 0.99)),
+    "focal_gamma": exponents,
+    "focal_alpha": lambda r, call: r.choice((0.25, 0, 1, 0.9)),
+    "z_loss": lambda r, call: r.choice((1e-4, 0.01, 1)),
+    "logit_scale": lambda r, call: r.choice((0.3, 2, 14.0)),
+    "softcap": lambda r, call: r.choice((2.0, 30.0)),
+    "logit_clip": lambda r, call: r.choice((0.5, 3, 30.0)),
+    "axis": lambda r, call: r.randrange(-len(call.shape), len(call.shape)) if call.shape else -1,
+    "from_probabilities": lambda r, call: True,
 }
 # What the methods and the activations may be given. A test compares these with their signatures.
 METHODS = ("__call__", "value_and_grad", "grad_and_hess", "hessian_vector_product", "target_grad")
 ARGUMENTS = (
     "logits", "targets", "v", "sample_weight", "mask", "denominator", "out", "with_stats", "probabilities",
 )  # fmt: skip
-ACTIVATION_ARGUMENTS = ("x", "axis", "out")
+ACTIVATION_ARGUMENTS = ("x", "axis", "out", "keepdims")
 
 
 def parameters_of(function):
@@ -345,15 +377,13 @@ TAKES = {
     for method in METHODS
     if hasattr(cls, method)
 }
-# results of the shape of the logits
-FULL = ("grad", "hess", "hessian_vector_product", "target_grad", "probabilities", "value")
 
 
-def draw_options(r, stem, k, ndim):
+def draw_options(r, call):
     options = {}
-    for name in DEFAULTS[stem]:
+    for name in DEFAULTS[call.name]:
         if r.chance(0.5 if name == "reduction" else 0.12):
-            options[name] = OPTIONS[name](r, k, ndim)
+            options[name] = OPTIONS[name](r, call)
     if options.get("from_probabilities"):
         for name in ("z_loss", "logit_scale", "softcap", "logit_clip"):
             options.pop(name, None)
@@ -369,7 +399,7 @@ class Call:
     def __init__(self, r, name, by_rows, large):
         self.r, self.name, self.by_rows, self.large = r, name, by_rows, large
         self.memory = Memory(r)
-        self.shape = draw_shape(r, by_rows, large)
+        self.shape = self.plain_shape = draw_shape(r, by_rows, large)
         self.axis = -1
         self.dtype = np.dtype(np.float64)  # of results of the shape of the logits
         self.threads = r.choice((1, 2, 3, 5)) if large else r.choice((1, 2))
@@ -381,18 +411,20 @@ class Call:
     @property
     def units(self):
         """Shape of what has a result of its own: the rows, or the elements."""
-        return self.shape[:-1] if self.by_rows else self.shape
+        return self.plain_shape[:-1] if self.by_rows else self.plain_shape
 
     @property
     def k(self):
-        return self.shape[-1] if self.shape else 1
+        return self.plain_shape[-1] if self.plain_shape else 1
 
     @property
     def given_shape(self):
         """Of the logits, with the classes where the caller has them."""
+        if not self.shape:
+            return ()
         shape = list(self.shape[:-1])
-        shape.insert(self.axis % len(self.shape) if self.shape else 0, self.k)
-        return tuple(shape) if self.shape else ()
+        shape.insert(self.axis % len(self.shape), self.shape[-1])
+        return tuple(shape)
 
     def moved(self, array):
         """From classes last to where the caller has them."""
@@ -400,10 +432,18 @@ class Call:
             np.moveaxis(array, -1, self.axis) if self.axis != -1 and array.ndim == len(self.shape) else array
         )
 
-    def last(self, name, value):
-        if self.axis == -1 or name not in FULL or np.ndim(value) != len(self.shape):
-            return value
-        return np.moveaxis(value, self.axis, -1)
+    def last(self, value):
+        """Back to classes last."""
+        return (
+            np.moveaxis(value, self.axis, -1)
+            if self.axis != -1 and np.ndim(value) == len(self.shape)
+            else value
+        )
+
+    def run(self):
+        """The results by name, as they are and with the classes last."""
+        returned = self.results(self.call(self.given))
+        return returned, {name: self.last(value) for name, value in returned.items()}
 
     def hold(self, name, values):
         """Have an argument as a caller might."""
@@ -451,6 +491,7 @@ class ActivationCall(Call):
     def __init__(self, r, large=False):
         name = r.choice(bits.ACTIVATIONS)
         super().__init__(r, name, bits.by_rows(name), large)
+        self.axes = None  # several at once
         if self.by_rows and r.chance(0.3):
             self.axis = r.randrange(-len(self.shape), len(self.shape))
         dtype = r.weighted(OF_LOGITS)
@@ -459,10 +500,30 @@ class ActivationCall(Call):
         self.plain["x"] = self.plain["x"].astype(self.dtype)
         if self.by_rows and (self.axis != -1 or r.chance(0.2)):
             self.given["axis"] = self.axis
+        elif self.by_rows and self.plain["x"].size and r.chance(0.2):
+            self.draw_axes()
+        if not self.keeps_axis and r.chance(0.2):
+            self.given["keepdims"] = True
         if r.chance(0.5):
             shape = self.result_shape
             self.outputs["value"] = self.given["out"] = self.in_place(["x"], shape)
         self.memory.remember()
+
+    def draw_axes(self):
+        ndim = len(self.shape)
+        self.axes = self.r.sample(range(ndim), self.r.randint(1, ndim))
+        self.given["axis"] = tuple(axis - ndim * self.r.choice((0, 1)) for axis in self.axes)
+        if len(self.axes) == ndim and self.r.chance(0.5):
+            self.axes, self.given["axis"] = list(range(ndim)), None
+        self.plain["x"] = self.flattened(self.plain["x"])
+        self.plain_shape = self.plain["x"].shape
+
+    def flattened(self, array):
+        """With the axes as one, the last."""
+        lead = [n for axis, n in enumerate(self.shape) if axis not in self.axes]
+        return np.array(
+            np.moveaxis(array, self.axes, range(-len(self.axes), 0)).reshape((*lead, -1)), order="C"
+        )
 
     @property
     def keeps_axis(self):
@@ -470,7 +531,12 @@ class ActivationCall(Call):
 
     @property
     def result_shape(self):
-        return self.given_shape if self.keeps_axis else self.shape[:-1]
+        if self.keeps_axis:
+            return self.given_shape
+        if not self.given.get("keepdims"):
+            return self.units
+        axes = self.axes or [self.axis % len(self.shape)]
+        return tuple(1 if axis in axes else n for axis, n in enumerate(self.given_shape))
 
     def title(self, options):
         return self.name
@@ -478,8 +544,10 @@ class ActivationCall(Call):
     def call(self, given):
         return getattr(sl, self.name)(**given)
 
-    def run(self):
-        return {name: self.last(name, value) for name, value in self.results(self.call(self.given)).items()}
+    def last(self, value):
+        if not self.keeps_axis:
+            return value.reshape(self.units) if self.given.get("keepdims") else value
+        return super().last(value) if self.axes is None else self.flattened(value)
 
     def run_plain(self):
         return self.results(getattr(sl, self.name)(self.plain["x"]))
@@ -493,12 +561,7 @@ class LossCall(Call):
         stem = r.choice(bits.LOSSES)
         super().__init__(r, stem, bits.by_rows(stem), large)
         self.method = r.choice([method for method in METHODS if (stem, method) in TAKES])
-        self.options = draw_options(r, stem, self.k, len(self.shape))
-        if not self.by_rows:
-            # test_requests.py has these two: elements would be added up in another order, and the oracle's
-            # sigmoid losses count every element that is not masked
-            self.options.pop("axis", None)
-            self.options.pop("ignore_index", None)
+        self.options = draw_options(r, self)
         self.axis = self.options.get("axis", -1)
         values = {"logits": self.draw_logits(), "targets": self.draw_targets()}
         self.draw_counts(values)
@@ -538,7 +601,8 @@ class LossCall(Call):
     def draw_logits(self):
         dtype = self.r.weighted(OF_LOGITS)
         if self.options.get("from_probabilities"):
-            return sometimes_constant(self.r, cast(probability_values(self.r, self.shape), dtype))
+            values = beyond_bounds(self.r, cast(probability_values(self.r, self.shape), dtype), 1)
+            return sometimes_constant(self.r, values)
         return sometimes_constant(self.r, cast(logit_values(self.r, self.shape, dtype), dtype))
 
     def draw_targets(self):
@@ -555,48 +619,85 @@ class LossCall(Call):
         if not self.by_rows and kind != "dense":
             t = np.rint(t)
         whole = kind == "one-hot" or (not self.by_rows and kind != "dense")
-        return sometimes_constant(r, cast(t, r.choice(REAL if whole else FLOATS)))
+        t = beyond_bounds(r, cast(t, r.choice(REAL if whole else FLOATS)), INF if self.by_rows else 1)
+        return sometimes_constant(r, t if self.by_rows else self.put_labels(t))
 
     def draw_indices(self):
         r, dtype = self.r, self.r.choice([*REAL, np.dtype("i8"), np.dtype("i4")])
         if not holds(dtype, self.k - 1) or dtype.kind == "b":
             dtype = np.dtype(np.int64)
-        index = cast(r.integers(self.k, self.shape[:-1]), dtype)
-        ignore = self.option("ignore_index")
-        if ignore is not None and holds(dtype, ignore) and r.chance(0.4):
-            index = np.where(r.between_0_and_1(index.shape) < 0.2, dtype.type(ignore), index)
-        return sometimes_constant(r, index)
+        return sometimes_constant(r, self.put_labels(cast(r.integers(self.k, self.shape[:-1]), dtype)))
 
-    def per_unit(self, array):
-        """Spread what is given per row over the elements of a loss that has one for each."""
-        return array if array.shape == self.units else np.broadcast_to(array[..., None], self.units)
+    @property
+    def labels(self):
+        """That do not count."""
+        label = self.option("ignore_index")
+        return () if label is None else tuple(label) if isinstance(label, (tuple, list)) else (label,)
+
+    def put_labels(self, targets):
+        for label in self.labels:
+            if holds(targets.dtype, label) and self.r.chance(0.4):
+                where = self.r.between_0_and_1(targets.shape) < 0.2
+                targets = np.where(where, targets.dtype.type(label), targets)
+        return targets
 
     def ignores(self, targets):
-        """Which rows have the ignored index."""
-        ignore = self.option("ignore_index")
-        if ignore is None or targets.ndim == len(self.shape) or not holds(targets.dtype, ignore):
-            return np.zeros(self.units, bool)
-        return np.asarray(targets == targets.dtype.type(ignore))
+        """Which rows (elements) have a label that does not count."""
+        found = np.zeros(self.units, bool)
+        if targets.shape == self.units:
+            for label in self.labels:
+                found |= is_label(targets, label)
+        return found
+
+    def per_unit(self, array):
+        """What is given per row, or for the first dimensions of the rows, for every row (element)."""
+        if array.shape == self.units:
+            return array
+        rows = self.shape[:-1]
+        array = np.broadcast_to(array.reshape(array.shape + (1,) * (len(rows) - array.ndim)), rows)
+        return array if self.by_rows else np.broadcast_to(array[..., None], self.units)
 
     def draw_counts(self, values):
         """Mask and weights; what they hide may be anything."""
         r, counts = self.r, ~self.ignores(values["targets"])
-        shapes = (self.shape[:-1], self.units) if self.shape else ((), ())
+        rows = self.shape[:-1]
+        shapes = [
+            self.units,
+            rows if self.shape else (),
+            rows[: r.randint(1, len(rows))] if rows else self.units,
+        ]
         if r.chance(0.25):
-            share = r.choice((0.8, 0.2, 0, 1))
-            mask = np.asarray(r.between_0_and_1(r.choice(shapes)) < share)
+            mask = np.asarray(r.between_0_and_1(r.choice(shapes)) < r.choice((0.8, 0.2, 0, 1)))
+            if r.chance(0.2):
+                mask = mask.astype(r.choice([*INTEGERS, *FLOATS[:3]]))
             values["mask"] = sometimes_constant(r, mask)
-            shown = self.per_unit(values["mask"])
+            shown = self.per_unit(values["mask"]) != 0
             counts = counts & shown
             values["targets"] = self.spoil_targets(values["targets"], shown)
         if r.chance(0.3):
             shape, dtype = r.choice(shapes), r.choice(REAL)
-            values["sample_weight"] = sometimes_constant(r, cast(weight_values(r, shape, dtype), dtype))
+            weight = sometimes_constant(r, cast(weight_values(r, shape, dtype), dtype))
+            values["sample_weight"] = self.of_positive_total(weight, counts, values)
             counts = counts & (self.per_unit(values["sample_weight"]) != 0)
         logits = values["logits"]
         if logits.dtype.kind not in "biu" and not counts.all() and r.chance(0.5):
             hidden = ~counts[..., None] if self.by_rows else ~counts
             values["logits"] = np.where(hidden, logits.dtype.type(r.choice((NAN, INF, 7.0))), logits)
+
+    def of_positive_total(self, weight, counts, values):
+        """Where "mean" divides by the total of the weights, that is to be positive."""
+        if not self.by_rows or self.reduction != "mean" or (weight >= 0).all():
+            return weight
+        total = self.total(self.per_unit(weight).astype(np.float64) * counts, counts, values["targets"])
+        return weight if total > 0 else abs(weight)
+
+    def total(self, weight, counts, targets):
+        """Of the rows' weights, each times that of its class."""
+        classes = self.option("class_weight")
+        if classes is not None and targets.ndim < len(self.shape):
+            of_class = np.asarray(classes, np.float64)
+            weight = weight * of_class[np.where(counts, targets, 0).astype(np.int64)]
+        return float(weight.astype(np.longdouble).sum())
 
     def spoil_targets(self, targets, shown):
         if targets.dtype == bool or self.r.chance(0.5):
@@ -634,17 +735,16 @@ class LossCall(Call):
         else:
             name = "grad" if self.method == "value_and_grad" else self.method
             array = self.in_place(("logits", "v", "targets"), self.given_shape)
+            if self.dtype in HALF and r.chance(0.2):
+                # results of half precision may also go to more
+                array = self.memory.output(self.given_shape, np.dtype(r.choice(("f4", "f8"))))
+                self.plain["out"] = np.empty(self.shape, array.dtype)
             self.outputs[name] = self.given["out"] = array
 
     # ---- making it
 
     def call(self, given, loss=None):
         return getattr(loss or self.loss(), self.method)(**given)
-
-    def run(self, loss=None):
-        return {
-            name: self.last(name, value) for name, value in self.results(self.call(self.given, loss)).items()
-        }
 
     def run_plain(self):
         plain = dict(self.plain)

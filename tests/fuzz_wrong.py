@@ -59,7 +59,7 @@ def class_index(r, call):
     values = [call.k, -1, call.k + 7, 2**31, -(2**31), 2**62, -(2**63), NAN, INF, -INF, 0.5, -0.25, 1e30]
     if targets.dtype.kind in "biu":
         values = values[:7]
-    bad = cast_to(targets, r.choice([value for value in values if value != call.option("ignore_index")]))
+    bad = cast_to(targets, r.choice([value for value in values if value not in call.labels]))
     if bad is None or (0 <= bad < call.k and bad == math.floor(bad)):
         return None
     targets[somewhere(r, targets)] = bad
@@ -74,7 +74,7 @@ def dense_target(r, call):
     if targets.dtype.kind not in "iu":
         bad += [-0.25, NAN, INF, -INF]
     if not call.by_rows:
-        bad += [2]
+        bad = [value for value in [*bad, 2] if value not in call.labels]
     if not bad:
         return None
     targets[somewhere(r, targets)] = targets.dtype.type(r.choice(bad))
@@ -83,9 +83,21 @@ def dense_target(r, call):
 
 def weight(r, call):
     array = call.writable("sample_weight")
-    if array is None or array.dtype.kind in "biu":
+    if array is None or array.dtype.kind in "biu" or not math.prod(call.units):
         return None
     array[somewhere(r, array)] = r.choice((NAN, INF, -INF))
+    return ValueError
+
+
+def total_of_weights(r, call):
+    """What a mean would divide by is negative."""
+    divides = call.by_rows and call.reduction == "mean" and call.method != "grad_and_hess"
+    weight, counts = -np.ones(call.units), np.ones(call.units, bool)
+    if not divides or "denominator" in call.given or "mask" in call.given:
+        return None
+    if call.ignores(call.plain["targets"]).any() or call.total(weight, counts, call.plain["targets"]) >= 0:
+        return None
+    call.given["sample_weight"] = weight
     return ValueError
 
 
@@ -111,11 +123,10 @@ def shape(r, call):
     wrong = r.choice(
         ((*right, 1), (*right, 2), (1, *right), right[1:], tuple(n + 1 for n in right), right[::-1])
     )
-    # the other shape that it may have; and one weight for several rows
+    # the other shape that it may have, and that of weights for several rows
     rows = call.shape[:-1]
-    if wrong in (right, call.given_shape, rows) or (wrong == rows[: len(wrong)] and name in names[1:3]):
-        return None
-    if name in ("sample_weight", "mask") and wrong == rows[: len(wrong)]:
+    prefix = name in ("sample_weight", "mask") and wrong and wrong == rows[: len(wrong)]
+    if prefix or wrong in (right, call.given_shape, rows):
         return None
     dtype = {"mask": np.dtype(bool), "targets": np.dtype(np.int64)}.get(name, call.dtype)
     call.given[name] = np.zeros(wrong, dtype)
@@ -185,7 +196,7 @@ def junk_option(r, call):
 def option_for_shape(r, call):
     """One that does not fit these logits."""
     names = [n for n in ("class_weight", "pos_weight", "axis") if n in fuzz_calls.DEFAULTS[call.name]]
-    if not names:
+    if not names or not call.shape:
         return None
     name, ndim = r.choice(names), len(call.shape)
     wrong_axis = (ndim, -ndim - 1, 99, -(2**63))
@@ -222,9 +233,8 @@ def dtype(r, call):
 def mask(r, call):
     if not math.prod(call.units):
         return None
-    dtype = r.choice((np.float64, object))
-    call.given["mask"] = np.full(call.units, r.choice((0.5, NAN, 7)), dtype)
-    return TypeError if dtype is object else ValueError
+    call.given["mask"] = np.full(call.units, r.choice((0.5, 7)), r.choice((np.float64, object, complex)))
+    return WRONG
 
 
 def arguments(r, call):
@@ -269,9 +279,9 @@ def changes_meanwhile(r, call):
 
 
 OF_LOSSES = (
-    class_index, dense_target, weight, probability, shape, output, same_output_twice, pair_of_outputs,
-    junk_argument, junk_option, option_for_shape, denominator, denominator_without_a_mean, dtype, mask,
-    arguments, indices_for_target_grad, masked_array, changes_meanwhile,
+    class_index, dense_target, weight, total_of_weights, probability, shape, output, same_output_twice,
+    pair_of_outputs, junk_argument, junk_option, option_for_shape, denominator, denominator_without_a_mean,
+    dtype, mask, arguments, indices_for_target_grad, masked_array, changes_meanwhile,
 )  # fmt: skip
 
 

@@ -698,9 +698,9 @@ def sigmoid_bce_options(
     negative = classes
     if focal_alpha is not None:
         positive, negative = positive * number(focal_alpha), negative * (1 - number(focal_alpha))
-    terms = _side_terms(focal_gamma)
-    up, up_1, up_2, up_term, up_spread = terms(positive * y, a, b, of_one, moved)
-    down, down_1, down_2, down_term, down_spread = terms(negative * (1 - y), b, a, of_zero, moved)
+    of_positives, of_negatives = map(_side_terms, np.broadcast_to(focal_gamma, 2).tolist())
+    up, up_1, up_2, up_term, up_spread = of_positives(positive * y, a, b, of_one, moved)
+    down, down_1, down_2, down_term, down_spread = of_negatives(negative * (1 - y), b, a, of_zero, moved)
     loss = Quantity(up + down, up + down, times(up, up_spread) + times(down, down_spread))
     grad = Quantity(
         up_1 - down_1,
@@ -711,8 +711,8 @@ def sigmoid_bce_options(
         up_2 + down_2, np.maximum(up_term, down_term), up_term * up_spread + down_term * down_spread
     )
     hess = _second_by_logit(hess.scaled(slope * slope), grad.scaled(bend), moved_slope).scaled(weight)
-    unit_up, _, _, _, unit_up_spread = terms(positive * (1 - smooth) + 0 * y, a, b, of_one, moved)
-    unit_down, _, _, _, unit_down_spread = terms(negative * (1 - smooth) + 0 * y, b, a, of_zero, moved)
+    unit_up, _, _, _, unit_up_spread = of_positives(positive * (1 - smooth) + 0 * y, a, b, of_one, moved)
+    unit_down, _, _, _, unit_down_spread = of_negatives(negative * (1 - smooth) + 0 * y, b, a, of_zero, moved)
     target_grad = Quantity(
         unit_up - unit_down,
         np.maximum(unit_up, unit_down),

@@ -761,6 +761,25 @@ def test_ignore_index_of_any_integer():
         sl.SoftmaxCE(ignore_index=None)(logits, targets)
 
 
+@pytest.mark.parametrize(
+    "mask", [True, np.bool_(True), np.array(True), 1, np.uint8(1), np.array(1.0)], ids=repr
+)
+def test_a_mask_of_one_row(mask):
+    """Of logits without another dimension: beside labels that do not count too, and of 0 or 1."""
+    z, y = np.linspace(-2, 2, 4), np.array([0, 1, 1, 0])
+    for ignored in (0, 255, (0, 255)):
+        loss = sl.SigmoidBCE(ignore_index=ignored)
+        expected = loss.value_and_grad(z, y)
+        got = loss.value_and_grad(z, y, mask=mask)
+        assert got[0] == expected[0]
+        assert_same_bits(got[1], expected[1])
+        assert loss.divisor((4,), y, mask=mask) == loss.divisor((4,), y)
+        assert not loss.value_and_grad(z, y, mask=np.logical_not(mask))[1].any()
+    row = sl.SoftmaxCE(ignore_index=-(2**63))
+    assert row(z, 1, mask=mask) == row(z, 1)
+    assert sl.softmax_ce(z, np.array(-100), mask=mask) == 0.0
+
+
 @pytest.mark.parametrize("target_dtype", ["int8", "uint8", "int16", "uint32", "int64", "uint64", "float32"])
 def test_class_indices_of_any_dtype(target_dtype):
     logits, targets, _ = batch()
