@@ -181,8 +181,8 @@ def require_denominator(value: Any, reduction: str) -> float:
 
 def refuse_denominator(value: Any, divisor: float) -> NoReturn:
     raise ValueError(
-        f"denominator is {value!r}, not a positive finite number; 0 is for calls in which nothing counts, but "
-        f"the divisor here is {divisor:g}"
+        f"denominator is {value!r}, not a positive finite number; 0 is for calls in which nothing counts, "
+        f"but the divisor here is {divisor:g}"
     )
 
 

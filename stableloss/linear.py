@@ -457,13 +457,16 @@ class LinearLoss:
     >>> hidden = np.array([[1.0, 2.0], [0.0, -1.0], [3.0, 0.0]])
     >>> weight, bias = np.array([[0.5, 1.0], [-1.0, 0.0]]), np.zeros(2)
     >>> head = sl.LinearLoss(sl.softmax_ce, max_memory=1 << 20)
-    >>> loss, grad = head.value_and_grad(hidden, weight, [0, 1, 0], bias)
-    >>> round(loss, 6), grad.weight.round(6), grad.bias.round(6)
-    (0.116869, array([[-0.020728, -0.109838],
-           [ 0.020728,  0.109838]]), array([ 0.075899, -0.075899]))
-    >>> logits = hidden @ weight.T + bias
-    >>> abs(loss - sl.softmax_ce(logits, [0, 1, 0])) < 1e-15
-    True
+    >>> loss, grads = head.value_and_grad(hidden, weight, [0, 1, 0], bias)
+    >>> round(loss, 6)
+    0.11802
+    >>> grads.weight.round(6)
+    array([[-0.020758, -0.109189],
+           [ 0.020758,  0.109189]])
+    >>> grads.bias.round(6)
+    array([ 0.076214, -0.076214])
+    >>> round(sl.softmax_ce(hidden @ weight.T + bias, [0, 1, 0]), 6)
+    0.11802
     """
 
     __slots__ = ("loss", "max_memory")
@@ -560,8 +563,8 @@ class LinearLoss:
         >>> import numpy as np
         >>> import stableloss as sl
         >>> head = sl.LinearLoss(sl.softmax_ce)
-        >>> head(np.ones((2, 3)), np.zeros((4, 3)), [0, 3]) == np.log(4)
-        True
+        >>> round(head(np.ones((2, 3)), np.zeros((4, 3)), [0, 3]), 6)
+        1.386294
         """
         call = _Call(
             self,

@@ -709,8 +709,8 @@ def test_out_that_is_not_needed(rng):
 
 
 def test_errors_of_options():
-    with pytest.raises(TypeError, match="loss must be a loss object, such as softmax_ce, not 'softmax_ce'"):
-        sl.LinearLoss("softmax_ce")
+    with pytest.raises(TypeError, match="loss must be a loss object, such as softmax_ce, not 'ce'"):
+        sl.LinearLoss("ce")
     with pytest.raises(TypeError, match="loss must be a loss object"):
         sl.LinearLoss(sl.SoftmaxCE)
     with pytest.raises(ValueError, match=r"SoftmaxCE\(axis=1\) has not its classes on the last axis"):
