@@ -1,7 +1,7 @@
 """A language model over every word of scikit-learn's source, without the logits of its last layer.
 
 The log-bilinear model: the two words before, each by a vector of its own, give the hidden values, and a
-linear layer with softmax the next word. `LinearLoss` is that layer and its loss, a few MiB of logits at a time.
+linear layer with softmax the next word. `LinearLoss` is that layer and its loss, in a few MiB of logits.
 """
 
 import re

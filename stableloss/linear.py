@@ -102,28 +102,29 @@ def _chunks(chosen: np.ndarray | None, total: int, parts: int) -> Iterator[Rows]
 # ---- arrays ---------------------------------------------------------------------------------------
 
 
+def _is_half(dtype: np.dtype) -> bool:
+    # the name takes longer than a small product; bfloat16 is none of numpy's own
+    return (dtype.kind == "f" and dtype.itemsize == 2) or (dtype.kind == "V" and dtype.name == "bfloat16")
+
+
+def _is_single(dtype: np.dtype) -> bool:
+    """Whether float32 holds all its numbers."""
+    return (dtype.kind == "f" and dtype.itemsize == 4) or _is_half(dtype)
+
+
 def _real_array(value: Any, name: str) -> np.ndarray:
     """The array of real numbers that a value is, as it lies in memory."""
     array = _arrays.any_array(value, name)
-    if _arrays.readable_dtype(array.dtype) is None:
+    if array.dtype.kind not in "biuf" and not _is_half(array.dtype):
         _arrays.refuse_dtype(value, array, name)
     return array
-
-
-def _is_half(dtype: np.dtype) -> bool:
-    return dtype.name in ("float16", "bfloat16")
-
-
-def _computed_dtype(*arrays: np.ndarray) -> np.dtype:
-    single = all(array.dtype.name == "float32" or _is_half(array.dtype) for array in arrays)
-    return np.dtype(np.float32 if single else np.float64)
 
 
 def _gradient_dtype(name: str, dtype: np.dtype) -> np.dtype:
     """Half precision would lose a sum over the rows, but holds what is computed for each."""
     if _is_half(dtype) and name == "hidden":
         return dtype.newbyteorder("=")
-    return np.dtype(np.float32 if _is_half(dtype) or dtype.name == "float32" else np.float64)
+    return np.dtype(np.float32 if _is_single(dtype) else np.float64)
 
 
 def _blas_takes(matrix: np.ndarray) -> bool:
@@ -165,7 +166,8 @@ class _Layer:
         self.require_shapes()
         self.rows = self.hidden.shape[:-1]
         self.k, self.d = self.weight.shape
-        self.dtype = _computed_dtype(*self.inputs.values())
+        single = all(_is_single(array.dtype) for array in self.inputs.values())
+        self.dtype = np.dtype(np.float32 if single else np.float64)
         self.bias = None if bias is None else self.inputs["bias"].astype(self.dtype, copy=False)
         # otherwise it is converted tile by tile
         self.plain = self.weight.dtype == self.dtype and _blas_takes(self.weight)
