@@ -227,13 +227,15 @@ def is_any_label(targets: np.ndarray, labels: int | tuple[int, ...] | None) -> n
 
 def without_labels(loss: Any, targets: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """A mask without what has an ignored label; one of the wrong shape stays as it is, to be refused."""
-    other = ~is_any_label(targets, loss._options["ignore_index"])
+    # arithmetic on arrays without dimensions returns scalars
+    other = np.asarray(~is_any_label(targets, loss._options["ignore_index"]))
     if mask is None:
         return other
     rows = targets.shape if loss._rowwise else without(targets.shape, loss._axis)
     if mask.ndim and mask.shape == rows[: mask.ndim]:
-        return other & (per_row(mask, len(rows)) if loss._rowwise else per_element(mask, targets, loss._axis))
-    return other & mask if mask.shape == targets.shape else mask
+        spread = per_row(mask, len(rows)) if loss._rowwise else per_element(mask, targets, loss._axis)
+        return np.asarray(other & spread)
+    return np.asarray(other & mask) if mask.shape == targets.shape else mask
 
 
 def rounded_to_bounds(array: np.ndarray, highest: float) -> np.ndarray | None:
@@ -243,7 +245,8 @@ def rounded_to_bounds(array: np.ndarray, highest: float) -> np.ndarray | None:
     reach = 16 * (2.0**-7 if array.dtype.name == "bfloat16" else float(np.finfo(array.dtype).eps))
     values = as_numbers(array)
     below, above = (values < 0) & (values >= -reach), (values > highest) & (values <= highest + reach)
-    if not (below.any() or above.any()):
+    # not any(): numpy loses a failed allocation in its reductions
+    if not (np.count_nonzero(below) or np.count_nonzero(above)):
         return None
     rounded = array.copy(order="K")
     rounded[below] = 0
@@ -392,7 +395,9 @@ def require_targets_of_rows(loss: Any, targets: np.ndarray, logits: np.ndarray, 
             f"shape {rows} or probabilities of shape {logits.shape}; for class indices pass {indices}"
         )
     else:
-        if targets.ndim == logits.ndim and [n for n in targets.shape if n != 1] == [n for n in rows if n != 1]:
+        if targets.ndim == logits.ndim and [n for n in targets.shape if n != 1] == [
+            n for n in rows if n != 1
+        ]:
             hint += f"; for class indices pass targets.reshape({rows})"
         require_shape(targets, logits.shape, "targets (probabilities)", logits, hint)
 

@@ -76,10 +76,11 @@ def _labels(name: str, value: Any) -> int | tuple[int, ...] | None:
 
 def _weights(name: str, value: Any) -> tuple[float, ...]:
     labels = getattr(value, "index", None)  # of a pandas Series
-    if labels is not None and not callable(labels) and list(labels) != list(range(len(value))):
-        by_label = "sort_index()" if set(labels) == set(range(len(value))) else "loc[classes].to_numpy()"
+    labels = None if labels is None or callable(labels) else list(labels)
+    if labels is not None and labels != list(range(len(labels))):
+        by_label = "sort_index()" if set(labels) == set(range(len(labels))) else "loc[classes].to_numpy()"
         raise ValueError(
-            f"{name} has the index {list(labels)!r}, not 0 ... {len(value) - 1} in order, and would be "
+            f"{name} has the index {labels!r}, not 0 ... {len(labels) - 1} in order, and would be "
             f"taken by position: pass {name}.{by_label}"
         )
     numbers: tuple[float, ...] = kernels.weights(name, value)

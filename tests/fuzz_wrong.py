@@ -220,8 +220,11 @@ def dtype(r, call):
 
 
 def mask(r, call):
-    call.given["mask"] = np.full(call.units, r.choice((0.5, NAN, 7)), r.choice((np.float64, object)))
-    return TypeError if math.prod(call.units) else WRONG
+    if not math.prod(call.units):
+        return None
+    dtype = r.choice((np.float64, object))
+    call.given["mask"] = np.full(call.units, r.choice((0.5, NAN, 7)), dtype)
+    return TypeError if dtype is object else ValueError
 
 
 def arguments(r, call):
@@ -281,7 +284,8 @@ def junk_x(r, call):
 
 
 def junk_axis(r, call):
-    call.given["axis"] = r.choice((*JUNK, 99, -99))
+    # None is all axes
+    call.given["axis"] = r.choice((*(junk for junk in JUNK if junk is not None), 99, -99))
     return EITHER if call.by_rows else TypeError
 
 

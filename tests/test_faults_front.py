@@ -769,7 +769,7 @@ def test_activations_along_every_axis(activation, axis):
             assert_same_bits(back(in_place), expected)
 
 
-@pytest.mark.parametrize("axis", [None, 1.5, "0", (0, 1), 2**70, -(2**70), 2, -3])
+@pytest.mark.parametrize("axis", [1.5, "0", 2**70, -(2**70), 2, -3])
 def test_axes_that_are_none(axis):
     for activation in ALONG_AN_AXIS:
         with pytest.raises((TypeError, ValueError), match="axis"):

@@ -147,6 +147,7 @@ ELSEWHERE = {
     "stableloss/adapters/": "an adapter offers the losses that its library has",
     "tests/test_adapters_": "what an adapter offers",
     "tests/boosting.py": "what the boosting adapters offer",
+    "tests/test_faults_front.py": "calls of several kinds, whose allocations fail one after the other",
     "bench/rivals.py": "each library's own formulas; a loss that it has none for is timed without it",
 }
 

@@ -155,7 +155,13 @@ static inline void sl_block_signals(void) {
     sigfillset(&blocked);
     for (i = 0; i < sizeof own / sizeof *own; i++)
         sigdelset(&blocked, own[i]);
+    /* On Linux sigprocmask is of the thread too, and as old as the C library, which has given pthread_sigmask a new
+       symbol in 2.32: a wheel with it would run on nothing older. */
+#if defined(__linux__)
+    sigprocmask(SIG_BLOCK, &blocked, NULL);
+#else
     pthread_sigmask(SIG_BLOCK, &blocked, NULL);
+#endif
 }
 #endif
 
