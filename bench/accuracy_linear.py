@@ -4,9 +4,9 @@
 
 The layer is followed by softmax + cross-entropy, and its inputs are float32. The margin is the lead of the
 true class over the strongest other class. The error is that of a row of the gradient by the hidden values, or
-of a class of the gradient by the weight, if it is some row's target, relative to its length; their median is
-drawn. The truth is computed in float64 from the very inputs that every library receives. Libraries that are not
-installed are left out. Writes bench/results/accuracy_linear.png.
+of a class of the gradient by the weight that is some row's target, relative to its length; the
+median is drawn. The truth is computed in float64 from the very inputs that every library receives. Libraries
+that are not installed are left out. Writes bench/results/accuracy_linear.png.
 """
 
 import harness  # before numpy  # isort: skip
