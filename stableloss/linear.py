@@ -494,16 +494,16 @@ class LinearLoss:
 
     With a loss object L, it gives the loss of the layer's outputs, and its gradient by the layer's inputs::
 
-        logits      = hidden @ weight.T + bias
-        loss        = L(logits, targets)
-        G           = gradient of the loss by the logits
-        grad.hidden = G @ weight
-        grad.weight = G.T @ hidden      (rows as one dimension)
-        grad.bias   = sum of G over the rows
+        logits       = hidden @ weight.T + bias
+        loss         = L(logits, targets)
+        G            = gradient of the loss by the logits
+        grads.hidden = G @ weight
+        grads.weight = G.T @ hidden     (rows as one dimension)
+        grads.bias   = sum of G over the rows
 
     Neither logits nor G exist but for as many rows at a time as go into `max_memory` bytes. That is what
     the last layer of a language model, an extreme classifier or a recommender needs, whose logits are much
-    larger than all its inputs; it is also faster, since a chunk comes from a cache where it fits one.
+    larger than all its inputs.
 
     Parameters
     ----------
@@ -511,15 +511,14 @@ class LinearLoss:
         The loss, with all its options but `axis` and `from_probabilities`: classes, or outputs, are on
         the last axis of the logits.
     max_memory : int, default: 134217728 (128 MiB)
-        Bytes that a call may take beside its results, and up to 8 MiB more. What a row takes depends on
-        the number of classes, so that it is one row at least. More rows at a time take less time: where
-        there are hundreds of them, the matrix products run at their full speed.
+        Bytes that a call may take beside its results, and up to 8 MiB more; one row at a time is the
+        least, whatever its classes take. More rows at a time take less time, up to some hundreds.
 
     Notes
     -----
     `hidden` has shape (..., d), with any number of leading dimensions, `weight` (k, d) and `bias` (k,). A
     weight of shape (d, k) is passed as ``weight.T``, and its gradient has the same memory order, so that
-    ``grad.weight.T`` is the one of the array that was given. Targets, `sample_weight` and `mask` are as for
+    ``grads.weight.T`` is the one of the array that was given. Targets, `sample_weight` and `mask` are as for
     the loss, with logits of shape (..., k).
 
     Everything is computed in float64, or in float32 where no input has more digits; float16 and bfloat16
@@ -535,10 +534,10 @@ class LinearLoss:
     Results are the same bits for the same `max_memory` and the same BLAS with its number of threads.
 
     Accuracy: the gradient of the logits is as exact as the loss gives it, for confident rows as for others.
-    What is left are the roundings of the products: with float32 inputs, 1024 rows of 256 features and 32768
-    classes, the true one ahead by a margin of 0 to 30, half the rows of ``grad.hidden`` are within ACCURACY
-    of their length, and half the classes of ``grad.weight`` within ACCURACY of theirs; a gradient from
-    ``p - 1`` has no digit left from a margin of about 17 on.
+    What is left are the roundings of the matrix products. With float32 inputs, 256 rows of 256 features and
+    16384 classes of which the true one is ahead by a margin, the median error of a row of ``grads.hidden``,
+    and of the true classes of ``grads.weight``, is 4e-7 of its length at a margin of 0 and 7e-6 at one of 30.
+    A gradient made from ``p - 1`` has no digit left there.
 
     References
     ----------
