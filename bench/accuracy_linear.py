@@ -2,18 +2,16 @@
 
     python bench/accuracy_linear.py
 
-The layer is followed by softmax + cross-entropy, and all its inputs are float32. The margin is the lead of
-the true class over the strongest other class. The error is that of a row of the gradient by the hidden
-values, or of a class of the gradient by the weight, relative to its length; the figure has the median. The
-truth is computed in float64 from the very inputs that every library receives. Libraries that are not
-installed are left out. Writes bench/results/accuracy_linear.png.
+The layer is followed by softmax + cross-entropy, and its inputs are float32. The margin is the lead of the
+true class over the strongest other class. The error is that of a row of the gradient by the hidden values, or
+of a class of the gradient by the weight that is some row's target, relative to its length; the
+median is drawn. The truth is computed in float64 from the very inputs that every library receives. Libraries
+that are not installed are left out. Writes bench/results/accuracy_linear.png.
 """
 
-import importlib.util
-import os
-from pathlib import Path
+import harness  # before numpy  # isort: skip
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+import importlib.util
 
 import matplotlib
 
@@ -23,14 +21,13 @@ import numpy as np
 
 import stableloss
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ROWS, FEATURES, CLASSES = 256, 256, 16384
-MARGINS = np.arange(0, 61, 5)
+MARGINS = np.arange(0, 41, 2.5)
 HEAD = stableloss.LinearLoss(stableloss.softmax_ce, max_memory=8 << 20)
 
 
 def layer_for(margins):
-    """Inputs of a layer for each margin: those of none, plus the targets' weights in the hidden values."""
+    """Inputs of a layer for each margin, which comes from adding to each row the weight of its target."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((CLASSES, FEATURES))
     weight /= np.linalg.norm(weight, axis=1, keepdims=True)
@@ -126,7 +123,7 @@ LINES = (
     ("JAX", "jax", run_jax, "#E69F00", (0, (1, 1.5)), 2.0),
     ("stableloss", "stableloss", run_stableloss, "#D55E00", "-", 2.2),
 )
-PANELS = ("gradient by the hidden values, by row", "gradient by the weight, by class")
+PANELS = ("gradient by the hidden values, by row", "gradient by the weight, by class that is a target")
 
 
 def median_error(got, want):
@@ -147,13 +144,16 @@ def draw(axis, title, curves):
 
 
 def main():
+    harness.use_cpus(harness.THREADS)
     lines = [line for line in LINES if available(line[1])]
     errors = {line[0]: ([], []) for line in lines}
     for margin, layer in layer_for(MARGINS):
         expected = exact(*layer)
         for name, _, run, *_ in lines:
-            for kept, got, want in zip(errors[name], run(*layer), expected, strict=True):
-                kept.append(median_error(got, want))
+            for kept, places, got, want in zip(
+                errors[name], (slice(None), layer[2]), run(*layer), expected, strict=True
+            ):
+                kept.append(median_error(got[places], want[places]))
             print(f"margin {margin:4.1f}, {name}: " + ", ".join(f"{kept[-1]:.2g}" for kept in errors[name]))
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained", facecolor="white")
     for i, (axis, title) in enumerate(zip(axes, PANELS, strict=True)):
@@ -161,11 +161,10 @@ def main():
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), handlelength=3.5)
     figure.suptitle(
-        f"linear layer with softmax + cross-entropy, float32, {ROWS} rows, {FEATURES} features, "
+        f"linear layer with softmax + cross-entropy, float32: {ROWS} rows, {FEATURES} features, "
         f"{CLASSES} classes"
     )
-    RESULTS.mkdir(exist_ok=True)
-    figure.savefig(RESULTS / "accuracy_linear.png", dpi=130, facecolor="white")
+    figure.savefig(harness.RESULTS / "accuracy_linear.png", dpi=130, facecolor="white")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ Loss and gradients by hidden, weight and bias of a linear layer under softmax + 
 indices, reduction `mean`, one thread. Times are CPU seconds of this process, all contenders interleaved, the
 least of several rounds: on a machine that has other work, the least is what the work itself takes. Memory is
 what the resident set grows by at its peak beyond the results, in a process of its own for each contender.
-Each contender's results are checked before it is timed. Results are merged into
-bench/results/linear-<cpu>-<level>.csv.
+Results are checked before they are timed, and merged into bench/results/linear-<cpu>-<level>.csv.
 """
 
 import harness  # before numpy  # isort: skip

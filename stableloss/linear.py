@@ -1,10 +1,11 @@
 """A linear layer and the loss of its outputs, in one call that never holds all the logits.
 
 The rows that count are taken in chunks. The logits of a chunk are computed, overwritten with their gradient
-by the loss, and multiplied into the gradients by the layer's inputs: three matrix products, as without.
+by the loss, and multiplied into the gradients by the layer's inputs: three matrix products, as without it.
 """
 
 import math
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NoReturn, overload
@@ -24,6 +25,8 @@ TILE_BYTES = 2 << 20
 # Up to here tiles, and sums by class, go on top of max_memory: a power of two is to hold as many rows of a
 # power of two of classes as it can.
 SPARE_BYTES = 5 << 20
+# What the loss may take for a target per element that it has to convert, compare or round first.
+CONVERSION_BYTES = 32
 
 Rows = slice | np.ndarray
 
@@ -52,14 +55,13 @@ class _Rows:
     """An array whose leading dimensions are rows, read and written some rows at a time."""
 
     def __init__(self, array: np.ndarray, shape: tuple[int, ...]) -> None:
-        """`shape` is that of the rows, with which the shape of the array begins."""
-        steps = [
-            (length, stride)
-            for length, stride in zip(shape, array.strides[: len(shape)], strict=True)
-            if length != 1
-        ]
+        """Its shape begins with that of the rows; or it has one value for many rows, as weights may."""
+        if array.ndim < len(shape):
+            array = np.broadcast_to(_arrays.per_row(array, len(shape)), shape)
+        steps = zip(shape, array.strides[: len(shape)], strict=True)
+        long = [(length, stride) for length, stride in steps if length != 1]
         # whether the rows are evenly spaced
-        self.flat = array.size == 0 or all(a[1] == b[0] * b[1] for a, b in pairwise(steps))
+        self.flat = array.size == 0 or all(a[1] == b[0] * b[1] for a, b in pairwise(long))
         self.shape = shape
         self.row_shape = array.shape[len(shape) :]
         self.array = array.reshape(math.prod(shape), *self.row_shape) if self.flat else array
@@ -81,62 +83,56 @@ class _Rows:
         return math.prod(self.row_shape) * self.array.itemsize if gathered or not self.flat else 0
 
 
-def _chunks(counted: np.ndarray | None, total: int, parts: int) -> Iterator[Rows]:
-    """So many parts of the rows that count, which have their numbers in `counted`; slices of neighbours."""
+def _blocks(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _chunks(chosen: np.ndarray | None, total: int, parts: int) -> Iterator[Rows]:
+    """So many parts of the rows that have their numbers in `chosen`; slices where they are neighbours."""
     for i in range(parts):
         start, stop = total * i // parts, total * (i + 1) // parts
-        if counted is None:
+        if chosen is None:
             yield slice(start, stop)
-        elif counted[stop - 1] - counted[start] == stop - 1 - start:
-            yield slice(int(counted[start]), int(counted[stop - 1]) + 1)
+        elif chosen[stop - 1] - chosen[start] == stop - 1 - start:
+            yield slice(int(chosen[start]), int(chosen[stop - 1]) + 1)
         else:
-            yield counted[start:stop]
+            yield chosen[start:stop]
 
 
-# ---- arguments ------------------------------------------------------------------------------------
+# ---- arrays ---------------------------------------------------------------------------------------
 
 
 def _is_half(dtype: np.dtype) -> bool:
-    return dtype == np.float16 or dtype.name == "bfloat16"
+    # the name takes longer than a small product; bfloat16 is none of numpy's own
+    return (dtype.kind == "f" and dtype.itemsize == 2) or (dtype.kind == "V" and dtype.name == "bfloat16")
 
 
-def _computed_dtype(*arrays: np.ndarray) -> np.dtype:
-    single = all(array.dtype == np.float32 or _is_half(array.dtype) for array in arrays)
-    return np.dtype(np.float32 if single else np.float64)
+def _is_single(dtype: np.dtype) -> bool:
+    """Whether float32 holds all its numbers."""
+    return (dtype.kind == "f" and dtype.itemsize == 4) or _is_half(dtype)
+
+
+def _real_array(value: Any, name: str) -> np.ndarray:
+    """The array of real numbers that a value is, as it lies in memory."""
+    array = _arrays.any_array(value, name)
+    if array.dtype.kind not in "biuf" and not _is_half(array.dtype):
+        _arrays.refuse_dtype(value, array, name)
+    return array
 
 
 def _gradient_dtype(name: str, dtype: np.dtype) -> np.dtype:
     """Half precision would lose a sum over the rows, but holds what is computed for each."""
-    if _is_half(dtype):
-        return dtype if name == "hidden" else np.dtype(np.float32)
-    return dtype if dtype.kind == "f" else np.dtype(np.float64)
+    if _is_half(dtype) and name == "hidden":
+        return dtype.newbyteorder("=")
+    return np.dtype(np.float32 if _is_single(dtype) else np.float64)
 
 
 def _blas_takes(matrix: np.ndarray) -> bool:
     """Whether numpy hands a matrix to BLAS as it is; else it may multiply in a loop of its own."""
-    return matrix.flags.aligned and any(
-        unit == matrix.itemsize and step % unit == 0 and step >= length * unit
-        for (step, unit), length in (
-            (matrix.strides, matrix.shape[1]),
-            (matrix.strides[::-1], matrix.shape[0]),
-        )
-    )
-
-
-def _needed(need: Any) -> set[str]:
-    names = [need] if isinstance(need, str) else list(need)
-    for name in names:
-        if name not in NAMES:
-            raise ValueError(f"need has {name!r}, which is not one of {', '.join(NAMES)}")
-    return set(names)
-
-
-def _given(out: Any) -> dict[str, Any]:
-    if out is None:
-        return {}
-    if not isinstance(out, (tuple, list)) or len(out) != len(NAMES):
-        raise TypeError(f"out must be LinearGrads({', '.join(NAMES)}), not {type(out).__name__}")
-    return {name: array for name, array in zip(NAMES, out, strict=True) if array is not None}
+    (_, n), (step, unit) = matrix.shape, matrix.strides
+    if abs(step) < abs(unit):
+        n, step, unit = matrix.shape[0], unit, step
+    return matrix.flags.aligned and unit == matrix.itemsize and step % unit == 0 and step >= n * unit
 
 
 def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
@@ -159,34 +155,39 @@ def _require_apart(outputs: dict[str, np.ndarray], inputs: dict[str, np.ndarray]
 
 
 class _Layer:
-    """The linear layer of a call and its three matrix products."""
+    """The linear layer of a call and its matrix products."""
 
     def __init__(self, hidden: Any, weight: Any, bias: Any) -> None:
-        self.hidden = hidden = _arrays.real_array(hidden, "hidden")
-        self.weight = weight = _arrays.real_array(weight, "weight")
-        self.bias = bias = None if bias is None else _arrays.real_array(bias, "bias")
-        if weight.ndim != 2:
-            raise ValueError(f"weight has shape {weight.shape}, not (classes, features)")
-        self.k, self.d = weight.shape
-        if hidden.shape[-1:] != (self.d,):
-            hint = "; pass weight.T" if hidden.shape[-1:] == (self.k,) else ""
-            raise ValueError(
-                f"hidden has shape {hidden.shape} where weight of shape {weight.shape} needs "
-                f"(..., {self.d}){hint}"
-            )
-        if bias is not None and bias.shape != (self.k,):
-            raise ValueError(
-                f"bias has shape {bias.shape} where weight of shape {weight.shape} needs ({self.k},)"
-            )
-        self.inputs = {"hidden": hidden, "weight": weight} | ({} if bias is None else {"bias": bias})
-        self.rows = hidden.shape[:-1]
-        self.dtype = _computed_dtype(*self.inputs.values())
+        self.hidden = _real_array(hidden, "hidden")
+        self.weight = _real_array(weight, "weight")
+        self.inputs = {"hidden": self.hidden, "weight": self.weight}
+        if bias is not None:
+            self.inputs["bias"] = _real_array(bias, "bias")
+        self.require_shapes()
+        self.rows = self.hidden.shape[:-1]
+        self.k, self.d = self.weight.shape
+        single = all(_is_single(array.dtype) for array in self.inputs.values())
+        self.dtype = np.dtype(np.float32 if single else np.float64)
+        self.bias = None if bias is None else self.inputs["bias"].astype(self.dtype, copy=False)
         # otherwise it is converted tile by tile
-        self.plain = weight.dtype == self.dtype and _blas_takes(weight)
+        self.plain = self.weight.dtype == self.dtype and _blas_takes(self.weight)
         self.tile = max(1, min(self.k, TILE_BYTES // max(1, self.d * self.dtype.itemsize)))
 
+    def require_shapes(self) -> None:
+        hidden, weight, bias = self.hidden, self.weight, self.inputs.get("bias")
+        if weight.ndim != 2:
+            raise ValueError(f"weight has shape {weight.shape}, not (classes, features)")
+        k, d = weight.shape
+        if hidden.shape[-1:] != (d,):
+            hint = "; pass weight.T" if hidden.shape[-1:] == (k,) else ""
+            raise ValueError(
+                f"hidden has shape {hidden.shape} where weight of shape {weight.shape} needs (..., {d}){hint}"
+            )
+        if bias is not None and bias.shape != (k,):
+            raise ValueError(f"bias has shape {bias.shape} where weight of shape {weight.shape} needs ({k},)")
+
     def tiles(self) -> Iterator[slice]:
-        return (slice(start, min(start + self.tile, self.k)) for start in range(0, self.k, self.tile))
+        return _blocks(self.k, self.tile)
 
     def logits(self, h: np.ndarray, out: np.ndarray) -> None:
         if self.plain:
@@ -195,7 +196,7 @@ class _Layer:
             for classes in self.tiles():
                 np.matmul(h, self.weight[classes].astype(self.dtype, order="C").T, out=out[:, classes])
         if self.bias is not None:
-            out += self.bias.astype(self.dtype, copy=False)
+            out += self.bias
 
     def hidden_grad(self, grad: np.ndarray, out: np.ndarray) -> None:
         if self.plain:
@@ -253,6 +254,101 @@ class _Gradients:
             self.hidden[absent] = 0
 
 
+# ---- the loss -------------------------------------------------------------------------------------
+
+
+class _Arguments:
+    """What a loss is called with beside the logits, of all rows or of some."""
+
+    def __init__(self, loss: _Loss, layer: _Layer, given: dict[str, Any], denominator: Any) -> None:
+        self.loss, self.layer, self.denominator = loss, layer, denominator
+        self.arrays = {
+            name: _arrays.any_array(value, name) for name, value in given.items() if value is not None
+        }
+        self.n = math.prod(layer.rows)
+        self.dense = self.arrays["targets"].ndim > len(layer.rows)
+
+    def look(self, shape: tuple[int, ...], arrays: dict[str, np.ndarray]) -> tuple[Any, ...]:
+        found = (arrays.get(name) for name in ("targets", "sample_weight", "mask"))
+        return kernels.survey(self.loss, (*shape, self.layer.k), *found)
+
+    def check(self, max_memory: int) -> None:
+        """Check everything; find which rows count, and the divisor of their mean."""
+        self.survey(max_memory)
+        mean = self.loss.reduction == "mean" and self.denominator is None
+        if mean and not (self.total == 0 or sys.float_info.min <= abs(self.total) < math.inf):
+            self.arrays["sample_weight"] = self.weight_in_range()
+            self.survey(max_memory)
+        # a mask of rows says nothing when those that do not count have been left out
+        self.by_row = {
+            name: _Rows(array, self.layer.rows)
+            for name, array in self.arrays.items()
+            if name != "mask" or array.ndim > len(self.layer.rows)
+        }
+
+    def survey(self, max_memory: int) -> None:
+        size = max(1, max_memory // (CONVERSION_BYTES * max(1, self.layer.k)))
+        if self.dense and size < self.n:
+            self.survey_blocks(size)
+            return
+        found = self.look(self.layer.rows, self.arrays)
+        self.total, self.signed, self.counts, self.measured, self.rounded = found
+
+    def survey_blocks(self, size: int) -> None:
+        """So many rows at a time."""
+        by_row = {name: _Rows(array, self.layer.rows) for name, array in self.arrays.items()}
+        totals, marks = [], np.ones(self.n, bool)
+        self.signed = self.rounded = False
+        for rows in _blocks(self.n, size):
+            part = {name: array[rows] for name, array in by_row.items()}
+            try:
+                total, signed, counts, _, rounded = self.look((rows.stop - rows.start,), part)
+            except ValueError:
+                self.look(self.layer.rows, self.arrays)  # names the place among all rows
+                raise
+            totals.append(total)
+            marks[rows] = True if counts is None else counts
+            self.signed, self.rounded = self.signed or signed, self.rounded or rounded
+        self.total = _sum(totals)
+        self.counts = self.measured = None if marks.all() else marks
+
+    def weight_in_range(self) -> np.ndarray:
+        """The weights, whose sum is no normal number, over a power of two; only their share of it matters."""
+        rows = self.layer.rows
+        weight = _arrays.as_numbers(self.arrays.get("sample_weight", np.ones(rows)))
+        weight = np.broadcast_to(_arrays.per_row(weight, len(rows)), rows)
+        sizes = np.abs(weight.reshape(-1) if self.counts is None else weight.reshape(-1)[self.counts])
+        exponent = math.frexp(sizes.max())[1]
+        of_class = math.frexp(max(self.loss._options.get("class_weight") or (1.0,)))[1]
+        # a weight alone must not leave the range either
+        return np.ldexp(weight, min(-exponent - of_class, 1000 - exponent))
+
+    def divisor(self) -> float | None:
+        """What the loss is told to divide by; None where it does not divide."""
+        if self.denominator is not None:
+            divisor = _arrays.require_denominator(self.denominator, self.loss.reduction)
+            if divisor == 0 and (self.total != 0 or self.signed):
+                _arrays.refuse_denominator(self.denominator, self.total)
+            return divisor or 1.0
+        if self.loss.reduction not in ("mean", "batchmean"):
+            return None
+        if self.signed and not self.total > 0:
+            _arrays.refuse_total(self.total, 0)
+        return self.total or 1.0  # where it is 0, so is the sum
+
+    def bytes_per_row(self, gathered: bool) -> int:
+        """What a row takes while the loss is computed, beside its logits."""
+        taken = sum(rows.copied_bytes(gathered) for rows in self.by_row.values())
+        converted = self.rounded or self.loss._options.get("ignore_index") is not None
+        readable = all(a.flags.aligned and a.dtype.isnative for a in self.arrays.values())
+        if self.dense and (converted or not readable):
+            taken += CONVERSION_BYTES * self.layer.k
+        return taken
+
+    def of(self, rows: Rows) -> dict[str, Any]:
+        return {name: array[rows] for name, array in self.by_row.items()}
+
+
 # ---- a call ---------------------------------------------------------------------------------------
 
 
@@ -260,58 +356,45 @@ class _Call:
     """A call of a `LinearLoss`: arguments that have been found valid, and results."""
 
     def __init__(
-        self, head: "LinearLoss", layer: _Layer, arguments: dict[str, Any], with_stats: bool
+        self,
+        head: "LinearLoss",
+        layer: _Layer,
+        arguments: dict[str, Any],
+        denominator: Any,
+        with_stats: bool,
     ) -> None:
-        """`arguments` are those of the loss, beside the logits."""
-        self.loss, self.max_memory, self.layer, self.with_stats = (
-            head.loss,
-            head.max_memory,
-            layer,
-            with_stats,
-        )
-        denominator = arguments.pop("denominator")
-        self.arguments = {
-            name: _arrays.mask_array(value) if name == "mask" else _arrays.real_array(value, name)
-            for name, value in arguments.items()
-            if value is not None
-        }
-        self.divisor, counts, measured = kernels.survey(
-            self.loss,
-            (*layer.rows, layer.k),
-            self.arguments["targets"],
-            self.arguments.get("sample_weight"),
-            self.arguments.get("mask"),
-            denominator,
-        )
-        chosen = measured if with_stats else counts
+        self.loss, self.max_memory = head.loss, head.max_memory
+        self.layer, self.with_stats = layer, with_stats
+        self.arguments = _Arguments(self.loss, layer, arguments, denominator)
+        self.arguments.check(self.max_memory)
+        self.divisor = self.arguments.divisor()
+        counts = self.arguments.counts
+        chosen = self.arguments.measured if with_stats else counts
         self.chosen = None if chosen is None else np.flatnonzero(chosen)
+        self.total = self.arguments.n if self.chosen is None else self.chosen.size
         self.absent = None if counts is None else np.flatnonzero(~counts)
         # rows that have statistics, and nothing else
         self.measured_only = None if counts is chosen or counts is None else ~counts
-        self.total = math.prod(layer.rows) if self.chosen is None else self.chosen.size
-        self.by_row = {
-            name: _Rows(array, layer.rows)
-            for name, array in self.arguments.items()
-            # a mask of rows says nothing when those that do not count have been left out
-            if name != "mask" or array.shape != layer.rows
-        }
 
     def set_outputs(self, need: Any, out: Any) -> None:
         """Find or make room for the results."""
         layer, inputs = self.layer, self.layer.inputs
         needed, given = _needed(need), _given(out)
-        dtypes = {name: _gradient_dtype(name, array.dtype) for name, array in inputs.items()}
         self.to = {}
         for name, array in given.items():
             if name not in needed or name not in inputs:
                 why = "need leaves it out" if name not in needed else f"there is no {name}"
                 raise ValueError(f"out.{name} is given, but {why}")
-            dtype = layer.dtype if getattr(array, "dtype", None) == layer.dtype else dtypes[name]
-            self.to[name] = _arrays.require_out(array, inputs[name].shape, dtype, f"out.{name}")
-        _require_apart(self.to, inputs | self.arguments)
+            dtype = _gradient_dtype(name, inputs[name].dtype)
+            if getattr(array, "dtype", None) == layer.dtype:
+                dtype = layer.dtype
+            shape = inputs[name].shape
+            self.to[name] = _arrays.require_out(array, shape, dtype, f"out.{name}", widens=True)
+        _require_apart(self.to, inputs | self.arguments.arrays)
         for name, array in inputs.items():
             if name in needed and name not in self.to:
-                self.to[name] = np.empty_like(array, dtype=dtypes[name], subok=False)
+                dtype = _gradient_dtype(name, array.dtype)
+                self.to[name] = np.empty_like(array, dtype=dtype, subok=False)
         self.grads = LinearGrads(**(self.to | given))
         # rows that do not count keep these values
         shape = layer.rows if self.loss._rowwise else (*layer.rows, layer.k)
@@ -322,15 +405,15 @@ class _Call:
 
     def bytes_per_row(self, hidden: _Rows) -> int:
         """What a row of a chunk takes while it is worked on."""
-        layer, itemsize = self.layer, self.layer.dtype.itemsize
-        taken = (layer.k + layer.d) * itemsize
+        layer, itemsize, gathered = self.layer, self.layer.dtype.itemsize, self.chosen is not None
+        taken = (layer.k + layer.d) * itemsize + hidden.copied_bytes(gathered)
         if "hidden" in self.to and not layer.plain:
             taken += layer.d * itemsize
         if not self.loss._rowwise and self.losses is not None:
             taken += layer.k * itemsize
         if not self.loss._rowwise and self.with_stats:
             taken += layer.k * (2 * itemsize + 1)
-        return taken + sum(r.copied_bytes(self.chosen is not None) for r in (hidden, *self.by_row.values()))
+        return taken + self.arguments.bytes_per_row(gathered)
 
     def other_bytes(self) -> int:
         """What is taken beside the rows of a chunk: tiles, and sums by class."""
@@ -343,7 +426,7 @@ class _Call:
         layer = self.layer
         hidden = _Rows(layer.hidden, layer.rows)
         room = self.max_memory + SPARE_BYTES - self.other_bytes()
-        parts = -(-self.total // max(1, room // self.bytes_per_row(hidden)))
+        parts = -(-self.total // max(1, room // max(1, self.bytes_per_row(hidden))))
         logits = np.empty((-(-self.total // max(1, parts)), layer.k), layer.dtype)
         values = []
         with np.errstate(all="ignore"):
@@ -361,8 +444,8 @@ class _Call:
 
     def apply_loss(self, rows: Rows, z: np.ndarray) -> float:
         """The loss of some rows, whose logits are overwritten with their gradient, if one is needed."""
-        arguments: dict[str, Any] = {name: array[rows] for name, array in self.by_row.items()}
-        if self.loss.reduction in ("mean", "batchmean"):
+        arguments = self.arguments.of(rows)
+        if self.divisor is not None:
             arguments["denominator"] = self.divisor
         if self.with_stats:
             arguments["with_stats"] = True
@@ -377,6 +460,22 @@ class _Call:
             _Rows(self.losses, self.layer.rows)[rows] = value
             return 0.0
         return value
+
+
+def _needed(need: Any) -> set[str]:
+    names = [need] if isinstance(need, str) else list(need)
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(f"need has {name!r}, which is not one of {', '.join(NAMES)}")
+    return set(names)
+
+
+def _given(out: Any) -> dict[str, Any]:
+    if out is None:
+        return {}
+    if not isinstance(out, (tuple, list)) or len(out) != len(NAMES):
+        raise TypeError(f"out must be LinearGrads({', '.join(NAMES)}), not {type(out).__name__}")
+    return {name: array for name, array in zip(NAMES, out, strict=True) if array is not None}
 
 
 def _sum(values: list[float]) -> float:
@@ -395,16 +494,16 @@ class LinearLoss:
 
     With a loss object L, it gives the loss of the layer's outputs, and its gradient by the layer's inputs::
 
-        logits      = hidden @ weight.T + bias
-        loss        = L(logits, targets)
-        G           = gradient of the loss by the logits
-        grad.hidden = G @ weight
-        grad.weight = G.T @ hidden      (rows as one dimension)
-        grad.bias   = sum of G over the rows
+        logits       = hidden @ weight.T + bias
+        loss         = L(logits, targets)
+        G            = gradient of the loss by the logits
+        grads.hidden = G @ weight
+        grads.weight = G.T @ hidden     (rows as one dimension)
+        grads.bias   = sum of G over the rows
 
     Neither logits nor G exist but for as many rows at a time as go into `max_memory` bytes. That is what
     the last layer of a language model, an extreme classifier or a recommender needs, whose logits are much
-    larger than all its inputs; it is also faster, since a chunk comes from a cache where it fits one.
+    larger than all its inputs.
 
     Parameters
     ----------
@@ -412,15 +511,14 @@ class LinearLoss:
         The loss, with all its options but `axis` and `from_probabilities`: classes, or outputs, are on
         the last axis of the logits.
     max_memory : int, default: 134217728 (128 MiB)
-        Bytes that a call may take beside its results, and up to 8 MiB more. What a row takes depends on
-        the number of classes, so that it is one row at least. More rows at a time take less time: where
-        there are hundreds of them, the matrix products run at their full speed.
+        Bytes that a call may take beside its results, and up to 8 MiB more; one row at a time is the
+        least, whatever its classes take. More rows at a time take less time, up to some hundreds.
 
     Notes
     -----
     `hidden` has shape (..., d), with any number of leading dimensions, `weight` (k, d) and `bias` (k,). A
     weight of shape (d, k) is passed as ``weight.T``, and its gradient has the same memory order, so that
-    ``grad.weight.T`` is the one of the array that was given. Targets, `sample_weight` and `mask` are as for
+    ``grads.weight.T`` is the one of the array that was given. Targets, `sample_weight` and `mask` are as for
     the loss, with logits of shape (..., k).
 
     Everything is computed in float64, or in float32 where no input has more digits; float16 and bfloat16
@@ -436,10 +534,10 @@ class LinearLoss:
     Results are the same bits for the same `max_memory` and the same BLAS with its number of threads.
 
     Accuracy: the gradient of the logits is as exact as the loss gives it, for confident rows as for others.
-    What is left are the roundings of the products: with float32 inputs, 1024 rows of 256 features and 32768
-    classes, the true one ahead by a margin of 0 to 30, half the rows of ``grad.hidden`` are within ACCURACY
-    of their length, and half the classes of ``grad.weight`` within ACCURACY of theirs; a gradient from
-    ``p - 1`` has no digit left from a margin of about 17 on.
+    What is left are the roundings of the matrix products. With float32 inputs, 256 rows of 256 features and
+    16384 classes of which the true one is ahead by a margin, the median error of a row of ``grads.hidden``,
+    and of the true classes of ``grads.weight``, is 4e-7 of its length at a margin of 0 and 7e-6 at one of 30.
+    A gradient made from ``p - 1`` has no digit left there.
 
     References
     ----------
@@ -457,13 +555,16 @@ class LinearLoss:
     >>> hidden = np.array([[1.0, 2.0], [0.0, -1.0], [3.0, 0.0]])
     >>> weight, bias = np.array([[0.5, 1.0], [-1.0, 0.0]]), np.zeros(2)
     >>> head = sl.LinearLoss(sl.softmax_ce, max_memory=1 << 20)
-    >>> loss, grad = head.value_and_grad(hidden, weight, [0, 1, 0], bias)
-    >>> round(loss, 6), grad.weight.round(6), grad.bias.round(6)
-    (0.116869, array([[-0.020728, -0.109838],
-           [ 0.020728,  0.109838]]), array([ 0.075899, -0.075899]))
-    >>> logits = hidden @ weight.T + bias
-    >>> abs(loss - sl.softmax_ce(logits, [0, 1, 0])) < 1e-15
-    True
+    >>> loss, grads = head.value_and_grad(hidden, weight, [0, 1, 0], bias)
+    >>> round(loss, 6)
+    0.11802
+    >>> grads.weight.round(6)
+    array([[-0.020758, -0.109189],
+           [ 0.020758,  0.109189]])
+    >>> grads.bias.round(6)
+    array([ 0.076214, -0.076214])
+    >>> round(sl.softmax_ce(hidden @ weight.T + bias, [0, 1, 0]), 6)
+    0.11802
     """
 
     __slots__ = ("loss", "max_memory")
@@ -560,13 +661,14 @@ class LinearLoss:
         >>> import numpy as np
         >>> import stableloss as sl
         >>> head = sl.LinearLoss(sl.softmax_ce)
-        >>> head(np.ones((2, 3)), np.zeros((4, 3)), [0, 3]) == np.log(4)
-        True
+        >>> round(head(np.ones((2, 3)), np.zeros((4, 3)), [0, 3]), 6)
+        1.386294
         """
         call = _Call(
             self,
             _Layer(hidden, weight, bias),
-            {"targets": targets, "sample_weight": sample_weight, "mask": mask, "denominator": denominator},
+            {"targets": targets, "sample_weight": sample_weight, "mask": mask},
+            denominator,
             with_stats,
         )
         call.set_outputs(need=(), out=None)
@@ -669,7 +771,8 @@ class LinearLoss:
         call = _Call(
             self,
             _Layer(hidden, weight, bias),
-            {"targets": targets, "sample_weight": sample_weight, "mask": mask, "denominator": denominator},
+            {"targets": targets, "sample_weight": sample_weight, "mask": mask},
+            denominator,
             with_stats,
         )
         call.set_outputs(need, out)

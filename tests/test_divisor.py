@@ -120,6 +120,24 @@ def test_logits_take_no_memory():
     assert sl.SoftmaxCE(from_probabilities=True).divisor((10, 10**12), np.zeros(10, int)) == 10.0
 
 
+def test_signed_weights():
+    """A shard may have any total; that of all shards has to be positive when it divides."""
+    weight, targets = np.array([-3.0, 1.0, 2.5, 1.5]), np.array([0, 1, 1, 0])
+    shards = slice(0, 2), slice(2, 4)
+    divisors = [sl.softmax_ce.divisor((2, 2), targets[s], sample_weight=weight[s]) for s in shards]
+    assert divisors == [-2.0, 4.0]
+    logits = np.arange(8.0).reshape(4, 2)
+    parts = [
+        sl.softmax_ce(logits[s], targets[s], sample_weight=weight[s], denominator=sum(divisors))
+        for s in shards
+    ]
+    np.testing.assert_allclose(sum(parts), sl.softmax_ce(logits, targets, sample_weight=weight), rtol=1e-14)
+    with pytest.raises(ValueError, match="can not divide a mean"):
+        sl.softmax_ce(logits[:2], targets[:2], sample_weight=weight[:2])
+    with pytest.raises(ValueError, match="can not divide a mean"):
+        sl.softmax_ce(logits[:2], targets[:2], sample_weight=[1.0, -1.0], denominator=0)
+
+
 ERRORS = {
     "indices": (
         sl.softmax_ce,
@@ -178,7 +196,7 @@ def test_denominator_of_0(reduction, zero):
     assert not grad.any()
     assert loss(logits[:0], np.zeros(0, int), denominator=zero) == 0.0
     out = np.full((2, 3), 7.0)
-    message = rf"denominator is {re.escape(repr(zero))}, not a positive .* counts, but the divisor here is 1"
+    message = rf"denominator is {re.escape(repr(zero))}, not a positive .* but the divisor here is 1"
     with pytest.raises(ValueError, match=message):
         loss.value_and_grad(np.zeros((2, 3)), [-100, 1], denominator=zero, out=out)
     assert (out == 7).all()

@@ -27,6 +27,7 @@ HARD = [
     lambda **options: sl.SoftmaxCE(label_smoothing=0.1, class_weight=WEIGHTS, **options),
     lambda **options: sl.SoftmaxCE(focal_gamma=2.0, z_loss=1e-3, logit_scale=0.5, **options),
     lambda **options: sl.SoftmaxCE(softcap=3.0, logit_clip=2.0, ignore_index=4, **options),
+    lambda **options: sl.SoftmaxCE(ignore_index=(4, -1, 2**60), **options),
 ]
 SIGMOID = [
     sl.SigmoidBCE,
@@ -34,6 +35,7 @@ SIGMOID = [
     lambda **options: sl.SigmoidBCE(class_weight=WEIGHTS, pos_weight=WEIGHTS + 1, **options),
     lambda **options: sl.SigmoidBCE(label_smoothing=0.1, focal_gamma=1.5, focal_alpha=0.25, **options),
     lambda **options: sl.SigmoidBCE(logit_scale=2.0, softcap=5.0, logit_clip=3.0, **options),
+    lambda **options: sl.SigmoidBCE(ignore_index=7, focal_gamma=(0.0, 3.0), **options),
 ]
 
 
@@ -52,7 +54,7 @@ def indices(rng, loss, shape=(N,)):
     targets = rng.integers(0, K, shape)
     ignored = getattr(loss, "ignore_index", None)
     if ignored is not None:
-        targets[rng.random(shape) < 0.2] = ignored
+        targets[rng.random(shape) < 0.2] = ignored[-1] if isinstance(ignored, tuple) else ignored
     return targets
 
 
@@ -158,6 +160,84 @@ def test_sigmoid_losses(rng, make, reduction, max_memory, by):
     value, stats = head(hidden, weight, targets, bias, with_stats=True, **options)
     np.testing.assert_array_equal(value, result[0])
     assert stats.correct == result[2].correct
+
+
+@pytest.mark.parametrize("max_memory", MEMORIES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("make", [sl.SoftmaxCE, sl.SigmoidBCE])
+def test_signed_weights(rng, make, reduction, max_memory):
+    """As a policy gradient has them; the total of some chunks is negative."""
+    loss = make(reduction=reduction)
+    hidden, weight, bias = layer(rng)
+    targets = rng.random((N, K))
+    options = {"sample_weight": np.where(np.arange(N) < 12, -1.5, 1.0)}
+    result = sl.LinearLoss(loss, max_memory).value_and_grad(hidden, weight, targets, bias, **options)
+    assert_close(result, reference(loss, hidden, weight, targets, bias, **options))
+
+
+@pytest.mark.parametrize("max_memory", MEMORIES)
+@pytest.mark.parametrize("soft", [False, True])
+def test_weights_that_can_not_divide(rng, max_memory, soft):
+    hidden, weight, bias = layer(rng)
+    targets = rng.random((N, K)) if soft else rng.integers(0, K, N)
+    for negative, total in ((1.5, -20.5), (1.0, 0.0)):
+        options = {"sample_weight": np.where(np.arange(N) < N - 1, -negative, total + negative * (N - 1))}
+        with pytest.raises(ValueError, match=r"which can not divide a mean: use reduction=\"sum\""):
+            sl.LinearLoss(sl.softmax_ce, max_memory)(hidden, weight, targets, bias, **options)
+        with pytest.raises(ValueError, match="denominator is 0"):
+            sl.LinearLoss(sl.softmax_ce, max_memory)(hidden, weight, targets, bias, denominator=0, **options)
+        options["denominator"] = 3.0
+        result = sl.LinearLoss(sl.softmax_ce, max_memory).value_and_grad(
+            hidden, weight, targets, bias, **options
+        )
+        assert_close(result, reference(sl.softmax_ce, hidden, weight, targets, bias, **options))
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-300, 1e300, 8e306])
+@pytest.mark.parametrize("max_memory", MEMORIES)
+@pytest.mark.parametrize("soft", [False, True])
+def test_weights_whose_sum_is_out_of_range(rng, soft, max_memory, scale):
+    """Only their share of it matters."""
+    hidden, weight, bias = layer(rng)
+    targets = rng.random((N, K)) if soft else rng.integers(0, K, N)
+    shares = rng.integers(1, 17, N)
+    head = sl.LinearLoss(sl.softmax_ce, max_memory)
+    expected = head.value_and_grad(hidden, weight, targets, bias, sample_weight=shares / 16)
+    result = head.value_and_grad(hidden, weight, targets, bias, sample_weight=shares * scale)
+    assert_close(result, expected, rtol=1e-3 if scale < 1e-308 else 1e-11)
+    if not soft:
+        classes = np.full(K, scale)
+        head = sl.LinearLoss(sl.SoftmaxCE(class_weight=classes), max_memory)
+        assert_close(head.value_and_grad(hidden, weight, targets, bias, sample_weight=shares), expected)
+
+
+@pytest.mark.parametrize("max_memory", MEMORIES)
+@pytest.mark.parametrize("loss", [sl.softmax_ce, sl.sigmoid_bce])
+def test_weights_and_masks_of_whole_sequences(rng, loss, max_memory):
+    """Their shape is the beginning of the rows', or a mask is of 0 and 1."""
+    _, weight, bias = layer(rng)
+    hidden, targets = rng.standard_normal((4, 3, 5, D)), rng.integers(0, K, (4, 3, 5))
+    if loss is sl.sigmoid_bce:
+        targets = rng.integers(0, 2, (4, 3, 5, K))
+    head = sl.LinearLoss(loss, max_memory)
+    for shape in ((4,), (4, 3)):
+        options = {"sample_weight": rng.random(shape), "mask": (rng.random(shape) < 0.7).astype(int)}
+        result = head.value_and_grad(hidden, weight, targets, bias, with_stats=True, **options)
+        assert_close(result, reference(loss, hidden, weight, targets, bias, with_stats=True, **options))
+
+
+@pytest.mark.parametrize("max_memory", MEMORIES)
+@pytest.mark.parametrize("loss", [sl.softmax_ce, sl.sigmoid_bce])
+def test_targets_that_rounding_has_carried_over_their_bound(rng, loss, max_memory):
+    hidden, weight, bias = layer(rng)
+    targets = rng.random((N, K)).astype(np.float32)
+    targets[3:7, 2] = -(2**-22)
+    targets[30, 1] = 1 + 2**-22
+    result = sl.LinearLoss(loss, max_memory).value_and_grad(hidden, weight, targets, bias)
+    assert_close(result, reference(loss, hidden, weight, targets, bias))
+    targets[37, 5] = -1
+    with pytest.raises(ValueError, match=r"target( probability)? at \(37, 5\) is -1.0"):
+        sl.LinearLoss(loss, max_memory)(hidden, weight, targets, bias)
 
 
 @pytest.mark.parametrize("loss", [sl.softmax_ce, sl.SoftmaxCE(reduction="none"), sl.sigmoid_bce])
@@ -630,7 +710,8 @@ ERRORS = {
         r"sample_weight has shape \(3,\) where logits of shape \(41, 19\) need \(41,\)",
     ),
     "NaN weight": ({"sample_weight": np.full(N, np.nan)}, ValueError, "sample_weight at 0 is nan"),
-    "mask of integers": ({"mask": np.full(N, 2)}, ValueError, "mask at 0 is 2, not 0 or 1"),
+    "mask of other numbers": ({"mask": np.full(N, 2)}, ValueError, "mask at 0 is 2, not 0 or 1"),
+    "mask of text": ({"mask": ["yes"] * N}, TypeError, "mask must be bool"),
     "mask too short": ({"mask": np.ones(3, bool)}, ValueError, r"mask has shape \(3,\)"),
     "negative denominator": ({"denominator": -1.0}, ValueError, "denominator is -1.0"),
     "denominator is text": ({"denominator": "3"}, TypeError, "denominator must be a number, not '3'"),
@@ -709,8 +790,8 @@ def test_out_that_is_not_needed(rng):
 
 
 def test_errors_of_options():
-    with pytest.raises(TypeError, match="loss must be a loss object, such as softmax_ce, not 'mean'"):
-        sl.LinearLoss("mean")
+    with pytest.raises(TypeError, match="loss must be a loss object, such as softmax_ce, not 'ce'"):
+        sl.LinearLoss("ce")
     with pytest.raises(TypeError, match="loss must be a loss object"):
         sl.LinearLoss(sl.SoftmaxCE)
     with pytest.raises(ValueError, match=r"SoftmaxCE\(axis=1\) has not its classes on the last axis"):

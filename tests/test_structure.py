@@ -30,8 +30,9 @@ TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
 STEMS = bits.LOSSES
 CLASSES = [type(getattr(sl, stem)).__name__ for stem in STEMS]
-FUNCTIONS = sorted(set(sl.__all__) - set(STEMS) - set(CLASSES) - {"LinearGrads", "Stats", "__version__"})
-METHODS = ("__call__", "value_and_grad", "grad_and_hess", "hessian_vector_product")
+RESULTS = sorted(name for name in sl.__all__ if hasattr(getattr(sl, name), "_fields"))
+FUNCTIONS = sorted(set(sl.__all__) - set(STEMS) - set(CLASSES) - set(RESULTS) - {"LinearLoss"})
+METHODS = ("__call__", "value_and_grad", "grad_and_hess", "hessian_vector_product", "divisor")
 
 # All change results behind the code's back, and linking with the first flushes subnormal numbers
 # in the whole process.
@@ -236,7 +237,7 @@ def assert_parameters_are_documented(documented, signature_of=None):
             assert re.search(rf"^(.*, )?{name}(, .*)? : ", text, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [*CLASSES, "LinearLoss"])
 def test_docstring_of_class(name):
     cls = getattr(sl, name)
     assert {"Parameters", "Notes", "See Also", "Examples"} <= set(sections(cls))
@@ -251,6 +252,13 @@ def test_docstring_of_method(name, method):
     assert_parameters_are_documented(documented)
 
 
+@pytest.mark.parametrize("method", ["__call__", "value_and_grad"])
+def test_docstring_of_method_of_linear_loss(method):
+    documented = getattr(sl.LinearLoss, method)
+    assert {"Parameters", "Returns", "Raises", "Examples"} <= set(sections(documented))
+    assert_parameters_are_documented(documented)
+
+
 @pytest.mark.parametrize("name", [name for name in CLASSES if hasattr(getattr(sl, name), "target_grad")])
 def test_docstring_of_target_grad(name):
     documented = getattr(sl, name).target_grad
@@ -258,11 +266,12 @@ def test_docstring_of_target_grad(name):
     assert_parameters_are_documented(documented)
 
 
-def test_docstring_of_stats():
-    for named in (sl.LinearGrads, sl.Stats):
-        assert sections(named) == ["Attributes"]
-        for name in named._fields:
-            assert re.search(rf"^(\w+, )*{name}(, \w+)* : ", inspect.getdoc(named), re.MULTILINE), name
+@pytest.mark.parametrize("name", RESULTS)
+def test_docstring_of_result(name):
+    cls = getattr(sl, name)
+    assert sections(cls) == ["Attributes"]
+    for field in cls._fields:
+        assert re.search(rf"^(.*, )?{field}(, .*)? : ", inspect.getdoc(cls), re.MULTILINE), field
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -278,7 +287,7 @@ def test_docstring_of_function(name):
 
 def test_docstring_examples_run():
     found = 0
-    for module in ("stableloss", "stableloss.losses", "stableloss.activations"):
+    for module in ("stableloss", "stableloss.losses", "stableloss.linear", "stableloss.activations"):
         result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
         assert result.failed == 0
         found += result.attempted

@@ -309,6 +309,7 @@ cdef class Call:
     cdef np.ndarray lse
     cdef np.ndarray entropy
     cdef Py_ssize_t correct
+    cdef bint rounded               # whether targets were, to their bounds
     cdef int missing                # power of two by which the results are divided in the end
 
     def __cinit__(self):
@@ -494,8 +495,6 @@ cdef class Call:
             largest = largest_exponent(job)
             job.exponent = 0 if largest == NO_EXPONENT else <int>largest
         job.divisor = divisor_of(job, reduction, self.loss.rowwise)
-        if job.signed_ and not job.divisor > 0 and largest_exponent(job) != NO_EXPONENT:
-            refuse_total(job.divisor, job.exponent)
         return 0
 
     cdef int set_job_divisor(self, Job* job) except -1:
@@ -514,6 +513,8 @@ cdef class Call:
                 job.exponent = exponent - self.missing
         elif loss.reduction >= REDUCE_MEAN and not self.want & WANT_HESS:
             self.set_total(job, loss.reduction)
+            if job.signed_ and not job.divisor > 0 and largest_exponent(job) != NO_EXPONENT:
+                refuse_total(job.divisor, job.exponent)
             if self.divisor == 0 and job.divisor != 0:
                 refuse_denominator(self.denominator, ldexp(job.divisor, job.exponent))
             if job.divisor == 0:
@@ -559,7 +560,8 @@ cdef class Call:
             refuse_shapes(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
                           self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
         unfit = self.unfit_values(job)
-        if unfit and self.round_to_bounds():
+        self.rounded = unfit != FIT and self.round_to_bounds()
+        if self.rounded:
             # numpy has run: everything is looked at again
             if not self.describe(job):
                 refuse_shapes(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector, False, False)
@@ -599,15 +601,18 @@ cdef class Call:
         return None if mark_counted(job, self.loss.rowwise, classes, <uint8_t*>np.PyArray_DATA(marks)) else marks
 
     cdef tuple survey(self):
-        """What the kernel divides by, and which rows count: for loss and gradient, and for statistics."""
+        """What a mean divides by, and whether that has to be positive; which rows count, for loss and gradient and
+        for statistics (None: all); whether the targets are rounded to their bounds."""
         cdef Job job
         self.open(&job)
-        self.set_job_divisor(&job)
-        divisor = ldexp(job.divisor, job.exponent + self.missing)
+        self.set_total(&job, max(self.loss.reduction, REDUCE_MEAN))
+        total = ldexp(job.divisor, job.exponent)
+        signed_ = job.signed_ and largest_exponent(&job) != NO_EXPONENT
         if not job.any_weight or job.n == 0:
-            return divisor, None, None
+            return total, signed_, None, None, self.rounded
         measured = self.marked(&job, False)
-        return divisor, self.marked(&job, True) if drops_by_class(&job) else measured, measured
+        counts = self.marked(&job, True) if drops_by_class(&job) else measured
+        return total, signed_, counts, measured, self.rounded
 
     cdef object run(self, object out, object hess, object probabilities):
         """The results; `out`, `hess` and `probabilities` are the caller's arrays for them, or None."""
@@ -673,10 +678,9 @@ def divisor(Loss self not None, shape, targets, *, sample_weight=None, mask=None
     return call.value
 
 
-def survey(Loss self not None, shape, targets, sample_weight, mask, denominator):
-    """What `value_and_grad` would divide by, and for each row (None: for all) whether it counts, and whether it has
-    statistics; for logits of a shape. Arguments that do not fit are refused."""
-    return open_call(self, 0, shaped(shape), targets, sample_weight, mask, denominator).survey()
+def survey(Loss self not None, shape, targets, sample_weight, mask):
+    """Of logits of a shape, what linear.py goes by (see Call.survey); arguments that do not fit are refused."""
+    return open_call(self, 0, shaped(shape), targets, sample_weight, mask, None).survey()
 
 
 def grad_and_hess(Loss self not None, logits, targets, *, sample_weight=None, mask=None, out=None):
