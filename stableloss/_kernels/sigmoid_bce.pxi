@@ -32,7 +32,9 @@ cdef inline real bce_margin(real z, real y) noexcept nogil:
     return 0 if against == 0 else absolute(z) * against
 
 
-cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void plain_chunks(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     cdef real divisor
     # whether the divisor's type holds its product with 1 + e
     cdef bint ordinary = True
@@ -215,7 +217,9 @@ cdef void chain_options(const Job* job, Py_ssize_t n, real* scratch) noexcept no
         grad[i] = <real>(grad[i] * factor)
 
 
-cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void option_chunks(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     cdef Py_ssize_t at, n
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
@@ -234,7 +238,9 @@ cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* 
         close_chunk(job, at, n, scratch, total)
 
 
-cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void sigmoid_bce_kernel(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     if job.has_options:
         option_chunks(job, start, stop, total, scratch)
     else:
@@ -254,6 +260,8 @@ cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
 #   float64 soft grad 3.201 at -0x1.00d0d44d9d174p+1, target 0x1.f9b644c34dcap-22
 #   float64 soft hess 2.415 at 0x1.35d2899120da7p+2, target 0x1.ec34d9a9ce478p-21
 #   float64 soft loss 1.970 at 0x1.f0be4febed90ap+4, target 0x1.fdc0c34503283p-2
-def sigmoid_bce(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
+def sigmoid_bce(
+    logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options
+):
     cdef Kernel kernel = Kernel(sigmoid_bce_kernel[float], sigmoid_bce_kernel[double])
     return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, False, &kernel)

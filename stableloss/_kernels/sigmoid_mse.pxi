@@ -95,7 +95,8 @@ cdef void sigmoid_mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noe
         c = product(a, lo, q[i], q_lo[i], &c_lo)
         slope = <real>1 - e[i]
         slope_lo = (<real>1 - slope) - e[i]
-        slope = product(slope, slope_lo, -q[i] if z[i] > 0 else q[i], -q_lo[i] if z[i] > 0 else q_lo[i], &slope_lo)
+        slope = product(
+            slope, slope_lo, -q[i] if z[i] > 0 else q[i], -q_lo[i] if z[i] > 0 else q_lo[i], &slope_lo)
         # the sum without its low parts took up to 4.33 ulp
         if real is float:
             near = <double>c + c_lo
@@ -108,7 +109,9 @@ cdef void sigmoid_mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noe
             hess[i] = fma(c, bracket, fma(c_lo, bracket, c * lo))
 
 
-cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void sigmoid_mse_kernel(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     cdef real* e = scratch + EXPONENTIAL
     cdef real* log_on = scratch + LOG_ON
     cdef real* log_off = scratch + LOG_OFF
@@ -146,6 +149,8 @@ cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
 #   float64 soft grad 3.444 at -0x1.8f32e53c99747p+2, target 0x1.4d5a26743ac3ep-21
 #   float64 soft hess 3.758 at -0x1.e8a7b002436f3p+1, target 0x1.4b039325dc81p-6
 #   float64 soft loss 2.203 at -0x1.8f32e53c9ac19p+2, target 0x1.4d5a26743ac3ep-21
-def sigmoid_mse(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options):
+def sigmoid_mse(
+    logits, targets, weight, mask, denominator, out, hess, vector, probabilities, int want, Options options
+):
     cdef Kernel kernel = Kernel(sigmoid_mse_kernel[float], sigmoid_mse_kernel[double])
     return loss_call(logits, targets, weight, mask, denominator, out, hess, vector, probabilities, want, options, False, &kernel)

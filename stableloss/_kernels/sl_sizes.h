@@ -21,10 +21,8 @@
 
 #define SL_STATIC_ASSERT(condition, message) _Static_assert(condition, message)
 
-SL_STATIC_ASSERT(SL_PLACES * SL_TILE * sizeof(double) <= sizeof sl_scratch, "a place lies outside of scratch");
-SL_STATIC_ASSERT(SL_CHUNK_PLACES * SL_CHUNK * sizeof(double) <= sizeof sl_scratch, "a place lies outside of scratch");
-/* class indices take one line more than there are classes: at NARROW of them it lies in the second place */
-SL_STATIC_ASSERT((SL_NARROW + 1) * SL_GROUP <= SL_PLACES * SL_TILE, "the targets' line lies outside of scratch");
+SL_STATIC_ASSERT(SL_PLACES * SL_TILE * sizeof(double) <= sizeof sl_scratch, "tiles lie outside of scratch");
+SL_STATIC_ASSERT(SL_CHUNK_PLACES * SL_CHUNK * sizeof(double) <= sizeof sl_scratch, "chunks lie outside");
 SL_STATIC_ASSERT(SL_PIECE <= SL_TILE && SL_PIECE % SL_GROUP == 0, "a piece is no tile");
 /* lines of a tile are counted in float32 */
 SL_STATIC_ASSERT(SL_TILE / SL_GROUP < 1 << 24, "the lines of a tile can not be told apart");
