@@ -42,7 +42,9 @@ cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, re
     return buffer
 
 
-cdef const real* open_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, const real** targets) noexcept nogil:
+cdef const real* open_chunk(
+    const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, const real** targets
+) noexcept nogil:
     """The logits of a chunk, as they enter the activation where there is no cap, and its targets."""
     targets[0] = view_targets(job, start, n, scratch + CHUNK)
     if job.o.logit_clip == SL_INFINITY:
@@ -81,7 +83,9 @@ cdef double sum_in_float64(const Job* job, Py_ssize_t n, const real* scratch) no
     return total
 
 
-cdef void close_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, Sum* total) noexcept nogil:
+cdef void close_chunk(
+    const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, Sum* total
+) noexcept nogil:
     """Apply the weights, add up or store the losses, store the derivatives."""
     cdef Py_ssize_t i
     cdef double lo, sum_

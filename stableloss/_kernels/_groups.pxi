@@ -1,34 +1,40 @@
-# The rows of a softmax loss, GROUP of them at a time: what their kernels have in common around the arithmetic.
+# The rows of a softmax loss, GROUP of them at a time: what its kernels have in common around the arithmetic.
 #
 # uses _job: Job
 # uses _math: real two_sum
 # uses _operand: Operand row_offsets store_value
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
-# uses _rows: Row
-# uses _stats: store_row_statistics
-# uses _sums: GROUP NARROW Sum add fold_all
-# uses _tiles: Tile open_rows place_tile write_tile
+# uses _pieces: Row
+# uses _rows: Columns column_maxima finish_exponentials limit_columns load_columns open_tile start_limits
+# uses _rows: sum_losses tile_vector
+# uses _stats: Statistics store_row_statistics store_statistics tile_statistics
+# uses _sums: GROUP NARROW Pairs Sum add fold_all reduce_split sum_exponentials sum_split
+# uses _tiles: TILE_EV TILE_EXPS Tile open_rows place_tile write_tile
 # uses _weights: load_classes load_weights
 
 cdef enum:
     FEW = 8                 # rows that take less time by themselves than as columns beside empty ones
 
+cdef struct TargetSums:
+    # Per row, for the cross-entropy of class indices.
+    double gap[GROUP]       # m - x_y
+    double e_target[GROUP]
+    Pairs rest              # sum of the other exponentials
+
+
 cdef struct Group:
     # Rows start ... start + count - 1: what they count for, and what their losses are made from.
+    const Job* job
     Py_ssize_t start
     int count
     double weight[GROUP]
     double loss[GROUP]
     Py_ssize_t y[GROUP]     # class indices
-    # of the cross-entropy of class indices
-    double gap[GROUP]       # m - x_y
-    double e_target[GROUP]
-    double rest[GROUP]      # sum of the other exponentials
-    double rest_lo[GROUP]
+    TargetSums sums
 
-ctypedef void (*RowStep)(const Job*, Row*, Group*, int, real*) noexcept nogil
-ctypedef void (*GroupStep)(const Job*, Group*, real*) noexcept nogil
-ctypedef void (*TileStep)(const Job*, Tile*, real*) noexcept nogil
+ctypedef void (*RowStep)(Row*, Group*, int, real*) noexcept nogil
+ctypedef void (*GroupStep)(Group*, real*) noexcept nogil
+ctypedef void (*TileStep)(Tile*, real*) noexcept nogil
 
 
 cdef void clear_row(const Job* job, const Operand* op, Py_ssize_t row, real* s) noexcept nogil:
@@ -38,7 +44,7 @@ cdef void clear_row(const Job* job, const Operand* op, Py_ssize_t row, real* s) 
         s[i] = 0
     open_rows(job, row, 1, True, &tile)
     for index in range(tile.tiles):
-        if not place_tile(job, index, &tile):
+        if not place_tile(index, &tile):
             return
         write_tile(<const real*>s, op, &tile)
 
@@ -59,66 +65,109 @@ cdef void clear_results(const Job* job, Py_ssize_t row, int want, real* s) noexc
         store_row_statistics(job, row, -1, 0, 0)
 
 
-cdef void each_row(const Job* job, Group* group, RowStep step, real* s) noexcept nogil:
+cdef inline void open_group(const Group* group, real* s, real* m) noexcept nogil:
+    """Logits of a group as columns, and their maxima."""
+    cdef bint limit[GROUP]
+    cdef int j
+    # plain losses have no cap, and so no slope
+    load_columns(group.job, group.start, group.count, group.weight, s, s)
+    for j in range(GROUP):
+        m[j] = s[j]
+    column_maxima(<const real*>(s + GROUP), group.job.k - 1, m)
+    if start_limits(m, limit):
+        limit_columns(s, group.job.k, limit)
+
+
+cdef void each_row(Group* group, RowStep step, real* s) noexcept nogil:
     """Rows of class indices by themselves."""
     cdef Py_ssize_t x[GROUP]
     cdef Py_ssize_t grad[GROUP]
-    cdef bint wanted = job.want & WANT_GRAD != 0
+    cdef bint wanted = group.job.want & WANT_GRAD != 0
     cdef Row row
     cdef int j
-    row_offsets(&job.x, group.start, group.count, x)
+    row.job = group.job
+    row_offsets(&group.job.x, group.start, group.count, x)
     if wanted:
-        row_offsets(&job.g, group.start, group.count, grad)
+        row_offsets(&group.job.g, group.start, group.count, grad)
     for j in range(group.count):
         if group.weight[j] == 0:
-            group.gap[j] = group.rest[j] = group.rest_lo[j] = 0
-            group.e_target[j] = 1
+            group.sums.gap[j] = group.sums.rest.hi[j] = group.sums.rest.lo[j] = 0
+            group.sums.e_target[j] = 1
             if wanted:
-                clear_row(job, &job.g, group.start + j, s)
+                clear_row(group.job, &group.job.g, group.start + j, s)
             continue
-        row.x = job.x.data + x[j]
-        row.grad = job.g.data + grad[j] if wanted else NULL
+        row.x = group.job.x.data + x[j]
+        row.grad = group.job.g.data + grad[j] if wanted else NULL
         row.y = group.y[j]
         row.weight = group.weight[j]
-        step(job, &row, group, j, s)
+        step(&row, group, j, s)
 
 
-cdef void tile_rows(const Job* job, Group* group, int want, TileStep step, real* scratch) noexcept nogil:
+cdef bint sum_tiles(Tile* tile, Columns* columns, Statistics* statistics, real* scratch) noexcept nogil:
+    """The first time through the tiles of rows: exponentials, and what is summed without their total.
+    False where the call is to end."""
+    cdef const real* e = scratch + TILE_EXPS
+    cdef Py_ssize_t index
+    for index in range(tile.tiles):
+        if not place_tile(index, tile):
+            return False
+        open_tile(tile, columns, scratch)
+        sum_exponentials(e, tile.lines, &columns.sums)
+        if columns.linear:
+            sum_losses(tile, columns, <const real*>scratch)
+        if tile.want & WANT_PRODUCT:
+            tile_vector(tile, columns, scratch)
+            sum_split(e, <const real*>(scratch + TILE_EV), tile.lines, &columns.ev)
+        if tile.want & WANT_STATS:
+            tile_statistics(tile, columns, <const real*>scratch, statistics)
+        if columns.cached:
+            write_tile(e, &tile.job.g, tile)
+    finish_exponentials(columns, tile.wide, scratch[0])
+    if tile.want & WANT_PRODUCT:
+        reduce_split(&columns.ev, tile.wide)
+    if tile.want & WANT_STATS:
+        store_statistics(tile, columns, statistics, scratch[0])
+    return True
+
+
+cdef void tile_rows(Group* group, int want, TileStep step, real* scratch) noexcept nogil:
     """Rows in tiles."""
     cdef Tile tile
     cdef int j
     tile.want = want
     tile.weight = group.weight
     tile.loss = group.loss
-    if job.k <= NARROW:
-        open_rows(job, group.start, group.count, False, &tile)
-        step(job, &tile, scratch)
+    if group.job.k <= NARROW:
+        open_rows(group.job, group.start, group.count, False, &tile)
+        step(&tile, scratch)
         return
     for j in range(group.count):
         if group.weight[j] == 0:
-            clear_results(job, group.start + j, want, scratch)
+            clear_results(group.job, group.start + j, want, scratch)
             continue
         tile.weight = &group.weight[j]
         tile.loss = &group.loss[j]
-        open_rows(job, group.start + j, 1, True, &tile)
-        step(job, &tile, scratch)
+        open_rows(group.job, group.start + j, 1, True, &tile)
+        step(&tile, scratch)
 
 
-cdef void close_group(const Job* job, const Group* group, Sum* total) noexcept nogil:
+cdef void close_group(const Group* group, Sum* total) noexcept nogil:
     """Weigh the losses, and store them or add them up."""
     cdef double value[GROUP]
     cdef double lo[GROUP]
     cdef int j
-    if not job.want & WANT_LOSS:
+    if not group.job.want & WANT_LOSS:
         return
-    if group.count == 1 and job.loss == NULL:
+    if group.count == 1 and group.job.loss == NULL:
         add(total, group.loss[0] * group.weight[0] if group.weight[0] != 0 else 0)
         return
     for j in range(GROUP):
-        value[j] = group.loss[j] * group.weight[j] if (group.weight[j] != 0) & (j < group.count) else 0
-    if job.loss != NULL:
+        value[j] = 0 if group.weight[j] == 0 else group.loss[j] * group.weight[j]
+    for j in range(group.count, GROUP):
+        value[j] = 0
+    if group.job.loss != NULL:
         for j in range(group.count):
-            store_value(job.loss, job.value_kind, group.start + j, value[j])
+            store_value(group.job.loss, group.job.value_kind, group.start + j, value[j])
     else:
         for j in range(GROUP // 2):
             value[j] = two_sum(value[j], value[j + GROUP // 2], &lo[j])
@@ -127,16 +176,25 @@ cdef void close_group(const Job* job, const Group* group, Sum* total) noexcept n
         total.lo += lo[0]
 
 
-cdef void softmax_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, GroupStep indices, TileStep tiles, Sum* total, real* scratch) noexcept nogil:
-    """Class indices without further options have their own way to loss and gradient, which a Hessian beside it
-    does not change; all else goes through tiles."""
+cdef void softmax_rows(
+    const Job* job,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+    GroupStep indices,
+    TileStep tiles,
+    Sum* total,
+    real* scratch,
+) noexcept nogil:
+    """Class indices without further options have their own way to loss and gradient, which a Hessian
+    beside it does not change; all else goes through tiles."""
     cdef bint plain = job.hard and not job.has_options
     cdef int want = job.want & WANT_HESS if plain else job.want
     cdef Group group
-    cdef Py_ssize_t at
-    cdef int j
+    cdef Py_ssize_t at, j
+    group.job = job
     for j in range(GROUP):
         group.weight[j] = 1
+        group.y[j] = 0
     for at from start <= at < stop by GROUP:
         group.start = at
         group.count = <int>min(<Py_ssize_t>GROUP, stop - at)
@@ -144,8 +202,8 @@ cdef void softmax_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, GroupS
             # in tiles the weights of classes are part of the targets
             load_weights(job, at, group.count, True, plain, group.weight)
         if want:
-            tile_rows(job, &group, want, tiles, scratch)
+            tile_rows(&group, want, tiles, scratch)
         if plain:
             load_classes(job, at, group.count, group.y)
-            indices(job, &group, scratch)
-        close_group(job, &group, total)
+            indices(&group, scratch)
+        close_group(&group, total)

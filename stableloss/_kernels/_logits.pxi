@@ -1,5 +1,5 @@
-# Logits z as they enter an activation, x = cap tanh(scale clamp(z) / cap), and derivatives by z from those by x.
-# A logit that is clamped passes its derivative on unchanged.
+# Logits z as they enter an activation, x = cap tanh(scale clamp(z) / cap), and derivatives by z from those
+# by x. A logit that is clamped passes its derivative on unchanged.
 #
 # uses _job: Job
 # uses _math: SL_INFINITY absolute exp_min expm1_reduced fma is_positive_infinity power_of_2 real reduced
@@ -67,22 +67,34 @@ cdef void chain_first(const Settings* o, Py_ssize_t n, const real* slope, real* 
             values[i] *= scale
 
 
-cdef void chain_second(const Settings* o, Py_ssize_t n, const real* x, const real* slope, const real* grad, real* hess) noexcept nogil:
+cdef void chain_second(
+    const Settings* o, Py_ssize_t n, const real* x, const real* slope, const real* grad, real* hess
+) noexcept nogil:
     """Second derivatives by x, and the first ones, to second derivatives by the logits."""
     cdef real scale = <real>o.logit_scale
     cdef real cap = <real>o.softcap
+    cdef real bend
     cdef Py_ssize_t i
     if o.softcap != 0:
         for i in range(n):
-            hess[i] = scale * (scale * (slope[i] * slope[i] * hess[i] + slope_of_slope(x[i], slope[i], cap) * grad[i]))
+            bend = slope_of_slope(x[i], slope[i], cap)
+            hess[i] = scale * (scale * (slope[i] * slope[i] * hess[i] + bend * grad[i]))
     elif o.logit_scale != 1:
         for i in range(n):
             hess[i] = scale * (scale * hess[i])
 
 
-cdef void chain_product(const Settings* o, Py_ssize_t n, const real* x, const real* slope, const real* grad, const real* v, real* product) noexcept nogil:
-    """The Hessian by x times the direction v of x, and first derivatives, to the product of the Hessian by the
-    logits with the direction that v was made from."""
+cdef void chain_product(
+    const Settings* o,
+    Py_ssize_t n,
+    const real* x,
+    const real* slope,
+    const real* grad,
+    const real* v,
+    real* product,
+) noexcept nogil:
+    """The Hessian by x times the direction v of x, and first derivatives, to the product of the Hessian by
+    the logits with the direction that v was made from."""
     cdef real scale = <real>o.logit_scale
     cdef real cap = <real>o.softcap
     cdef Py_ssize_t i

@@ -59,7 +59,7 @@ cdef inline real absolute(real x) noexcept nogil:
 
 
 cdef inline bint is_positive_infinity(real x) noexcept nogil:
-    return x > 0 and x - x != 0
+    return x == SL_INFINITY
 
 
 # ---- sums and products as hi + lo -----------------------------------------------------------------

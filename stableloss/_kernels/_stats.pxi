@@ -4,10 +4,10 @@
 # uses _job: Job
 # uses _logits: smallest_normal
 # uses _math: SL_INFINITY log1p_positive real
-# uses _operand: store_flat store_value store_values
-# uses _rows: Columns gap_of inverse_sum to_real
-# uses _sums: GROUP Total accumulate reduce_columns start_total
-# uses _tiles: Tile write_tile
+# uses _operand: Operand store_flat store_value store_values
+# uses _rows: Columns broadcast columns_of gap_of inverse_sum to_real
+# uses _sums: GROUP Pairs accumulate clear_pairs copy_pairs reduce_columns
+# uses _tiles: TILE_EXPS TILE_LOGITS TILE_OUT Tile write_tile
 # uses _weights: load_weights
 
 cdef int64_t NO_CLASS = 0x7fffffffffffffff
@@ -16,14 +16,14 @@ cdef int64_t NO_CLASS = 0x7fffffffffffffff
 # ---- of softmax losses ----------------------------------------------------------------------------
 
 cdef struct Statistics:
-    Total entropy                   # sum of e (m - x) / 2
+    Pairs entropy                   # sum of e (m - x) / 2
     int64_t predicted[GROUP]        # the first class at the maximum
     int64_t undefined[GROUP]        # the first class that is NaN
 
 
 cdef void start_statistics(Statistics* statistics) noexcept nogil:
     cdef int j
-    start_total(&statistics.entropy)
+    clear_pairs(&statistics.entropy)
     for j in range(GROUP):
         statistics.predicted[j] = statistics.undefined[j] = NO_CLASS
 
@@ -35,7 +35,9 @@ cdef inline int64_t class_of_line(const Tile* tile, double line, int j) noexcept
     return tile.first + <int64_t>line * GROUP + j if tile.wide else <int64_t>line
 
 
-cdef void tile_predictions(const Tile* tile, const double* m, const real* x, Statistics* statistics) noexcept nogil:
+cdef void tile_predictions(
+    const Tile* tile, const Columns* columns, const real* x, Statistics* statistics
+) noexcept nogil:
     # lines as floats, so that comparisons and choices are vectors of one width
     cdef real top[GROUP]
     cdef real best[GROUP]
@@ -43,9 +45,8 @@ cdef void tile_predictions(const Tile* tile, const double* m, const real* x, Sta
     cdef real beyond = <real>tile.lines
     cdef real line = 0
     cdef real v, here
-    cdef Py_ssize_t c
-    cdef int j
-    to_real(m, top)
+    cdef Py_ssize_t c, j
+    to_real(columns.m, top)
     for j in range(GROUP):
         best[j] = undefined[j] = beyond
     for c in range(tile.lines):
@@ -61,38 +62,38 @@ cdef void tile_predictions(const Tile* tile, const double* m, const real* x, Sta
         statistics.undefined[j] = min(statistics.undefined[j], class_of_line(tile, undefined[j], j))
 
 
-cdef void tile_statistics(const Tile* tile, const double* m, const real* x, const real* e, Statistics* statistics) noexcept nogil:
-    """Add the classes of a tile, whose logits are m where they are largest."""
-    cdef double top[GROUP]
-    cdef double hi[GROUP]
-    cdef double lo[GROUP]
-    cdef Py_ssize_t c
-    cdef int j
-    tile_predictions(tile, m, x, statistics)
-    for j in range(GROUP):
-        top[j] = m[j]
-        hi[j] = statistics.entropy.hi[j]
-        lo[j] = statistics.entropy.lo[j]
+cdef void tile_statistics(
+    const Tile* tile, const Columns* columns, const real* scratch, Statistics* statistics
+) noexcept nogil:
+    cdef const real* x = scratch + TILE_LOGITS
+    cdef const real* e = scratch + TILE_EXPS
+    cdef Pairs entropy
+    cdef double m[GROUP]
+    cdef Py_ssize_t c, i, j
+    copy_pairs(&statistics.entropy, &entropy)
+    tile_predictions(tile, columns, x, statistics)
+    to_real(columns.m, m)
     for c in range(tile.lines):
         for j in range(GROUP):
-            accumulate(e[0], &hi[j], &lo[j],
-                       0 if e[c * GROUP + j] == 0 else e[c * GROUP + j] * gap_of(top[j], x[c * GROUP + j]))
-    for j in range(GROUP):
-        statistics.entropy.hi[j] = hi[j]
-        statistics.entropy.lo[j] = lo[j]
+            i = c * GROUP + j
+            accumulate(e[0], &entropy.hi[j], &entropy.lo[j], 0 if e[i] == 0 else e[i] * gap_of(m[j], x[i]))
+    copy_pairs(&entropy, &statistics.entropy)
 
 
-cdef void store_row_statistics(const Job* job, Py_ssize_t row, int64_t predicted, double lse, double entropy) noexcept nogil:
+cdef void store_row_statistics(
+    const Job* job, Py_ssize_t row, int64_t predicted, double lse, double entropy
+) noexcept nogil:
     (<int64_t*>job.predicted)[row] = predicted
     store_value(job.lse, job.value_kind, row, lse)
     store_value(job.entropy, job.value_kind, row, entropy)
 
 
-cdef void store_statistics(const Job* job, const Tile* tile, const Columns* columns, Statistics* statistics, real hint) noexcept nogil:
+cdef void store_statistics(
+    const Tile* tile, const Columns* columns, Statistics* statistics, real hint
+) noexcept nogil:
     cdef int64_t predicted
     cdef double m, entropy
-    cdef Py_ssize_t row
-    cdef int j
+    cdef Py_ssize_t row, j
     reduce_columns(&statistics.entropy, tile.wide)
     if tile.wide:
         for j in range(1, GROUP):
@@ -101,33 +102,40 @@ cdef void store_statistics(const Job* job, const Tile* tile, const Columns* colu
     for j in range(tile.count):
         row = tile.start + j
         if columns.weight[j] == 0:
-            store_row_statistics(job, row, -1, 0, 0)
+            store_row_statistics(tile.job, row, -1, 0, 0)
             continue
         predicted = statistics.undefined[j] if statistics.undefined[j] < NO_CLASS else statistics.predicted[j]
-        if job.o.from_probabilities:
-            m = max(columns.m[j], <double>smallest_normal(job, hint))
+        if tile.job.o.from_probabilities:
+            m = max(columns.p_max[j], <double>smallest_normal(tile.job, hint))
             m = -log1p_positive((1 - m) / m)
         else:
             m = SL_INFINITY if columns.limit[j] else columns.m[j]
-        entropy = 2 * statistics.entropy.hi[j] / columns.total[j] + columns.log_sum[j]
-        store_row_statistics(job, row, predicted if predicted < NO_CLASS else 0, m + columns.log_sum[j], entropy)
+        entropy = 2 * statistics.entropy.hi[j] / columns.total.hi[j] + columns.log_sum[j]
+        predicted = predicted if predicted < NO_CLASS else 0
+        store_row_statistics(tile.job, row, predicted, m + columns.log_sum[j], entropy)
 
 
-cdef void tile_probabilities(const Job* job, const Tile* tile, const Columns* columns, const real* e, real* p) noexcept nogil:
-    cdef real inverse[GROUP]
-    cdef Py_ssize_t c
-    cdef int j
-    for j in range(GROUP):
-        inverse[j] = <real>(0 if columns.weight[j] == 0 else inverse_sum(columns, j, 1, 1, e[0]))
+cdef void tile_probabilities(
+    const Operand* op, const Tile* tile, const Columns* columns, real* scratch
+) noexcept nogil:
+    cdef const real* e = scratch + TILE_EXPS
+    cdef real* p = scratch + TILE_OUT
+    cdef double inverse[GROUP]
+    cdef Py_ssize_t c, j
+    for j in range(columns_of(tile.wide)):
+        inverse[j] = 0 if columns.weight[j] == 0 else inverse_sum(columns, j, 1, 1, e[0])
+    broadcast(inverse, tile.wide)
     for c in range(tile.lines):
         for j in range(GROUP):
-            p[c * GROUP + j] = e[c * GROUP + j] * inverse[j]
-    write_tile(<const real*>p, &job.p, tile)
+            p[c * GROUP + j] = e[c * GROUP + j] * <real>inverse[j]
+    write_tile(<const real*>p, op, tile)
 
 
 # ---- of sigmoid losses ----------------------------------------------------------------------------
 
-cdef void chunk_statistics(const Job* job, Py_ssize_t start, Py_ssize_t n, const real* x, real* scratch) noexcept nogil:
+cdef void chunk_statistics(
+    const Job* job, Py_ssize_t start, Py_ssize_t n, const real* x, real* scratch
+) noexcept nogil:
     """Prediction, log(1 + e**x) and entropy of a chunk. Of x = log(a / (1 - a)), both logarithms and
     a / (1 - a) or its inverse, whichever is below 1, are at hand."""
     cdef const real* e = scratch + EXPONENTIAL

@@ -108,85 +108,91 @@ cdef inline double ordered_sum(const real* v, Py_ssize_t n, bint squared, double
     return hi
 
 
-cdef inline double sum_in_lanes(const real* v, Py_ssize_t n, bint squared, double* lo) noexcept nogil:
+cdef inline double sum_in_lanes(
+    const real* v, Py_ssize_t n, bint squared, int width, double* lo
+) noexcept nogil:
     cdef double hi[GROUP]
     cdef double lost[GROUP]
-    cdef int j
-    cdef Py_ssize_t i
-    if real is float:
-        for j in range(GROUP):
-            hi[j] = 0
-        for i in range(n // GROUP):
-            for j in range(GROUP):
-                add_term(v[i * GROUP + j], squared, &hi[j], &lost[j])
-        fold_all(hi, lost, GROUP)
-        lo[0] = 0
-    else:
-        for j in range(GROUP // 2):
-            hi[j] = lost[j] = 0
-        for i in range(n // (GROUP // 2)):
-            for j in range(GROUP // 2):
-                add_term(v[i * (GROUP // 2) + j], squared, &hi[j], &lost[j])
-        fold_all(hi, lost, GROUP // 2)
-        lo[0] = lost[0]
+    cdef Py_ssize_t i, j
+    for j in range(width):
+        hi[j] = lost[j] = 0
+    for i in range(n // width):
+        for j in range(width):
+            add_term(v[i * width + j], squared, &hi[j], &lost[j])
+    fold_all(hi, lost, width)
+    lo[0] = lost[0] if real is double else 0
     return hi[0]
 
 
 cdef double lane_sum(const real* v, Py_ssize_t n, double* lo) noexcept nogil:
     """Sum of n numbers, n a multiple of GROUP: in lanes that are added in the end."""
-    return sum_in_lanes(v, n, False, lo)
+    return sum_in_lanes(v, n, False, GROUP if real is float else GROUP // 2, lo)
 
 
 cdef double lane_squares(const real* v, Py_ssize_t n, double* lo) noexcept nogil:
-    return sum_in_lanes(v, n, True, lo)
+    return sum_in_lanes(v, n, True, GROUP if real is float else GROUP // 2, lo)
 
 
 # ---- columns of a tile ----------------------------------------------------------------------------
 
-cdef struct Total:
-    # A sum per column, and what its rounding lost.
+cdef struct Pairs:
+    # A number per column, as an unevaluated hi + lo.
     double hi[GROUP]
     double lo[GROUP]
 
 
 cdef struct Split:
     # A sum over the classes, apart for exponentials below UNIT and for those equal to it.
-    Total rest
-    Total max
+    Pairs rest
+    Pairs max
 
 
-cdef void start_total(Total* total) noexcept nogil:
+cdef inline void copy_pairs(const Pairs* from_, Pairs* to) noexcept nogil:
+    # one column after the other: an assignment becomes two slow block moves
     cdef int j
     for j in range(GROUP):
-        total.hi[j] = total.lo[j] = 0
+        to.hi[j] = from_.hi[j]
+    for j in range(GROUP):
+        to.lo[j] = from_.lo[j]
 
 
-cdef void start_split(Split* split) noexcept nogil:
-    start_total(&split.rest)
-    start_total(&split.max)
+cdef inline void copy_split(const Split* from_, Split* to) noexcept nogil:
+    copy_pairs(&from_.rest, &to.rest)
+    copy_pairs(&from_.max, &to.max)
 
 
-cdef void fold_columns(Total* total, bint wide) noexcept nogil:
+cdef void clear_pairs(Pairs* sums) noexcept nogil:
+    cdef int j
+    for j in range(GROUP):
+        sums.hi[j] = sums.lo[j] = 0
+
+
+cdef void clear_split(Split* split) noexcept nogil:
+    clear_pairs(&split.rest)
+    clear_pairs(&split.max)
+
+
+cdef void fold_columns(Pairs* sums, bint wide) noexcept nogil:
     """Add across the columns where they are parts of one row."""
     cdef int j
     if not wide:
         return
-    fold_all(total.hi, total.lo, GROUP)
+    fold_all(sums.hi, sums.lo, GROUP)
     for j in range(1, GROUP):
-        total.hi[j] = total.hi[0]
-        total.lo[j] = total.lo[0]
+        sums.hi[j] = sums.hi[0]
+        sums.lo[j] = sums.lo[0]
 
 
-cdef void reduce_columns(Total* total, bint wide) noexcept nogil:
-    """Add across the columns of a wide row, and what was lost to the sums; `lo` keeps what that rounds away."""
+cdef void reduce_columns(Pairs* sums, bint wide) noexcept nogil:
+    """Add across the columns of a wide row, and what was lost to the sums; `lo` keeps what that loses."""
     cdef double s
     cdef int j
-    fold_columns(total, wide)
+    fold_columns(sums, wide)
     for j in range(GROUP):
         # what an infinite sum lost is inf - inf
-        s = total.hi[j] + total.lo[j] if SL_ISFINITE(total.hi[j]) else total.hi[j]
-        total.lo[j] -= s - total.hi[j]
-        total.hi[j] = s
+        s = sums.hi[j] + sums.lo[j] if SL_ISFINITE(sums.hi[j]) else sums.hi[j]
+        sums.lo[j] -= s - sums.hi[j]
+        sums.hi[j] = s
 
 
 cdef void reduce_split(Split* split, bint wide) noexcept nogil:
@@ -194,86 +200,62 @@ cdef void reduce_split(Split* split, bint wide) noexcept nogil:
     reduce_columns(&split.max, wide)
 
 
-cdef inline void column_sums(const real* s, Py_ssize_t k, double* hi, double* lo) noexcept nogil:
-    cdef Py_ssize_t c
-    cdef int j
+cdef inline void column_sums(const real* s, Py_ssize_t k, bint squared, Pairs* sums) noexcept nogil:
+    """Sums in registers, where they are known to lie apart from s."""
+    cdef Py_ssize_t c, j
     for j in range(GROUP):
-        hi[j] = <double>s[j]
-        lo[j] = 0
+        sums.hi[j] = sums.lo[j] = 0
+        add_term(s[j], squared, &sums.hi[j], &sums.lo[j])
     for c in range(1, k):
         for j in range(GROUP):
-            accumulate(s[0], &hi[j], &lo[j], <double>s[c * GROUP + j])
-
-
-cdef void column_squares(const real* s, Py_ssize_t k, double* hi, double* lo) noexcept nogil:
-    cdef Py_ssize_t c
-    cdef int j
-    for j in range(GROUP):
-        hi[j] = lo[j] = 0
-    for c in range(k):
-        for j in range(GROUP):
-            accumulate_square(s[c * GROUP + j], &hi[j], &lo[j])
+            add_term(s[c * GROUP + j], squared, &sums.hi[j], &sums.lo[j])
 
 
 cdef void sum_exponentials(const real* e, Py_ssize_t lines, Split* sums) noexcept nogil:
-    # those equal to UNIT, whole numbers of it, lose nothing
-    cdef double rest[GROUP]
-    cdef double lo[GROUP]
-    cdef double max_[GROUP]
-    cdef real v, below
+    cdef Pairs rest
+    cdef double max_[GROUP]         # whole numbers of UNIT, of which nothing is lost
     cdef real e_max = unit(e[0])
-    cdef Py_ssize_t c
-    cdef int j
+    cdef real v, below
+    cdef Py_ssize_t c, j
+    copy_pairs(&sums.rest, &rest)
     for j in range(GROUP):
-        rest[j] = sums.rest.hi[j]
-        lo[j] = sums.rest.lo[j]
         max_[j] = sums.max.hi[j]
     for c in range(lines):
         for j in range(GROUP):
             v = e[c * GROUP + j]
             below = v if v < e_max else 0
-            accumulate(v, &rest[j], &lo[j], below)
+            accumulate(v, &rest.hi[j], &rest.lo[j], below)
             max_[j] += <double>(v - below)
+    copy_pairs(&rest, &sums.rest)
     for j in range(GROUP):
-        sums.rest.hi[j] = rest[j]
-        sums.rest.lo[j] = lo[j]
         sums.max.hi[j] = max_[j]
 
 
 cdef void sum_split(const real* e, const real* v, Py_ssize_t lines, Split* sums) noexcept nogil:
     """Add up v, apart where the exponential is UNIT."""
-    cdef double rest[GROUP]
-    cdef double rest_lo[GROUP]
-    cdef double max_[GROUP]
-    cdef double max_lo[GROUP]
+    cdef Split sum
     cdef real e_max = unit(e[0])
     cdef bint below
-    cdef Py_ssize_t c
-    cdef int j
-    for j in range(GROUP):
-        rest[j] = sums.rest.hi[j]
-        rest_lo[j] = sums.rest.lo[j]
-        max_[j] = sums.max.hi[j]
-        max_lo[j] = sums.max.lo[j]
+    cdef Py_ssize_t c, i, j
+    copy_split(sums, &sum)
     for c in range(lines):
         for j in range(GROUP):
-            below = e[c * GROUP + j] < e_max
-            accumulate(e[0], &rest[j], &rest_lo[j], v[c * GROUP + j] if below else 0)
-            accumulate(e[0], &max_[j], &max_lo[j], 0 if below else v[c * GROUP + j])
-    for j in range(GROUP):
-        sums.rest.hi[j] = rest[j]
-        sums.rest.lo[j] = rest_lo[j]
-        sums.max.hi[j] = max_[j]
-        sums.max.lo[j] = max_lo[j]
+            i = c * GROUP + j
+            below = e[i] < e_max
+            accumulate(e[0], &sum.rest.hi[j], &sum.rest.lo[j], v[i] if below else 0)
+            accumulate(e[0], &sum.max.hi[j], &sum.max.lo[j], 0 if below else v[i])
+    copy_split(&sum, sums)
 
 
 cdef void sum_split_squares(const real* e, Py_ssize_t lines, Split* sums) noexcept nogil:
+    cdef Split sum
     cdef double e_max = unit(e[0])
     cdef double v
-    cdef Py_ssize_t c
-    cdef int j
+    cdef Py_ssize_t c, j
+    copy_split(sums, &sum)
     for c in range(lines):
         for j in range(GROUP):
             v = e[c * GROUP + j]
-            accumulate(e[0], &sums.rest.hi[j], &sums.rest.lo[j], v * v if v < e_max else 0)
-            accumulate(e[0], &sums.max.hi[j], &sums.max.lo[j], 0 if v < e_max else v * v)
+            accumulate(e[0], &sum.rest.hi[j], &sum.rest.lo[j], v * v if v < e_max else 0)
+            accumulate(e[0], &sum.max.hi[j], &sum.max.lo[j], 0 if v < e_max else v * v)
+    copy_split(&sum, sums)

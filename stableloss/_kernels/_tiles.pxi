@@ -1,9 +1,10 @@
 # A tile: a matrix of GROUP columns in scratch, and how rows of any layout get into it and out of it.
 #
-# With few classes a column is a row of the batch and a line is a class, so that rows are the lanes of the vectors
-# and nothing is reduced across a vector. With many, a tile is a stretch of one row, and what has been added up in
-# the columns is added across them at the end. A row of several tiles is gone through once per stage. Scratch is
-# never the caller's memory, so that loops over it vectorise whether or not results overwrite the logits.
+# With few classes a column is a row of the batch and a line is a class, so that rows are the lanes of the
+# vectors and nothing is reduced across a vector. With many, a tile is a stretch of one row, and what has been
+# added up in the columns is added across them at the end. A row of several tiles is gone through once per
+# stage. Scratch is never the caller's memory, so that loops over it vectorise whether or not results
+# overwrite the logits.
 #
 # uses _blocks: stopped
 # uses _job: Job
@@ -33,76 +34,78 @@ cdef extern from "sl_transpose.h":
 
 
 # ---- transposition --------------------------------------------------------------------------------
-# In blocks of `height` rows by `width` classes. The last block may overlap the one before.
 
-cdef inline void block_to_columns(const real* source, Py_ssize_t stride, real* s) noexcept nogil:
+cdef inline void transpose_block(
+    real* row, Py_ssize_t stride, real* s, const real* scale, bint back
+) noexcept nogil:
     if real is float:
-        sl_to_lanes_f32(source, stride, s, GROUP)
+        if back:
+            sl_from_lanes_f32(s, GROUP, scale, row, stride)
+        else:
+            sl_to_lanes_f32(row, stride, s, GROUP)
     else:
-        sl_to_lanes_f64(source, stride, s, GROUP)
+        if back:
+            sl_from_lanes_f64(s, GROUP, scale, row, stride)
+        else:
+            sl_to_lanes_f64(row, stride, s, GROUP)
 
 
-cdef inline void block_to_rows(const real* s, const real* scale, real* to, Py_ssize_t stride) noexcept nogil:
-    if real is float:
-        sl_from_lanes_f32(s, GROUP, scale, to, stride)
-    else:
-        sl_from_lanes_f64(s, GROUP, scale, to, stride)
-
-
-cdef void rows_to_columns(const real* source, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t k, real* s) noexcept nogil:
-    """s[c, j] = source[j, c], whose rows lie `stride` elements apart; may write a few lines more."""
+cdef inline void transpose(
+    real* row,
+    Py_ssize_t stride,
+    Py_ssize_t rows,
+    Py_ssize_t k,
+    real* s,
+    const real* scale,
+    bint back,
+) noexcept nogil:
+    """Between rows, `stride` elements apart, and columns, of which some lines more may be written. In blocks,
+    of which the last one may overlap the one before."""
     cdef Py_ssize_t height = 8 if real is float else 4
     cdef Py_ssize_t width = 4 if real is float else 2
     cdef Py_ssize_t r = 0, c
-    cdef real block[4 * GROUP]
+    cdef real narrow[4 * GROUP]
     if rows >= height and k >= width:
         while r < rows:
             r = min(r, rows - height)
             c = 0
             while c < k:
                 c = min(c, k - width)
-                block_to_columns(source + r * stride + c, stride, s + c * GROUP + r)
+                transpose_block(row + r * stride + c, stride, s + c * GROUP + r, scale + r, back)
                 c += width
             r += height
     elif rows >= height and stride == k:
-        # a block reaches into the next row, and the last one would beyond the array
-        memcpy(block, source, rows * k * sizeof(real))
+        # A block reaches into the next row, and the last one would beyond the array. What a row writes into
+        # the next one, that one overwrites.
+        if not back:
+            memcpy(narrow, row, rows * k * sizeof(real))
         while r < rows:
             r = min(r, rows - height)
-            block_to_columns(<const real*>(block + r * k), k, s + r)
+            transpose_block(narrow + r * k, k, s + r, scale + r, back)
             r += height
+        if back:
+            memcpy(row, narrow, rows * k * sizeof(real))
     else:
         for r in range(rows):
             for c in range(k):
-                s[c * GROUP + r] = source[r * stride + c]
+                if back:
+                    row[r * stride + c] = s[c * GROUP + r] * scale[r]
+                else:
+                    s[c * GROUP + r] = row[r * stride + c]
 
 
-cdef void columns_to_rows(const real* s, const real* scale, Py_ssize_t rows, Py_ssize_t k, real* to, Py_ssize_t stride) noexcept nogil:
+cdef void rows_to_columns(
+    const real* source, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t k, real* s
+) noexcept nogil:
+    """s[c, j] = source[j, c]."""
+    transpose(<real*>source, stride, rows, k, s, <const real*>s, False)
+
+
+cdef void columns_to_rows(
+    const real* s, const real* scale, Py_ssize_t rows, Py_ssize_t k, real* to, Py_ssize_t stride
+) noexcept nogil:
     """to[j, c] = s[c, j] * scale[j]."""
-    cdef Py_ssize_t height = 8 if real is float else 4
-    cdef Py_ssize_t width = 4 if real is float else 2
-    cdef Py_ssize_t r = 0, c
-    cdef real block[4 * GROUP]
-    if rows >= height and k >= width:
-        while r < rows:
-            r = min(r, rows - height)
-            c = 0
-            while c < k:
-                c = min(c, k - width)
-                block_to_rows(s + c * GROUP + r, scale + r, to + r * stride + c, stride)
-                c += width
-            r += height
-    elif rows >= height and stride == k:
-        # what a row writes into the next one, that one overwrites
-        while r < rows:
-            r = min(r, rows - height)
-            block_to_rows(s + r, scale + r, block + r * k, k)
-            r += height
-        memcpy(to, block, rows * k * sizeof(real))
-    else:
-        for r in range(rows):
-            for c in range(k):
-                to[r * stride + c] = s[c * GROUP + r] * scale[r]
+    transpose(to, stride, rows, k, <real*>s, scale, True)
 
 
 # ---- rows as columns ------------------------------------------------------------------------------
@@ -113,11 +116,12 @@ cdef inline bint transposable(const Operand* op, real hint) noexcept nogil:
             and op.stride[0] % <Py_ssize_t>sizeof(real) == 0)
 
 
-cdef Py_ssize_t row_distance(const Operand* op, Py_ssize_t start, int count, Py_ssize_t* offset) noexcept nogil:
+cdef Py_ssize_t row_distance(
+    const Operand* op, Py_ssize_t start, int count, Py_ssize_t* offset
+) noexcept nogil:
     """Offsets of rows, and the one distance between them if it is less than that of their classes (Fortran
     order, classes on an earlier axis), else 0."""
-    cdef Py_ssize_t distance
-    cdef int j
+    cdef Py_ssize_t distance, j
     row_offsets(op, start, count, offset)
     distance = offset[1] - offset[0] if count > 1 else 0
     for j in range(2, count):
@@ -128,8 +132,7 @@ cdef Py_ssize_t row_distance(const Operand* op, Py_ssize_t start, int count, Py_
 cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_t k, real* s) noexcept nogil:
     """s[c, j] = class c of row start + j, of any element type; columns without a row are 0."""
     cdef Py_ssize_t offset[GROUP]
-    cdef Py_ssize_t c, distance
-    cdef int j
+    cdef Py_ssize_t c, distance, j
     cdef real line[NARROW]
     if transposable(op, s[0]):
         distance = op.stride[0] // <Py_ssize_t>sizeof(real)
@@ -149,10 +152,11 @@ cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_
             s[c * GROUP + j] = 0
 
 
-cdef void write_columns(const real* s, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k) noexcept nogil:
+cdef void write_columns(
+    const real* s, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k
+) noexcept nogil:
     cdef Py_ssize_t offset[GROUP]
-    cdef Py_ssize_t c, distance
-    cdef int j
+    cdef Py_ssize_t c, distance, j
     cdef real line[NARROW]
     cdef real one[GROUP]
     if transposable(op, s[0]):
@@ -174,8 +178,7 @@ cdef void write_columns(const real* s, const Operand* op, Py_ssize_t start, int 
 
 cdef void clear_columns(real* s, Py_ssize_t k, const double* weight) noexcept nogil:
     """Zeros in place of every row of weight 0, whatever it holds."""
-    cdef Py_ssize_t c
-    cdef int j
+    cdef Py_ssize_t c, j
     for j in range(GROUP):
         if weight[j] == 0:
             for c in range(k):
@@ -185,6 +188,7 @@ cdef void clear_columns(real* s, Py_ssize_t k, const double* weight) noexcept no
 # ---- tiles ----------------------------------------------------------------------------------------
 
 cdef struct Tile:
+    const Job* job
     Py_ssize_t start        # first row of the batch
     int count               # rows: as columns, or one where the tile is wide
     bint wide
@@ -199,18 +203,19 @@ cdef struct Tile:
 
 
 cdef void open_rows(const Job* job, Py_ssize_t start, int count, bint wide, Tile* tile) noexcept nogil:
+    tile.job = job
     tile.start = start
     tile.count = count
     tile.wide = wide
     tile.tiles = (job.k + PIECE - 1) // PIECE if wide else 1
 
 
-cdef inline bint place_tile(const Job* job, Py_ssize_t index, Tile* tile) noexcept nogil:
+cdef inline bint place_tile(Py_ssize_t index, Tile* tile) noexcept nogil:
     """Go to a tile of the rows; False where the call is to end."""
     tile.first = index * PIECE
-    tile.n = min(<Py_ssize_t>PIECE, job.k - tile.first)
+    tile.n = min(<Py_ssize_t>PIECE, tile.job.k - tile.first)
     tile.lines = padded(tile.n) // GROUP if tile.wide else tile.n
-    return tile.tiles == 1 or not stopped(job)
+    return tile.tiles == 1 or not stopped(tile.job)
 
 
 cdef void read_tile(const Operand* op, const Tile* tile, real* to) noexcept nogil:

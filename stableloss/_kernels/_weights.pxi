@@ -1,7 +1,7 @@
 # What rows and elements count for, and the classes of rows.
 #
-# An array of the caller's may change during a call. A label is therefore clamped at each place where it becomes an
-# address, however often it has been checked before.
+# An array of the caller's may change during a call. A label is therefore clamped at each place where it
+# becomes an address, however often it has been checked before.
 #
 # Only a weight over the divisor matters. Where one of the two is far from 1, both are divided by one power of two,
 # and a product of weights is formed from mantissas and exponents, so that it is in range wherever that quotient is.
@@ -9,6 +9,7 @@
 # uses _job: Job
 # uses _math: real
 # uses _operand: load_flat
+# uses _sums: GROUP
 
 from libc.math cimport frexp, ldexp
 
@@ -22,12 +23,11 @@ cdef inline Py_ssize_t class_at(double label, Py_ssize_t k) noexcept nogil:
 
 
 cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* y) noexcept nogil:
-    """Class indices of a group; those of rows that do not count, which may be anything, and of none as 0."""
+    """Class indices of rows, at most GROUP of them; those of rows that do not count, which may be anything,
+    and of none as 0. They are copied before they are clamped: a compiler may read an array twice, and GCC
+    does, once to compare and once to use."""
     cdef double label[GROUP]
-    cdef Py_ssize_t at, k = job.k
-    cdef int j
-    for j in range(count, GROUP):
-        y[j] = 0
+    cdef Py_ssize_t at, j, k = job.k
     if job.t.ndim == 1 and job.t.kind == np.NPY_INT64 and job.t.stride[0] == 8:
         memcpy(y, job.t.data + start * 8, count * 8)
     elif job.t.ndim == 1 and job.t.kind == np.NPY_INT32 and job.t.stride[0] == 4:
@@ -38,7 +38,7 @@ cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* 
         for j in range(count):
             y[j] = class_at(label[j], k)
     for j in range(GROUP):
-        at = y[j] if y[j] >= 0 else 0
+        at = 0 if y[j] < 0 else y[j]
         y[j] = at if at < k else 0
 
 
@@ -49,7 +49,9 @@ cdef inline double scaled_product(double a, double b, int exponent) noexcept nog
     return ldexp(product, of_a + of_b - exponent)
 
 
-cdef void load_weights(const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, real* weight) noexcept nogil:
+cdef void load_weights(
+    const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, real* weight
+) noexcept nogil:
     """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
     or ignored, else the product of their weight (`samples`) and that of their class index (`classes`), over the
     job's power of two."""
@@ -87,7 +89,9 @@ cdef bint drops_by_class(const Job* job) noexcept nogil:
     return job.hard and job.o.class_weight != NULL and job.o.label_smoothing == 0 and job.o.z_loss == 0
 
 
-cdef void output_weights(const Job* job, const double* weight, Py_ssize_t weights, Py_ssize_t start, Py_ssize_t n, real* to) noexcept nogil:
+cdef void output_weights(
+    const Job* job, const double* weight, Py_ssize_t weights, Py_ssize_t start, Py_ssize_t n, real* to
+) noexcept nogil:
     """Multiply elements start ... start + n - 1 by the weights of their outputs."""
     cdef Py_ssize_t outputs = job.outputs
     cdef Py_ssize_t i, until, output = start // job.inner % outputs

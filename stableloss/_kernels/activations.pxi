@@ -10,17 +10,20 @@
 # uses _call: axis_of counted_axis delivered floating over_axes readable refuse_axis require_out returned
 # uses _call: writable_like
 # uses _elements: VALUE
+# uses _groups: sum_tiles
 # uses _job: Job Kernel open_job
 # uses _math: SL_INFINITY absolute exp_negative log1p_unit real reciprocal
 # uses _operand: NO_AXIS bind disjoint empty_like empty_per_row one_per_row row_offsets same_memory same_shape
 # uses _operand: scatter store_flat view_flat
-# uses _rows: Columns columns_of finish_exponentials inverse_sum limit_columns load_tile open_columns
-# uses _rows: tile_exponentials
-# uses _sums: GROUP NARROW Sum sum_exponentials
-# uses _tiles: TILE_EXPS TILE_LOGITS TILE_OUT Tile open_rows place_tile write_tile
+# uses _rows: Columns limit_columns open_columns reload_tile tile_exponentials
+# uses _stats: tile_probabilities
+# uses _sums: GROUP NARROW Sum
+# uses _tiles: TILE_LOGITS TILE_OUT Tile open_rows place_tile write_tile
 
 
-cdef void sigmoid_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void sigmoid_kernel(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     cdef const real* x
     cdef real* y = scratch + VALUE
     cdef real e, t, q
@@ -36,7 +39,9 @@ cdef void sigmoid_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum*
         store_flat(&job.g, at, n, <const real*>y)
 
 
-cdef void log_sigmoid_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void log_sigmoid_kernel(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     cdef const real* x
     cdef real* y = scratch + VALUE
     cdef Py_ssize_t at, n, i
@@ -55,91 +60,89 @@ cdef enum:
     LOGSUMEXP = 2
 
 
-cdef void store_logsumexp(const Job* job, const Tile* tile, Columns* columns, real hint) noexcept nogil:
-    """m + log_sum; the limit +inf where m stands for it, and -inf for a row of nothing else."""
-    cdef Py_ssize_t to[GROUP]
-    cdef double m
-    cdef real value
-    cdef int j
+cdef bint add_undefined(Tile* tile, Columns* columns, real* scratch) noexcept nogil:
+    """Maxima of -inf with a NaN beside become NaN; False where the call is to end."""
+    cdef const real* x = scratch + TILE_LOGITS
+    cdef Py_ssize_t index, c, j
+    for index in range(tile.tiles):
+        if not place_tile(index, tile):
+            return False
+        reload_tile(tile, columns, scratch)
+        for j in range(GROUP):
+            if columns.m[j] == -SL_INFINITY:
+                for c in range(tile.lines):
+                    columns.m[j] += x[c * GROUP + j]
     if tile.wide:
         for j in range(1, GROUP):
             columns.m[0] = columns.m[j] if columns.m[j] != columns.m[j] else columns.m[0]
-    row_offsets(&job.g, tile.start, tile.count, to)
+    return True
+
+
+cdef void store_logsumexp(Tile* tile, Columns* columns, real* scratch) noexcept nogil:
+    """m + log_sum; the limit +inf where m stands for it, and -inf for a row of nothing else."""
+    cdef Py_ssize_t to[GROUP]
+    cdef double m = 0
+    cdef real value
+    cdef int j
+    for j in range(GROUP):
+        m = min(m, columns.m[j])
+    if m == -SL_INFINITY and not add_undefined(tile, columns, scratch):
+        return
+    row_offsets(&tile.job.g, tile.start, tile.count, to)
     for j in range(tile.count):
         m = <double>SL_INFINITY if columns.limit[j] else columns.m[j]
         value = <real>(m if m == -SL_INFINITY else m + columns.log_sum[j])
-        scatter(<const real*>&value, job.g.data + to[j], job.g.kind, sizeof(real), 1)
+        scatter(<const real*>&value, tile.job.g.data + to[j], tile.job.g.kind, sizeof(real), 1)
 
 
-cdef void emit_activation(const Job* job, const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:
-    cdef const real* e = scratch + TILE_EXPS
+cdef void emit_log_softmax(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:
     cdef const real* x = scratch + TILE_LOGITS
     cdef real* to = scratch + TILE_OUT
-    cdef real inverse[GROUP]
-    cdef Py_ssize_t c
-    cdef int j
-    if job.want == SOFTMAX:
-        for j in range(columns_of(tile.wide)):
-            inverse[j] = <real>inverse_sum(columns, j, 1, 1, e[0])
-        if tile.wide:
-            for j in range(1, GROUP):
-                inverse[j] = inverse[0]
-        for c in range(tile.lines):
-            for j in range(GROUP):
-                to[c * GROUP + j] = e[c * GROUP + j] * inverse[j]
-    else:
-        for c in range(tile.lines):
-            for j in range(GROUP):
-                to[c * GROUP + j] = <real>((<double>x[c * GROUP + j] - columns.m[j]) - columns.log_sum[j])
-    write_tile(<const real*>to, &job.g, tile)
+    cdef Py_ssize_t c, j
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            to[c * GROUP + j] = <real>((<double>x[c * GROUP + j] - columns.m[j]) - columns.log_sum[j])
+    write_tile(<const real*>to, &tile.job.g, tile)
 
 
-cdef void activation_tiles(const Job* job, Tile* tile, real* scratch) noexcept nogil:
-    cdef real* x = scratch + TILE_LOGITS
+cdef void activation_tiles(Tile* tile, real* scratch) noexcept nogil:
     cdef Columns columns
-    cdef Py_ssize_t index, c
-    cdef int j
-    open_columns(job, tile, &columns, x, scratch + TILE_SLOPE)
-    for index in range(tile.tiles):
-        if not place_tile(job, index, tile):
-            return
-        if tile.tiles > 1:
-            load_tile(job, tile, columns.weight, x, scratch + TILE_SLOPE)
-        tile_exponentials(tile, &columns, False, x, scratch + TILE_EXPS)
-        sum_exponentials(<const real*>(scratch + TILE_EXPS), tile.lines, &columns.sums)
-        if job.want == LOGSUMEXP:
-            for j in range(GROUP):
-                if columns.m[j] == -SL_INFINITY:
-                    for c in range(tile.lines):
-                        columns.m[j] += x[c * GROUP + j]    # a NaN beside the -inf shows in the sum
-    finish_exponentials(&columns, tile.wide, scratch[0])
-    if job.want == LOGSUMEXP:
-        store_logsumexp(job, tile, &columns, scratch[0])
+    cdef Py_ssize_t index
+    columns.compensated = columns.linear = False
+    open_columns(tile, &columns, scratch)
+    if not sum_tiles(tile, &columns, NULL, scratch):
+        return
+    if tile.job.want == LOGSUMEXP:
+        store_logsumexp(tile, &columns, scratch)
         return
     for index in range(tile.tiles):
-        if not place_tile(job, index, tile):
+        if not place_tile(index, tile):
             return
-        if tile.tiles > 1:
-            load_tile(job, tile, columns.weight, x, scratch + TILE_SLOPE)
-            if job.want == SOFTMAX:
-                tile_exponentials(tile, &columns, False, x, scratch + TILE_EXPS)
-            elif columns.any_limit:
-                limit_columns(x, tile.lines, columns.limit)
-        emit_activation(job, tile, &columns, scratch)
+        reload_tile(tile, &columns, scratch)
+        if tile.job.want == SOFTMAX and tile.tiles > 1:
+            tile_exponentials(tile, &columns, scratch)
+        elif tile.tiles > 1 and columns.any_limit:
+            limit_columns(scratch + TILE_LOGITS, tile.lines, columns.limit)
+        if tile.job.want == SOFTMAX:
+            tile_probabilities(&tile.job.g, tile, &columns, scratch)
+        else:
+            emit_log_softmax(tile, &columns, scratch)
 
 
-cdef void rows_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void rows_kernel(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     cdef double one[GROUP]
     cdef Tile tile
     cdef bint wide = job.k > NARROW
-    cdef Py_ssize_t at
-    cdef int j
+    cdef Py_ssize_t at, j
     for j in range(GROUP):
         one[j] = 1
+    tile.want = 0
     tile.weight = one
     for at from start <= at < stop by (1 if wide else GROUP):
         open_rows(job, at, <int>min(<Py_ssize_t>(1 if wide else GROUP), stop - at), wide, &tile)
-        activation_tiles(job, &tile, scratch)
+        activation_tiles(&tile, scratch)
 
 
 # ---- calls ----------------------------------------------------------------------------------------

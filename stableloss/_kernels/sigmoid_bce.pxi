@@ -31,7 +31,9 @@ cdef inline real bce_margin(real z, real y) noexcept nogil:
     return 0 if against == 0 else absolute(z) * against
 
 
-cdef void plain_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void plain_chunks(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     cdef real divisor = <real>job.divisor
     cdef real* value = scratch + VALUE
     cdef real* grad = scratch + GRAD
@@ -207,7 +209,9 @@ cdef void chain_options(const Job* job, Py_ssize_t n, real* scratch) noexcept no
         grad[i] = <real>(grad[i] * factor)
 
 
-cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void option_chunks(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     cdef Py_ssize_t at, n
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
@@ -226,7 +230,9 @@ cdef void option_chunks(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* 
         close_chunk(job, at, n, scratch, total)
 
 
-cdef void sigmoid_bce_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void sigmoid_bce_kernel(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     if job.has_options:
         option_chunks(job, start, stop, total, scratch)
     else:

@@ -94,7 +94,8 @@ cdef void sigmoid_mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noe
         c = product(a, lo, q[i], q_lo[i], &c_lo)
         slope = <real>1 - e[i]
         slope_lo = (<real>1 - slope) - e[i]
-        slope = product(slope, slope_lo, -q[i] if z[i] > 0 else q[i], -q_lo[i] if z[i] > 0 else q_lo[i], &slope_lo)
+        slope = product(
+            slope, slope_lo, -q[i] if z[i] > 0 else q[i], -q_lo[i] if z[i] > 0 else q_lo[i], &slope_lo)
         # the sum without its low parts took up to 4.33 ulp
         if real is float:
             near = <double>c + c_lo
@@ -107,7 +108,9 @@ cdef void sigmoid_mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noe
             hess[i] = fma(c, bracket, fma(c_lo, bracket, c * lo))
 
 
-cdef void sigmoid_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
+cdef void sigmoid_mse_kernel(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
     cdef real* e = scratch + EXPONENTIAL
     cdef real* log_on = scratch + LOG_ON
     cdef real* log_off = scratch + LOG_OFF

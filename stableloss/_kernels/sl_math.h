@@ -1,5 +1,5 @@
-/* exp and log1p as plain arithmetic that the compiler turns into SIMD, for float32 and float64: constants, and what
-   is easier said in C. The functions of both types are in _math.pxi.
+/* exp and log1p as plain arithmetic that the compiler turns into SIMD, for float32 and float64: constants,
+   and what is easier said in C. The functions of both types are in _math.pxi.
 
    The same source gives the same bits on every level with fused multiply-add: each fma is written out
    and the build passes -ffp-contract=off. The base level of x86-64 has no such instruction; there fma

@@ -36,7 +36,8 @@ static SL_ALWAYS_INLINE void sl_transpose_f32(sl_f32x8 *a, sl_f32x8 *b, sl_f32x8
     *c = SL_SHUFFLE(ab_high, cd_high, 0, 1, 8, 9, 4, 5, 12, 13);
     *d = SL_SHUFFLE(ab_high, cd_high, 2, 3, 10, 11, 6, 7, 14, 15);
 }
-static SL_ALWAYS_INLINE void sl_to_lanes_f32(const float *from, Py_ssize_t rows, float *to, Py_ssize_t lanes) {
+static SL_ALWAYS_INLINE void sl_to_lanes_f32(
+        const float *from, Py_ssize_t rows, float *to, Py_ssize_t lanes) {
     const float *lower = from + 4 * rows;
     sl_f32x8 a = sl_join_f32(from, lower), b = sl_join_f32(from + rows, lower + rows);
     sl_f32x8 c = sl_join_f32(from + 2 * rows, lower + 2 * rows);
@@ -47,7 +48,8 @@ static SL_ALWAYS_INLINE void sl_to_lanes_f32(const float *from, Py_ssize_t rows,
     *(sl_f32x8 *)(to + 2 * lanes) = c;
     *(sl_f32x8 *)(to + 3 * lanes) = d;
 }
-static SL_ALWAYS_INLINE void sl_to_lanes_f64(const double *from, Py_ssize_t rows, double *to, Py_ssize_t lanes) {
+static SL_ALWAYS_INLINE void sl_to_lanes_f64(
+        const double *from, Py_ssize_t rows, double *to, Py_ssize_t lanes) {
     const double *lower = from + 2 * rows;
     sl_f64x4 a = sl_join_f64(from, lower), b = sl_join_f64(from + rows, lower + rows);
     *(sl_f64x4 *)to = SL_SHUFFLE(a, b, 0, 4, 2, 6);

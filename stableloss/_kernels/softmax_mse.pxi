@@ -14,21 +14,18 @@
 # Each result is a product of several quantities, so float32 goes through float64 from the exponentials
 # on, and float64 carries along, in a second number x_lo beside x, what the roundings lost.
 #
-# uses _blocks: stopped
-# uses _groups: FEW Group each_row softmax_rows
+# uses _groups: FEW Group each_row open_group softmax_rows sum_tiles
 # uses _job: Job loss_kernel
-# uses _math: SL_FMA SL_INFINITY product product_error real remainder_of row_scale two_sum unit
-# uses _operand: kind_of scatter
+# uses _math: SL_FMA product product_error real remainder_of row_scale two_sum unit
 # uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
-# uses _rows: Columns Row add_piece broadcast close_piece column_exponentials column_maxima columns_of
-# uses _rows: finish_exponentials inverse_square limit_columns load_columns load_tile open_columns open_row
-# uses _rows: piece_exponentials piece_output return_to_piece start_limits store_class take_out
-# uses _rows: tile_exponentials tile_targets tile_vector to_real
-# uses _stats: Statistics start_statistics store_statistics tile_probabilities tile_statistics
-# uses _sums: GROUP NARROW PIECE Split Sum Total accumulate column_squares column_sums padded reduce_columns
-# uses _sums: reduce_split start_split start_total sum_exponentials sum_split sum_split_squares
-# uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_OUT TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile place_tile
-# uses _tiles: read_tile write_columns write_tile
+# uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece store_class take_out
+# uses _pieces: write_piece
+# uses _rows: Columns broadcast column_exponentials columns_of inverse_square open_columns return_to_tile
+# uses _rows: tile_vector to_real
+# uses _stats: Statistics start_statistics tile_probabilities
+# uses _sums: GROUP NARROW Pairs Split Sum accumulate clear_pairs clear_split column_sums copy_pairs
+# uses _sums: copy_split padded reduce_columns reduce_split sum_split_squares
+# uses _tiles: TILE_EXPS TILE_OUT TILE_TARGETS TILE_VECTOR Tile write_columns write_tile
 
 
 cdef inline double others_of(real hint, double e, double sum_max, double sum_rest) noexcept nogil:
@@ -38,7 +35,9 @@ cdef inline double others_of(real hint, double e, double sum_max, double sum_res
         return remainder_of(e, sum_max, sum_rest)
 
 
-cdef inline double cubic_scale(double weight, double divisor, double divisor_lo, double total, double total_lo, double* lo) noexcept nogil:
+cdef inline double cubic_scale(
+    double weight, double divisor, double divisor_lo, double total, double total_lo, double* lo
+) noexcept nogil:
     """weight / ((divisor + divisor_lo) * (total + total_lo)**3)."""
     cdef double rest
     cdef double square = product(total, total_lo, total, total_lo, &rest)
@@ -50,7 +49,9 @@ cdef inline double cubic_scale(double weight, double divisor, double divisor_lo,
     return scale
 
 
-cdef inline real scaled_bracket(double e, double bracket, double bracket_lo, double scale, double scale_lo, real hint) noexcept nogil:
+cdef inline real scaled_bracket(
+    double e, double bracket, double bracket_lo, double scale, double scale_lo, real hint
+) noexcept nogil:
     """Exponential times bracket times scale, rounded once."""
     cdef double at, lo
     if real is float:
@@ -74,66 +75,64 @@ cdef inline real scaled_bracket(double e, double bracket, double bracket_lo, dou
 
 cdef struct RestSums:
     # Per column, of the exponentials but those of target and maximum.
-    double sum[GROUP]
-    double sum_lo[GROUP]
-    double squares[GROUP]
-    double squares_lo[GROUP]
+    Pairs sum
+    Pairs squares
     double target[GROUP]    # the target's exponential
     double max[GROUP]       # the maximum's, 0 if it is the target
 
 
 cdef struct Gradients:
     # Per column: that of an exponential e is e (e total - level) scale.
-    double total[GROUP]
-    double total_lo[GROUP]
-    double level[GROUP]
-    double level_lo[GROUP]
-    double scale[GROUP]
-    double scale_lo[GROUP]
+    Pairs total
+    Pairs level
+    Pairs scale
     double target[GROUP]    # of target and maximum
     double max[GROUP]
 
 
-cdef inline double finish_column(real hint, const RestSums* row, int j, double weight, double divisor, Gradients* out) noexcept nogil:
+cdef inline double finish_column(
+    real hint, const RestSums* row, int j, double weight, double divisor, Gradients* out
+) noexcept nogil:
     """Loss of a row, and what its gradient is made from."""
     cdef double others, others_lo, near, near_lo, lo, q, q_lo, loss, loss_lo
     cdef double e = row.target[j]
     cdef double e_max = row.max[j]
     if real is float:
-        others = e_max + row.sum[j]
-        q = e_max * e_max + row.squares[j]
-        out.total[j] = others + e
-        out.total_lo[j] = out.level_lo[j] = out.scale_lo[j] = 0
-        out.level[j] = q - e * others
-        out.scale[j] = weight / (divisor * out.total[j] * out.total[j] * out.total[j])
+        others = e_max + row.sum.hi[j]
+        q = e_max * e_max + row.squares.hi[j]
+        out.total.hi[j] = others + e
+        out.total.lo[j] = out.level.lo[j] = out.scale.lo[j] = 0
+        out.level.hi[j] = q - e * others
+        out.scale.hi[j] = weight / (divisor * out.total.hi[j] * out.total.hi[j] * out.total.hi[j])
         loss = others * others + q
-        out.target[j] = -e * loss * out.scale[j]
-        out.max[j] = e_max * (e_max * (2 * e + row.sum[j]) + (e * row.sum[j] - row.squares[j])) * out.scale[j]
-        return 0.5 * loss / (out.total[j] * out.total[j])
+        out.target[j] = -e * loss * out.scale.hi[j]
+        near = e_max * (2 * e + row.sum.hi[j]) + (e * row.sum.hi[j] - row.squares.hi[j])
+        out.max[j] = e_max * near * out.scale.hi[j]
+        return 0.5 * loss / (out.total.hi[j] * out.total.hi[j])
     else:
-        others = two_sum(e_max, row.sum[j], &others_lo)
-        others_lo += row.sum_lo[j]
-        out.total[j] = two_sum(others, e, &out.total_lo[j])
-        out.total_lo[j] += others_lo
-        q = two_sum(e_max * e_max, row.squares[j], &q_lo)
-        q_lo += row.squares_lo[j]
+        others = two_sum(e_max, row.sum.hi[j], &others_lo)
+        others_lo += row.sum.lo[j]
+        out.total.hi[j] = two_sum(others, e, &out.total.lo[j])
+        out.total.lo[j] += others_lo
+        q = two_sum(e_max * e_max, row.squares.hi[j], &q_lo)
+        q_lo += row.squares.lo[j]
         near = product(e, <double>0, others, others_lo, &near_lo)
-        out.level[j] = two_sum(q, -near, &out.level_lo[j])
-        out.level_lo[j] += q_lo - near_lo
+        out.level.hi[j] = two_sum(q, -near, &out.level.lo[j])
+        out.level.lo[j] += q_lo - near_lo
         near = product(others, others_lo, others, others_lo, &near_lo)
         loss = two_sum(near, q, &loss_lo)
         loss_lo += near_lo + q_lo
-        out.scale[j] = cubic_scale(weight, divisor, 0, out.total[j], out.total_lo[j], &out.scale_lo[j])
-        out.target[j] = -scaled_bracket(e, loss, loss_lo, out.scale[j], out.scale_lo[j], <double>0)
-        near = two_sum(2 * e, row.sum[j], &near_lo)
-        near_lo += row.sum_lo[j]
-        others = product(e, <double>0, row.sum[j], row.sum_lo[j], &others_lo)
-        others = two_sum(others, -row.squares[j], &lo)
-        others_lo += lo - row.squares_lo[j]
+        out.scale.hi[j] = cubic_scale(weight, divisor, 0, out.total.hi[j], out.total.lo[j], &out.scale.lo[j])
+        out.target[j] = -scaled_bracket(e, loss, loss_lo, out.scale.hi[j], out.scale.lo[j], <double>0)
+        near = two_sum(2 * e, row.sum.hi[j], &near_lo)
+        near_lo += row.sum.lo[j]
+        others = product(e, <double>0, row.sum.hi[j], row.sum.lo[j], &others_lo)
+        others = two_sum(others, -row.squares.hi[j], &lo)
+        others_lo += lo - row.squares.lo[j]
         near = two_sum(e_max * near, others, &lo)
         out.max[j] = scaled_bracket(e_max, near, lo + others_lo + e_max * near_lo,
-                                    out.scale[j], out.scale_lo[j], <double>0)
-        q = product(out.total[j], out.total_lo[j], out.total[j], out.total_lo[j], &q_lo)
+                                    out.scale.hi[j], out.scale.lo[j], <double>0)
+        q = product(out.total.hi[j], out.total.lo[j], out.total.hi[j], out.total.lo[j], &q_lo)
         return row_scale(0.5 * loss, 1, q, q_lo) + 0.5 * loss_lo / q
 
 
@@ -141,12 +140,12 @@ cdef inline real gradient_entry(real e, const Gradients* row, int j) noexcept no
     cdef double v = e
     cdef double at, bracket, lo = 0
     if real is float:
-        bracket = SL_FMA(v, row.total[j], -row.level[j])
+        bracket = SL_FMA(v, row.total.hi[j], -row.level.hi[j])
     else:
-        at = v * row.total[j]
-        bracket = two_sum(at, -row.level[j], &lo)
-        lo += product_error(v, row.total[j], at) + SL_FMA(v, row.total_lo[j], -row.level_lo[j])
-    return scaled_bracket(v, bracket, lo, row.scale[j], row.scale_lo[j], e)
+        at = v * row.total.hi[j]
+        bracket = two_sum(at, -row.level.hi[j], &lo)
+        lo += product_error(v, row.total.hi[j], at) + SL_FMA(v, row.total.lo[j], -row.level.lo[j])
+    return scaled_bracket(v, bracket, lo, row.scale.hi[j], row.scale.lo[j], e)
 
 
 cdef void last_maxima(const real* s, Py_ssize_t k, int32_t* at) noexcept nogil:
@@ -154,8 +153,7 @@ cdef void last_maxima(const real* s, Py_ssize_t k, int32_t* at) noexcept nogil:
     cdef real e_max = unit(s[0])
     cdef real last[GROUP]
     cdef real here = 0
-    cdef Py_ssize_t c
-    cdef int j
+    cdef Py_ssize_t c, j
     for j in range(GROUP):
         last[j] = 0
     for c in range(1, k):
@@ -166,23 +164,16 @@ cdef void last_maxima(const real* s, Py_ssize_t k, int32_t* at) noexcept nogil:
         at[j] = <int32_t>last[j]
 
 
-cdef void quadratic_columns(const Job* job, Group* group, real* s) noexcept nogil:
+cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
     """Losses and gradient of a group as columns."""
     cdef int32_t at[GROUP]
-    cdef bint limit[GROUP]
     cdef real m[GROUP]
-    cdef double loss[GROUP]
     cdef RestSums rest
     cdef Gradients out
     cdef real e_max = unit(s[0])
-    cdef Py_ssize_t c, k = job.k
+    cdef Py_ssize_t c, k = group.job.k
     cdef int j
-    load_columns(job, group.start, group.count, group.weight, s, s)
-    for j in range(GROUP):
-        m[j] = -SL_INFINITY
-    column_maxima(<const real*>s, k, m)
-    if start_limits(m, limit):
-        limit_columns(s, k, limit)
+    open_group(group, s, m)
     column_exponentials(<const real*>s, s, k, <const real*>m, real is double)
     last_maxima(<const real*>s, k, at)
     for j in range(GROUP):
@@ -192,13 +183,11 @@ cdef void quadratic_columns(const Job* job, Group* group, real* s) noexcept nogi
             rest.max[j] = 0
         else:
             rest.max[j] = take_out(s + at[j] * GROUP + j)
-    column_sums(<const real*>s, k, rest.sum, rest.sum_lo)
-    column_squares(<const real*>s, k, rest.squares, rest.squares_lo)
+    column_sums(<const real*>s, k, False, &rest.sum)
+    column_sums(<const real*>s, k, True, &rest.squares)
     for j in range(GROUP):
-        loss[j] = finish_column(m[0], &rest, j, group.weight[j], job.divisor, &out)
-    for j in range(GROUP):
-        group.loss[j] = loss[j]
-    if not job.want & WANT_GRAD:
+        group.loss[j] = finish_column(m[0], &rest, j, group.weight[j], group.job.divisor, &out)
+    if not group.job.want & WANT_GRAD:
         return
     for c in range(k):
         for j in range(GROUP):
@@ -207,7 +196,7 @@ cdef void quadratic_columns(const Job* job, Group* group, real* s) noexcept nogi
         s[group.y[j] * GROUP + j] = <real>(0 if group.weight[j] == 0 else out.target[j])
         if at[j] >= 0:
             s[at[j] * GROUP + j] = <real>out.max[j]
-    write_columns(<const real*>s, &job.g, group.start, group.count, k)
+    write_columns(<const real*>s, &group.job.g, group.start, group.count, k)
 
 
 cdef Py_ssize_t first_maximum(const real* s, Py_ssize_t n) noexcept nogil:
@@ -240,67 +229,68 @@ cdef inline void gradient_entries(const real* e, Py_ssize_t n, const Gradients* 
         to[i] = gradient_entry(e[i], row, 0)
 
 
-cdef Py_ssize_t sum_pieces(const Job* job, const Row* row, RestSums* rest, real* s) noexcept nogil:
+cdef Py_ssize_t sum_pieces(Row* row, RestSums* rest, real* s) noexcept nogil:
     """Add up a row, target and maximum apart; returns the class of the maximum, -1 where it is the target."""
-    cdef Py_ssize_t first, n, found, at = -1
+    cdef Py_ssize_t index, found, at = -1
     cdef bint search = row.x_target != row.m
-    rest.sum[0] = rest.sum_lo[0] = rest.squares[0] = rest.squares_lo[0] = rest.target[0] = rest.max[0] = 0
-    for first from 0 <= first < job.k by PIECE:
-        if not row.one_piece and stopped(job):
+    rest.sum.hi[0] = rest.sum.lo[0] = rest.squares.hi[0] = rest.squares.lo[0] = 0
+    rest.target[0] = rest.max[0] = 0
+    for index in range(row.pieces):
+        if not place_piece(index, row):
             return -1
-        n = min(<Py_ssize_t>PIECE, job.k - first)
-        piece_exponentials(job, row, first, n, real is double, s)
-        if first <= row.y < first + n:
-            rest.target[0] = take_out(s + (row.y - first))
-        if job.k <= NARROW:
+        piece_exponentials(row, s)
+        if row.first <= row.y < row.first + row.n:
+            rest.target[0] = take_out(s + (row.y - row.first))
+        if row.job.k <= NARROW:
             # the class that `quadratic_columns` finds
-            found = last_maximum(<const real*>s, n) if rest.target[0] != unit(s[0]) else n
+            found = last_maximum(<const real*>s, row.n) if rest.target[0] != unit(s[0]) else row.n
         else:
-            found = first_maximum(<const real*>s, padded(n)) if search else n
-        if found < n:
+            found = first_maximum(<const real*>s, padded(row.n)) if search else row.n
+        if found < row.n:
             search = False
-            at = first + found
+            at = row.first + found
             rest.max[0] = take_out(s + found)
-        add_piece(job, <const real*>s, n, False, &rest.sum[0], &rest.sum_lo[0])
-        add_piece(job, <const real*>s, n, True, &rest.squares[0], &rest.squares_lo[0])
+        add_piece(row, <const real*>s, False, &rest.sum.hi[0], &rest.sum.lo[0])
+        add_piece(row, <const real*>s, True, &rest.squares.hi[0], &rest.squares.lo[0])
         if row.cached:
-            scatter(<const real*>s, row.grad + first * job.g.inner, job.g.kind, job.g.inner, n)
+            write_piece(row, <const real*>s)
     return at
 
 
-cdef void quadratic_row(const Job* job, Row* row, Group* group, int j, real* s) noexcept nogil:
-    """Loss and gradient of a row: the bits of `quadratic_columns` where that could take it."""
+cdef void quadratic_row(Row* row, Group* group, int j, real* s) noexcept nogil:
+    """Loss and gradient of a row; of few classes with the bits of `quadratic_columns`."""
     cdef RestSums rest
     cdef Gradients out
-    cdef Py_ssize_t first, n, at
     cdef const real* e
     cdef real* to
-    open_row(job, row, s)
-    at = sum_pieces(job, row, &rest, s)
-    group.loss[j] = finish_column(s[0], &rest, 0, row.weight, job.divisor, &out)
+    cdef Py_ssize_t index, at
+    row.compensated = real is double
+    open_row(row, s)
+    at = sum_pieces(row, &rest, s)
+    group.loss[j] = finish_column(s[0], &rest, 0, row.weight, row.job.divisor, &out)
     if row.grad == NULL:
         return
-    for first from 0 <= first < job.k by PIECE:
-        if not row.one_piece and stopped(job):
+    for index in range(row.pieces):
+        if not place_piece(index, row):
             return
-        n = min(<Py_ssize_t>PIECE, job.k - first)
-        e = return_to_piece(job, row, first, n, real is double, s)
-        to = piece_output(job, row, first, s)
+        e = return_to_piece(row, s)
+        to = <real*>row.grad + row.first if row.in_place else s
         if e == to:
-            gradient_entries(<const real*>to, n, &out, to)
+            gradient_entries(<const real*>to, row.n, &out, to)
         else:
-            gradient_entries(e, n, &out, to)
-        close_piece(job, row, first, n, <const real*>s)
-    store_class(job, row, row.y, <real>out.target[0])
+            gradient_entries(e, row.n, &out, to)
+        if not row.in_place:
+            write_piece(row, <const real*>s)
+    store_class(row, row.y, <real>out.target[0])
     if at >= 0:
-        store_class(job, row, at, <real>out.max[0])
+        store_class(row, at, <real>out.max[0])
 
 
-cdef void quadratic_cost_of_indices(const Job* job, Group* group, real* s) noexcept nogil:
-    if job.k <= NARROW and group.count > FEW:
-        quadratic_columns(job, group, s)
+cdef void index_quadratic(Group* group, real* s) noexcept nogil:
+    if group.job.k <= NARROW and group.count > FEW:
+        quadratic_columns(group, s)
     else:
-        each_row(job, group, quadratic_row[real], s)
+        each_row(group, quadratic_row[real], s)
 
 
 # ---- all else, in tiles ---------------------------------------------------------------------------
@@ -309,28 +299,33 @@ cdef struct Brackets:
     # What b sum**2 is made from.
     double sum_max[GROUP]
     double sum_rest[GROUP]
-    double total[GROUP]
-    double total_lo[GROUP]
+    Pairs total
     double ed_max[GROUP]
     double ed_rest[GROUP]
     double ed_lo[GROUP]
 
 
 cdef struct Quadratic:
-    # What is known of each column.
-    Columns columns
-    bint cached                 # exponentials wait in the gradient's place
-    Brackets brackets
-    double cube[GROUP]          # weight / (divisor sum**3)
-    double cube_lo[GROUP]
-    double fourth[GROUP]        # weight / sum**4
-    double fourth_lo[GROUP]
+    # What is known of each column beside its exponentials.
+    Pairs cube                  # weight / (divisor sum**3)
+    Pairs fourth                # weight / sum**4
     double p_v[GROUP]           # p.v
-    Total value                 # (d sum)**2
+    Pairs value                 # (d sum)**2
     Split ed                    # e d sum
     Split ee                    # e**2
-    Split ev                    # e v
-    Total hvp                   # e f (d + p) sum
+    Pairs hvp                   # e f (d + p) sum
+    Columns columns
+
+
+cdef inline void load_brackets(const Quadratic* state, Brackets* brackets) noexcept nogil:
+    cdef int j
+    to_real(state.columns.sum_max, brackets.sum_max)
+    to_real(state.columns.sum_rest, brackets.sum_rest)
+    to_real(state.ed.max.hi, brackets.ed_max)
+    to_real(state.ed.rest.hi, brackets.ed_rest)
+    for j in range(GROUP):
+        brackets.ed_lo[j] = state.ed.rest.lo[j] + state.ed.max.lo[j]
+    copy_pairs(&state.columns.total, &brackets.total)
 
 
 cdef inline double scaled_difference(double e, double t, double others) noexcept nogil:
@@ -338,13 +333,15 @@ cdef inline double scaled_difference(double e, double t, double others) noexcept
     return SL_FMA(e, 1 - t, -(t * others))
 
 
-cdef inline double bracket_of(real hint, const Brackets* columns, int j, double e, double t, double* lo) noexcept nogil:
+cdef inline double bracket_of(
+    real hint, const Brackets* columns, int j, double e, double t, double* lo
+) noexcept nogil:
     """b sum**2; apart for the one class whose exponential is UNIT."""
     cdef double e_max = unit(hint)
     cdef double others = others_of(hint, e, columns.sum_max[j], columns.sum_rest[j])
     cdef double d = scaled_difference(e, t, others)
     cdef bint apart = (columns.sum_max[j] == e_max) & (e == e_max)
-    cdef double factor = others if apart else columns.total[j]
+    cdef double factor = others if apart else columns.total.hi[j]
     cdef double ed_max = 0 if apart else columns.ed_max[j]
     cdef double at, bracket, max_lo, rest_lo
     if real is float:
@@ -354,11 +351,20 @@ cdef inline double bracket_of(real hint, const Brackets* columns, int j, double 
         at = d * factor
         bracket = two_sum(two_sum(at, -ed_max, &max_lo), -columns.ed_rest[j], &rest_lo)
         lo[0] = (product_error(d, factor, at) + (max_lo + rest_lo - columns.ed_lo[j])
-                 + (0 if apart else d * columns.total_lo[j]))
+                 + (0 if apart else d * columns.total.lo[j]))
         return bracket
 
 
-cdef inline double second_of(real hint, const Brackets* columns, int j, double e, double bracket, double bracket_lo, double ee_rest, double* lo) noexcept nogil:
+cdef inline double second_of(
+    real hint,
+    const Brackets* columns,
+    int j,
+    double e,
+    double bracket,
+    double bracket_lo,
+    double ee_rest,
+    double* lo,
+) noexcept nogil:
     """Second derivative times sum**4 / e."""
     cdef double others, others_lo, less, own, own_lo, second, sum_lo
     if real is float:
@@ -366,8 +372,8 @@ cdef inline double second_of(real hint, const Brackets* columns, int j, double e
         others = others_of(hint, e, columns.sum_max[j], columns.sum_rest[j])
         return SL_FMA(bracket, others - e, e * SL_FMA(others, others, ee_rest))
     else:
-        others = two_sum(columns.total[j], -e, &others_lo)
-        others = two_sum(others, others_lo + columns.total_lo[j], &others_lo)
+        others = two_sum(columns.total.hi[j], -e, &others_lo)
+        others = two_sum(others, others_lo + columns.total.lo[j], &others_lo)
         less = two_sum(others, -e, &sum_lo)
         second = product(bracket, bracket_lo, less, sum_lo + others_lo, lo)
         own = product(others, others_lo, others, others_lo, &own_lo)
@@ -378,70 +384,37 @@ cdef inline double second_of(real hint, const Brackets* columns, int j, double e
         return second
 
 
-cdef void quadratic_open(const Job* job, Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
-    state.cached = tile.tiles > 1 and tile.want & WANT_GRAD and job.g.kind == kind_of(scratch[0])
-    open_columns(job, tile, &state.columns, scratch + TILE_LOGITS, scratch + TILE_SLOPE)
-    start_total(&state.value)
-    start_split(&state.ed)
-    if tile.want & WANT_HESS:
-        start_split(&state.ee)
-    if tile.want & WANT_PRODUCT:
-        start_split(&state.ev)
-        start_total(&state.hvp)
-
-
-cdef void quadratic_open_tile(const Job* job, const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
-    """Logits, targets and exponentials of a tile; where there is one, its logits are there already."""
-    if tile.tiles > 1:
-        load_tile(job, tile, state.columns.weight, scratch + TILE_LOGITS, scratch + TILE_SLOPE)
-    tile_targets(job, tile, &state.columns, scratch + TILE_TARGETS)
-    tile_exponentials(tile, &state.columns, real is double, scratch + TILE_LOGITS, scratch + TILE_EXPS)
-
-
-cdef bint quadratic_return_to(const Job* job, Py_ssize_t index, Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
-    """A tile as `quadratic_open_tile` left it; False where the call is to end."""
-    if not place_tile(job, index, tile):
-        return False
-    if state.cached:
-        tile_targets(job, tile, &state.columns, scratch + TILE_TARGETS)
-        read_tile(&job.g, tile, scratch + TILE_EXPS)
-    elif tile.tiles > 1:
-        quadratic_open_tile(job, tile, state, scratch)
-    return True
-
-
-cdef void quadratic_finish_exponentials(const Job* job, const Tile* tile, Quadratic* state, real hint) noexcept nogil:
-    cdef Columns* columns = &state.columns
+cdef void finish_powers(const Tile* tile, Quadratic* state) noexcept nogil:
+    cdef const Columns* columns = &state.columns
     cdef double total, lo
     cdef int j
-    finish_exponentials(columns, tile.wide, hint)
-    to_real(columns.sum_max, state.brackets.sum_max)
-    to_real(columns.sum_rest, state.brackets.sum_rest)
-    to_real(columns.total, state.brackets.total)
-    to_real(columns.total_lo, state.brackets.total_lo)
     for j in range(columns_of(tile.wide)):
-        total = columns.total[j]
-        lo = columns.total_lo[j]
-        state.cube[j] = cubic_scale(columns.weight[j], job.divisor, 0, total, lo, &state.cube_lo[j])
+        total = columns.total.hi[j]
+        lo = columns.total.lo[j]
+        state.cube.hi[j] = cubic_scale(columns.weight[j], tile.job.divisor, 0, total, lo, &state.cube.lo[j])
         if tile.want & WANT_HESS:
-            state.fourth[j] = cubic_scale(columns.weight[j], total, lo, total, lo, &state.fourth_lo[j])
-    broadcast(state.cube, tile.wide)
-    broadcast(state.cube_lo, tile.wide)
-    broadcast(state.fourth, tile.wide)
-    broadcast(state.fourth_lo, tile.wide)
+            state.fourth.hi[j] = cubic_scale(columns.weight[j], total, lo, total, lo, &state.fourth.lo[j])
+        if tile.want & WANT_PRODUCT:
+            state.p_v[j] = (columns.ev.rest.hi[j] + columns.ev.max.hi[j]) * (1 / total)
+    broadcast(state.cube.hi, tile.wide)
+    broadcast(state.cube.lo, tile.wide)
+    broadcast(state.fourth.hi, tile.wide)
+    broadcast(state.fourth.lo, tile.wide)
+    broadcast(state.p_v, tile.wide)
 
 
-cdef void sum_differences(const Tile* tile, Quadratic* state, const real* scratch) noexcept nogil:
+cdef void add_differences(const Tile* tile, Quadratic* state, const real* scratch) noexcept nogil:
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* t = scratch + TILE_TARGETS
+    cdef Pairs value
+    cdef Split ed
     cdef double sum_max[GROUP]
     cdef double sum_rest[GROUP]
-    cdef Total value = state.value
-    cdef Split ed = state.ed
     cdef double e_max = unit(e[0])
     cdef double v, d
-    cdef Py_ssize_t c
-    cdef int j
+    cdef Py_ssize_t c, j
+    copy_pairs(&state.value, &value)
+    copy_split(&state.ed, &ed)
     to_real(state.columns.sum_max, sum_max)
     to_real(state.columns.sum_rest, sum_rest)
     for c in range(tile.lines):
@@ -451,54 +424,99 @@ cdef void sum_differences(const Tile* tile, Quadratic* state, const real* scratc
             accumulate(e[0], &value.hi[j], &value.lo[j], d * d)
             accumulate(e[0], &ed.rest.hi[j], &ed.rest.lo[j], v * d if v < e_max else 0)
             accumulate(e[0], &ed.max.hi[j], &ed.max.lo[j], 0 if v < e_max else v * d)
-    state.value = value
-    state.ed = ed
+    copy_pairs(&value, &state.value)
+    copy_split(&ed, &state.ed)
 
 
-cdef void quadratic_finish_sums(const Tile* tile, Quadratic* state, real hint) noexcept nogil:
-    """Losses, and what the brackets lack."""
-    cdef int j
+cdef void add_hvp(const Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
+    cdef const real* e = scratch + TILE_EXPS
+    cdef const real* t = scratch + TILE_TARGETS
+    cdef const real* v = scratch + TILE_VECTOR
+    cdef const Columns* columns = &state.columns
+    cdef Pairs hvp
+    cdef double at, d
+    cdef Py_ssize_t c, i, j
+    copy_pairs(&state.hvp, &hvp)
+    tile_vector(tile, columns, scratch)
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            i = c * GROUP + j
+            at = e[i]
+            d = scaled_difference(at, t[i], others_of(e[0], at, columns.sum_max[j], columns.sum_rest[j]))
+            accumulate(e[0], &hvp.hi[j], &hvp.lo[j], 0 if at == 0 else at * (v[i] - state.p_v[j]) * (d + at))
+    copy_pairs(&hvp, &state.hvp)
+
+
+cdef bint sum_quadratic(Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
+    """The second time through the tiles: what is summed with the total at hand. False where the call is to
+    end."""
+    cdef Py_ssize_t index
+    clear_pairs(&state.value)
+    clear_split(&state.ed)
+    if tile.want & WANT_HESS:
+        clear_split(&state.ee)
+    if tile.want & WANT_PRODUCT:
+        clear_pairs(&state.hvp)
+    for index in range(tile.tiles):
+        if not return_to_tile(index, tile, &state.columns, scratch):
+            return False
+        add_differences(tile, state, <const real*>scratch)
+        if tile.want & WANT_HESS:
+            sum_split_squares(<const real*>(scratch + TILE_EXPS), tile.lines, &state.ee)
+        if tile.want & WANT_PRODUCT:
+            add_hvp(tile, state, scratch)
     reduce_columns(&state.value, tile.wide)
     reduce_split(&state.ed, tile.wide)
+    if tile.want & WANT_HESS:
+        reduce_split(&state.ee, tile.wide)
+    if tile.want & WANT_PRODUCT:
+        reduce_columns(&state.hvp, tile.wide)
+    return True
+
+
+cdef bint finish_quadratic(Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
+    """Losses, and all that is known of the columns before results are formed; False where the call is to
+    end."""
+    cdef int j
+    finish_powers(tile, state)
+    if not sum_quadratic(tile, state, scratch):
+        return False
     for j in range(columns_of(tile.wide)):
-        tile.loss[j] = 0.5 * state.value.hi[j] * inverse_square(&state.columns, j, 1, hint)
-    for j in range(GROUP):
-        state.brackets.ed_max[j] = state.ed.max.hi[j]
-        state.brackets.ed_rest[j] = state.ed.rest.hi[j]
-        state.brackets.ed_lo[j] = state.ed.rest.lo[j] + state.ed.max.lo[j]
+        tile.loss[j] = 0.5 * state.value.hi[j] * inverse_square(&state.columns, j, 1, scratch[0])
+    return True
 
 
 # ---- loss, gradient, Hessian, statistics ----------------------------------------------------------
 
-cdef void quadratic_emit_gradient(const Job* job, const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
+cdef void quadratic_emit_gradient(const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* t = scratch + TILE_TARGETS
     cdef real* to = scratch + TILE_OUT
-    cdef Brackets brackets = state.brackets
+    cdef Brackets brackets
     cdef double cube[GROUP]
     cdef double cube_lo[GROUP]
     cdef double bracket, lo
-    cdef Py_ssize_t c, i
-    cdef int j
-    to_real(state.cube, cube)
-    to_real(state.cube_lo, cube_lo)
+    cdef Py_ssize_t c, i, j
+    to_real(state.cube.hi, cube)
+    to_real(state.cube.lo, cube_lo)
+    load_brackets(state, &brackets)
     for c in range(tile.lines):
         for j in range(GROUP):
             i = c * GROUP + j
             bracket = bracket_of(e[0], &brackets, j, e[i], t[i], &lo)
             to[i] = scaled_bracket(e[i], bracket, lo, cube[j], cube_lo[j], e[0])
-    write_tile(<const real*>to, &job.g, tile)
+    write_tile(<const real*>to, &tile.job.g, tile)
 
 
-cdef void quadratic_emit_hessian(const Job* job, const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
+cdef void quadratic_emit_hessian(const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* t = scratch + TILE_TARGETS
     cdef real* to = scratch + TILE_OUT
-    cdef Brackets brackets = state.brackets
+    cdef Brackets brackets
     cdef double e_max = unit(e[0])
     cdef double v, bracket, second, ee_rest, lo
-    cdef Py_ssize_t c, i
-    cdef int j
+    cdef Py_ssize_t c, i, j
+    load_brackets(state, &brackets)
     for c in range(tile.lines):
         for j in range(GROUP):
             i = c * GROUP + j
@@ -507,132 +525,82 @@ cdef void quadratic_emit_hessian(const Job* job, const Tile* tile, const Quadrat
             ee_rest = (SL_FMA(-v, v, state.ee.rest.hi[j]) + state.ee.max.hi[j] if v < e_max
                        else SL_FMA(-v, v, state.ee.max.hi[j]) + state.ee.rest.hi[j])
             second = second_of(e[0], &brackets, j, v, bracket, lo, ee_rest, &lo)
-            to[i] = scaled_bracket(v, second, lo, state.fourth[j], state.fourth_lo[j], e[0])
-    write_tile(<const real*>to, &job.h, tile)
+            to[i] = scaled_bracket(v, second, lo, state.fourth.hi[j], state.fourth.lo[j], e[0])
+    write_tile(<const real*>to, &tile.job.h, tile)
 
 
-cdef void quadratic_values(const Job* job, Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
+cdef void quadratic_values(Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
     cdef Statistics statistics
     cdef Py_ssize_t index
     if tile.want & WANT_STATS:
         start_statistics(&statistics)
-    for index in range(tile.tiles):
-        if not place_tile(job, index, tile):
-            return
-        quadratic_open_tile(job, tile, state, scratch)
-        sum_exponentials(<const real*>(scratch + TILE_EXPS), tile.lines, &state.columns.sums)
-        if tile.want & WANT_STATS:
-            tile_statistics(tile, state.columns.m, <const real*>(scratch + TILE_LOGITS),
-                            <const real*>(scratch + TILE_EXPS), &statistics)
-        if state.cached:
-            write_tile(<const real*>(scratch + TILE_EXPS), &job.g, tile)
-    quadratic_finish_exponentials(job, tile, state, scratch[0])
-    if tile.want & WANT_STATS:
-        store_statistics(job, tile, &state.columns, &statistics, scratch[0])
-    for index in range(tile.tiles):
-        if not quadratic_return_to(job, index, tile, state, scratch):
-            return
-        sum_differences(tile, state, <const real*>scratch)
-        if tile.want & WANT_HESS:
-            sum_split_squares(<const real*>(scratch + TILE_EXPS), tile.lines, &state.ee)
-    quadratic_finish_sums(tile, state, scratch[0])
-    if tile.want & WANT_HESS:
-        reduce_split(&state.ee, tile.wide)
-    if not (tile.want & (WANT_GRAD | WANT_HESS) or job.wants_probabilities):
+    if not sum_tiles(tile, &state.columns, &statistics, scratch):
+        return
+    if not finish_quadratic(tile, state, scratch):
+        return
+    if not (tile.want & (WANT_GRAD | WANT_HESS) or tile.job.wants_probabilities):
         return
     for index in range(tile.tiles):
-        if not quadratic_return_to(job, index, tile, state, scratch):
+        if not return_to_tile(index, tile, &state.columns, scratch):
             return
-        if job.wants_probabilities:
-            tile_probabilities(job, tile, &state.columns, <const real*>(scratch + TILE_EXPS), scratch + TILE_OUT)
+        if tile.job.wants_probabilities:
+            tile_probabilities(&tile.job.p, tile, &state.columns, scratch)
         if tile.want & WANT_HESS:
-            quadratic_emit_hessian(job, tile, state, scratch)
+            quadratic_emit_hessian(tile, state, scratch)
         if tile.want & WANT_GRAD:
-            quadratic_emit_gradient(job, tile, state, scratch)
+            quadratic_emit_gradient(tile, state, scratch)
 
 
 # ---- Hessian times a vector -----------------------------------------------------------------------
 
-cdef void quadratic_sum_hvp(const Job* job, const Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
-    cdef const real* e = scratch + TILE_EXPS
-    cdef const real* t = scratch + TILE_TARGETS
-    cdef const real* v = scratch + TILE_VECTOR
-    cdef Brackets brackets = state.brackets
-    cdef Total hvp = state.hvp
-    cdef double at, d
-    cdef Py_ssize_t c, i
-    cdef int j
-    tile_vector(job, tile, &state.columns, <const real*>(scratch + TILE_SLOPE), e, scratch + TILE_VECTOR, scratch + TILE_EV)
-    for c in range(tile.lines):
-        for j in range(GROUP):
-            i = c * GROUP + j
-            at = e[i]
-            d = scaled_difference(at, t[i], others_of(e[0], at, brackets.sum_max[j], brackets.sum_rest[j]))
-            accumulate(e[0], &hvp.hi[j], &hvp.lo[j],
-                       0 if at == 0 else at * (v[i] - state.p_v[j]) * (d + at))
-    state.hvp = hvp
-
-
-cdef void quadratic_emit_product(const Job* job, const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
+cdef void quadratic_emit_product(const Tile* tile, const Quadratic* state, real* scratch) noexcept nogil:
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* t = scratch + TILE_TARGETS
     cdef const real* v = scratch + TILE_VECTOR
     cdef real* to = scratch + TILE_OUT
-    cdef Brackets brackets = state.brackets
+    cdef Brackets brackets
     cdef double at, bracket, lo
-    cdef Py_ssize_t c, i
-    cdef int j
-    tile_vector(job, tile, &state.columns, <const real*>(scratch + TILE_SLOPE), e, scratch + TILE_VECTOR, scratch + TILE_EV)
+    cdef Py_ssize_t c, i, j
+    tile_vector(tile, &state.columns, scratch)
+    load_brackets(state, &brackets)
     for c in range(tile.lines):
         for j in range(GROUP):
             i = c * GROUP + j
             at = e[i]
             bracket = bracket_of(e[0], &brackets, j, at, t[i], &lo)
-            bracket = SL_FMA(at, brackets.total[j], bracket + lo)
+            bracket = SL_FMA(at, brackets.total.hi[j], bracket + lo)
             bracket = (v[i] - state.p_v[j]) * bracket - state.hvp.hi[j]
-            to[i] = 0 if at == 0 else scaled_bracket(at, bracket, 0, state.cube[j], state.cube_lo[j], e[0])
-    write_tile(<const real*>to, &job.g, tile)
+            to[i] = 0 if at == 0 else scaled_bracket(at, bracket, 0, state.cube.hi[j], state.cube.lo[j], e[0])
+    write_tile(<const real*>to, &tile.job.g, tile)
 
 
-cdef void quadratic_product(const Job* job, Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
+cdef void quadratic_product(Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
     cdef Py_ssize_t index
-    cdef int j
+    if not sum_tiles(tile, &state.columns, NULL, scratch):
+        return
+    if not finish_quadratic(tile, state, scratch):
+        return
     for index in range(tile.tiles):
-        if not place_tile(job, index, tile):
+        if not return_to_tile(index, tile, &state.columns, scratch):
             return
-        quadratic_open_tile(job, tile, state, scratch)
-        sum_exponentials(<const real*>(scratch + TILE_EXPS), tile.lines, &state.columns.sums)
-        tile_vector(job, tile, &state.columns, <const real*>(scratch + TILE_SLOPE), <const real*>(scratch + TILE_EXPS),
-                    scratch + TILE_VECTOR, scratch + TILE_EV)
-        sum_split(<const real*>(scratch + TILE_EXPS), <const real*>(scratch + TILE_EV), tile.lines, &state.ev)
-    quadratic_finish_exponentials(job, tile, state, scratch[0])
-    reduce_split(&state.ev, tile.wide)
-    for j in range(GROUP):
-        state.p_v[j] = (state.ev.rest.hi[j] + state.ev.max.hi[j]) * (1 / state.columns.total[j])
-    for index in range(tile.tiles):
-        if not quadratic_return_to(job, index, tile, state, scratch):
-            return
-        sum_differences(tile, state, <const real*>scratch)
-        quadratic_sum_hvp(job, tile, state, scratch)
-    quadratic_finish_sums(tile, state, scratch[0])
-    reduce_columns(&state.hvp, tile.wide)
-    for index in range(tile.tiles):
-        if not quadratic_return_to(job, index, tile, state, scratch):
-            return
-        quadratic_emit_product(job, tile, state, scratch)
+        quadratic_emit_product(tile, state, scratch)
 
 
-cdef void quadratic_cost_of_tile(const Job* job, Tile* tile, real* scratch) noexcept nogil:
+cdef void tile_quadratic(Tile* tile, real* scratch) noexcept nogil:
     cdef Quadratic state
-    quadratic_open(job, tile, &state, scratch)
+    state.columns.compensated = real is double
+    state.columns.linear = False
+    open_columns(tile, &state.columns, scratch)
     if tile.want & WANT_PRODUCT:
-        quadratic_product(job, tile, &state, scratch)
+        quadratic_product(tile, &state, scratch)
     else:
-        quadratic_values(job, tile, &state, scratch)
+        quadratic_values(tile, &state, scratch)
 
 
-cdef void softmax_mse_kernel(const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch) noexcept nogil:
-    softmax_rows(job, start, stop, quadratic_cost_of_indices[real], quadratic_cost_of_tile[real], total, scratch)
+cdef void softmax_mse_kernel(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
+    softmax_rows(job, start, stop, index_quadratic[real], tile_quadratic[real], total, scratch)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
