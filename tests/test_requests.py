@@ -320,6 +320,26 @@ def test_several_ignored_classes():
         loss(z[:2], [7, 2])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("gamma", [0.0, 1.5])
+def test_focal_exponents_of_one_side_keep_the_limits(dtype, gamma):
+    # where a side's probability is 0 or 1: an exponent of 0 leaves that side's term as it is
+    z = np.array([-np.inf, np.inf], dtype)
+    for pair, y, loss, slope in [
+        ((gamma, 0.0), 0.0, [0, np.inf], [0, 1]),
+        ((gamma, 0.0), 1.0, [np.inf, 0], [-1, 0]),
+        ((0.0, gamma), 0.0, [0, np.inf], [0, 1]),
+        ((0.0, gamma), 1.0, [np.inf, 0], [-1, 0]),
+        ((gamma, 0.0), 0.5, [np.inf, np.inf], [-0.5, 0.5]),
+    ]:
+        focal = sl.SigmoidBCE(focal_gamma=pair, reduction="none")
+        value, grad = focal.value_and_grad(z, np.full(2, y, dtype))
+        np.testing.assert_array_equal(value, loss)
+        np.testing.assert_array_equal(grad, slope)
+        np.testing.assert_array_equal(focal.grad_and_hess(z, np.full(2, y, dtype))[1], 0)
+        np.testing.assert_array_equal(focal.target_grad(z, np.full(2, y, dtype)), [np.inf, -np.inf])
+
+
 @pytest.mark.parametrize("pair", [(0.0, 2.0), (1.5, 0.0), (0.5, 3.0)])
 def test_focal_exponents_of_both_sides(pair):
     gamma, other = pair

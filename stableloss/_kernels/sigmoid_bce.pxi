@@ -161,9 +161,9 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
     for i in range(n):
         a = (e[i] if x[i] < 0 else <real>1) / (<real>1 + e[i])
         b = (<real>1 if x[i] < 0 else e[i]) / (<real>1 + e[i])
-        # (1 - a)**g is exp(g log(1 - a)), and a S tends to 0 with a
-        b_power = exp_negative(-gamma * log_off[i])
-        a_power = exp_negative(-gamma_off * log_on[i])
+        # (1 - a)**g is exp(g log(1 - a)), also where 1 - a is 0: 1 if g is 0. And a S tends to 0 with a.
+        b_power = exp_negative(-bounded_product(gamma, log_off[i]))
+        a_power = exp_negative(-bounded_product(gamma_off, log_on[i]))
         a_log = gamma * bounded_product(a, log_on[i])
         b_log = gamma_off * bounded_product(b, log_off[i])
         value[i] = bounded_product(on[i] * b_power, log_on[i]) + bounded_product(off[i] * a_power, log_off[i])
@@ -191,8 +191,8 @@ cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scr
     if job.o.pos_weight != NULL:
         output_weights(job, job.o.pos_weight, job.o.n_pos_weight, start, n, on)
     for i in range(n):
-        more = on[i] * exp_negative(-gamma * log_off[i]) if gamma != 0 else on[i]
-        less = negative * exp_negative(-gamma_off * log_on[i]) if gamma_off != 0 else negative
+        more = on[i] * exp_negative(-bounded_product(gamma, log_off[i]))
+        less = negative * exp_negative(-bounded_product(gamma_off, log_on[i]))
         grad[i] = stays * (bounded_product(more, log_on[i]) - bounded_product(less, log_off[i]))
 
 
