@@ -6,14 +6,15 @@
 # is read and written.
 #
 # uses _blocks: run sl_default_environment sl_restore_environment
-# uses _checks: DOUBLE_MAX NO_EXPONENT activations_in_range counted_in_range counted_rows_in_range divisor_of
-# uses _checks: in_range largest_exponent mark_counted targets_in_range weights_in_range
+# uses _checks: DOUBLE_MAX NO_EXPONENT activations_in_range counted_in_range counted_rows_in_range
+# uses _checks: find_divisor in_range largest_exponent mark_counted targets_in_range weights_in_range
 # uses _job: Job open_job
 # uses _loss: Loss bounded_axis
 # uses _operand: NO_AXIS Operand bind bind_weights disjoint element_kind empty_like empty_per_row gather
 # uses _operand: is_floating load_flat one_per_row prefix_of_rows row_offsets same_memory same_shape
 # uses _options: ORDINARY_DIVISOR ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD
 # uses _options: WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
+# uses _sums: Sum quotient
 # uses _weights: drops_by_class frexp ldexp load_weights
 
 from stableloss._arrays import (
@@ -490,18 +491,17 @@ cdef class Call:
 
     cdef int set_total(self, Job* job, int reduction) except -1:
         """What a mean divides by, with weights far from 1 over a power of two as they are; 0 where nothing counts."""
-        cdef int64_t largest
+        cdef int largest
         if job.extreme and self.loss.rowwise and reduction == REDUCE_MEAN:
             largest = largest_exponent(job)
-            job.exponent = 0 if largest == NO_EXPONENT else <int>largest
-        job.divisor = divisor_of(job, reduction, self.loss.rowwise)
-        return 0
+            job.exponent = 0 if largest == NO_EXPONENT else largest
+        return find_divisor(job, reduction, self.loss.rowwise)
 
     cdef int set_job_divisor(self, Job* job) except -1:
         """What the sum is divided by; with weights far from 1, weights and divisor over one power of two."""
         cdef Loss loss = self.loss
         cdef int exponent
-        cdef int64_t largest
+        cdef int largest
         if self.divisor > 0:
             job.divisor = self.divisor
             if job.extreme or not 1 / ORDINARY_DIVISOR <= self.divisor <= ORDINARY_DIVISOR:
@@ -509,7 +509,7 @@ cdef class Call:
                 job.divisor = frexp(self.divisor, &exponent)
                 largest = largest_exponent(job) if loss.rowwise and exponent > FAR_BELOW_1 else exponent
                 if largest != NO_EXPONENT and exponent - largest > FAR_BELOW_1:
-                    self.missing = exponent - <int>largest
+                    self.missing = exponent - largest
                 job.exponent = exponent - self.missing
         elif loss.reduction >= REDUCE_MEAN and not self.want & WANT_HESS:
             self.set_total(job, loss.reduction)
@@ -573,9 +573,11 @@ cdef class Call:
     cdef int compute(self) except -1:
         """Run the kernel."""
         cdef Job job
+        cdef Sum total
         self.open(&job)
         self.set_job_divisor(&job)
-        self.value = run(&job, &self.loss.kernel.functions) / job.divisor
+        run(&job, &self.loss.kernel.functions, &total)
+        self.value = quotient(&total, job.divisor)
         if self.missing:
             if self.grad is not None:
                 multiply_by_power(self.grad, -self.missing)

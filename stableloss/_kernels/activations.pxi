@@ -155,6 +155,7 @@ cdef bint activation_fits(np.ndarray out, np.ndarray x, int axis, bint per_row) 
 
 cdef object activation(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
     cdef Job job
+    cdef Sum total
     cdef np.ndarray result
     cdef np.ndarray memory
     cdef bint per_row = rowwise and want == LOGSUMEXP
@@ -177,7 +178,7 @@ cdef object activation(object value, object out, bint rowwise, object axis, int 
     open_job(&job, x, along)
     job.want = want
     bind(&job.g, memory, job.x.kind, NO_AXIS if per_row else along)
-    run(&job, kernel)
+    run(&job, kernel, &total)
     return returned(memory) if out is None else delivered(out, memory)
 
 
