@@ -41,11 +41,12 @@ cdef enum:
 # CPU to itself the call has lost some 6000.
 cdef double THREAD_WORK = 40000
 
-# Nanoseconds that a logit takes with value and gradient, in arrays that fit the cache; computed in float32, in
-# float64, and the same for what is computed in tiles (soft targets, options, Hessians, statistics). Lower bounds
-# over the losses and numbers of classes: plain kernels of v4 as on Zen 5, the others 0.7 of the least on Sapphire
-# Rapids (best of 15 calls of 60000 logits each). What costs ten times as much, as a focal loss does, is shared
-# from two blocks on anyway; too low a figure makes a call of some 0.1 ms use one thread where two would be faster.
+# Nanoseconds that a logit takes with value and gradient, in arrays that fit the cache; computed in float32,
+# in float64, and the same for what is computed in tiles (soft targets, options, Hessians, statistics). Lower
+# bounds over the losses and numbers of classes: plain kernels of v4 as on Zen 5, the others 0.7 of the least
+# on Sapphire Rapids (best of 15 calls of 60000 logits each). What costs ten times as much, as a focal loss
+# does, is shared from two blocks on anyway; too low a figure makes a call of some 0.1 ms use one thread where
+# two would be faster.
 cdef double[3][4] COST = [
     [1.4, 4.0, 4.0, 8.0],       # base
     [0.5, 1.2, 1.4, 2.8],       # v3
@@ -109,7 +110,8 @@ cdef int helpers_for(Py_ssize_t count, double nanoseconds) except -1:
 cdef int sum_blocks(
     Summand summand, const void* context, void** running, Py_ssize_t count, double nanoseconds, Sum* total
 ) except -1:
-    """Sum over `count` blocks, which take so long in all; the same bits however many threads add it up. Raises what the handler of a signal raises meanwhile. `running` is where `stopped` looks for the call."""
+    """Sum over `count` blocks, which take so long in all; the same bits however many threads add it up.
+    Raises what the handler of a signal raises meanwhile. `running` is where `stopped` looks for the call."""
     cdef Blocks blocks
     cdef sl_call call
     cdef sl_workspace* own
@@ -169,7 +171,8 @@ cdef int run(Job* job, const Kernel* kernel, Sum* total) except -1:
     cdef Py_ssize_t block
     cdef Sum part
     if job.n * job.k >= RELEASE_GIL:
-        return sum_blocks(run_rows, &task, &job.call, blocks, <double>job.n * job.k * COST[SL_LEVEL][column], total)
+        return sum_blocks(run_rows, &task, &job.call, blocks,
+                          <double>job.n * job.k * COST[SL_LEVEL][column], total)
     job.call = NULL
     own = sl_take_workspace()
     if own == NULL:

@@ -23,8 +23,9 @@ cdef double DOUBLE_MAX = 1.7976931348623157e308
 
 
 cdef bint bits_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, double top) noexcept nogil:
-    """Whether 0 <= v <= top for elements start ... start + count - 1, told from their bits as unsigned numbers, in
-    whose order the numbers from 0 up stand. -0 is missed, and what is not contiguous or has 16 bits."""
+    """Whether 0 <= v <= top for elements start ... start + count - 1, told from their bits as unsigned
+    numbers, in whose order the numbers from 0 up stand. -0 is missed, and what is not contiguous or has 16
+    bits."""
     cdef const char* data = op.data + start * op.stride[0]
     cdef const uint8_t* bytes = <const uint8_t*>data
     cdef const uint32_t* words = <const uint32_t*>data
@@ -59,7 +60,9 @@ cdef bint bits_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, d
     return False
 
 
-cdef bint elements_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, double top, bint whole) noexcept nogil:
+cdef bint elements_in_range(
+    const Operand* op, Py_ssize_t start, Py_ssize_t count, double top, bint whole
+) noexcept nogil:
     """Whether 0 <= v <= top for elements start ... start + count - 1, and v is an integer where `whole`."""
     cdef float singles[CHECKED]
     cdef double doubles[CHECKED]
@@ -91,7 +94,8 @@ cdef bint elements_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t coun
 
 
 cdef struct Check:
-    # A look at `count` elements or rows, in blocks of `block` of them. Whoever comes upon something sets a flag.
+    # A look at `count` elements or rows, in blocks of `block` of them. Whoever comes upon something sets a
+    # flag.
     void (*look)(Check*, Py_ssize_t, Py_ssize_t, Sum*) noexcept nogil
     Job* job
     const Operand* op
@@ -121,7 +125,8 @@ cdef void look_at_block(const void* context, Py_ssize_t block, void* scratch, Su
 
 
 cdef int look_at_all(Check* check, Py_ssize_t elements, double nanoseconds) except -1:
-    """Look at everything, `elements` numbers of so many nanoseconds each. Few are looked at with the GIL held."""
+    """Look at everything, `elements` numbers of so many nanoseconds each. Few are looked at with the GIL
+    held."""
     check.outside = check.ignoring = False
     if elements <= BLOCK_ITEMS:
         clear_sum(&check.total)
@@ -148,7 +153,8 @@ cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) 
     check.block = BLOCK_ITEMS
     check.top = top
     check.whole = whole
-    look_at_all(&check, count, LOOK * op.stride[0] if op.ndim == 1 and 0 < op.stride[0] <= 8 else CONVERTED_LOOK)
+    look_at_all(&check, count,
+                LOOK * op.stride[0] if op.ndim == 1 and 0 < op.stride[0] <= 8 else CONVERTED_LOOK)
     return not check.outside
 
 
@@ -186,8 +192,8 @@ cdef void look_at_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
 
 
 cdef bint weights_in_range(Job* job, double ordinary) except -1:
-    """Whether all sample weights are finite; notes whether any but 0 is not between 1 / ordinary and `ordinary`, and
-    whether any is negative."""
+    """Whether all sample weights are finite; notes whether any but 0 is not between 1 / ordinary and
+    `ordinary`, and whether any is negative."""
     cdef Check check
     check.look = look_at_weights
     check.job = NULL
@@ -349,8 +355,8 @@ cdef int rows_that_count(Job* job) except -1:
 
 
 cdef int mark_counted(Job* job, bint rowwise, bint classes, uint8_t* marks) except -1:
-    """Mark, for each row, whether it has a weight other than 0, or an element that has; `classes`: also of its class
-    index. Returns whether all have."""
+    """Mark, for each row, whether it has a weight other than 0, or an element that has; `classes`: also of
+    its class index. Returns whether all have."""
     cdef Check check
     check.look = mark_rows if rowwise else count_rows
     check.job = job
@@ -394,7 +400,8 @@ cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
                 continue
             if check.whole and job.o.has_ignore_index and target[i] == job.o.ignore_index:
                 SL_STORE(&check.ignoring, 1)
-            elif not (target[i] >= 0 and target[i] <= check.top) or (check.whole and target[i] != <double><int64_t>target[i]):
+            elif not (target[i] >= 0 and target[i] <= check.top) or (
+                    check.whole and target[i] != <double><int64_t>target[i]):
                 SL_STORE(&check.outside, 1)
                 return
 

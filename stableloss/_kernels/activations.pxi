@@ -170,7 +170,8 @@ cdef object activation(object value, object out, bint rowwise, object axis, int 
     else:
         result = empty_per_row(x, along, np.PyArray_TYPE(x)) if per_row else empty_like(x)
     memory = result
-    if not (np.PyArray_ISALIGNED(result) and (disjoint(result, x) or (not per_row and same_memory(result, x)))):
+    if not (np.PyArray_ISALIGNED(result)
+            and (disjoint(result, x) or (not per_row and same_memory(result, x)))):
         memory = empty_like(result)
     # from here on no line of Python runs but handlers of signals: see _call.pxi
     if not activation_fits(memory, x, along, per_row):

@@ -284,8 +284,9 @@ cdef void z_gradient(const Tile* tile, const CrossEntropy* state, real* scratch)
             value = e[i]
             others = remainder_of(value, columns.sum_max[j], columns.sum_rest[j])
             if focal:
-                own = -without(<double>first[i], value == e_max, state.first.rest.hi[j], state.first.max.hi[j])
-                own = SL_FMA(value, own, first[i] * others)
+                own = without(<double>first[i], value == e_max,
+                              state.first.rest.hi[j], state.first.max.hi[j])
+                own = SL_FMA(-value, own, first[i] * others)
             else:
                 own = SL_FMA(value, state.mass[j] - q[i], -(q[i] * others))
             to[i] = <real>(SL_FMA(-value, state.shift[j], own) * state.factor[j])
