@@ -1,12 +1,17 @@
 # Arrays of any layout and element type, read and written as rows or element by element.
 #
 # uses _math: real
+# uses _rows: Py_ssize_t bint noexcept
 
 cdef extern from "sl_half.h":
     float sl_from_half(uint16_t) noexcept nogil
     float sl_from_bfloat(uint16_t) noexcept nogil
     uint16_t sl_to_half(float) noexcept nogil
     uint16_t sl_to_bfloat(float) noexcept nogil
+
+cdef extern from "sl_columns.h":
+    void sl_copy_f32(const float*, Py_ssize_t, float*) noexcept nogil
+    void sl_copy_f64(const double*, Py_ssize_t, double*) noexcept nogil
 
 cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
@@ -291,7 +296,12 @@ cdef void gather_bool(const uint8_t* data, Py_ssize_t stride, Py_ssize_t n, real
 
 cdef void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
     """Read n numbers of any element type into contiguous floats."""
-    if kind == np.NPY_FLOAT:
+    if kind == kind_of(to[0]) and stride == <Py_ssize_t>sizeof(real):
+        if real is float:
+            sl_copy_f32(<const float*>data, n, to)
+        else:
+            sl_copy_f64(<const double*>data, n, to)
+    elif kind == np.NPY_FLOAT:
         gather_typed(<const float*>NULL, data, stride, n, to)
     elif kind == np.NPY_DOUBLE:
         gather_typed(<const double*>NULL, data, stride, n, to)
@@ -354,7 +364,10 @@ cdef void scatter(const real* values, char* data, int kind, Py_ssize_t stride, P
     cdef Py_ssize_t i
     if kind == kind_of(values[0]):
         if stride == <Py_ssize_t>sizeof(real):
-            memcpy(data, values, n * sizeof(real))
+            if real is float:
+                sl_copy_f32(values, n, <float*>data)
+            else:
+                sl_copy_f64(values, n, <double*>data)
         else:
             for i in range(n):
                 (<real*>(data + i * stride))[0] = values[i]

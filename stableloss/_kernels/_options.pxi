@@ -1,6 +1,7 @@
 # What can be asked of a call, and the options of a loss as numbers.
 #
 # uses _math: SL_INFINITY
+# uses _rows: Py_ssize_t bint noexcept
 
 from libc.string cimport memset
 

@@ -10,6 +10,7 @@
 # uses _job: Job
 # uses _math: real
 # uses _operand: load_flat
+# uses _rows: Py_ssize_t bint noexcept
 # uses _sums: GROUP
 
 from libc.math cimport frexp, ldexp

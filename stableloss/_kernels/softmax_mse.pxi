@@ -14,14 +14,14 @@
 # Each result is a product of several quantities, so float32 goes through float64 from the exponentials
 # on, and float64 carries along, in a second number x_lo beside x, what the roundings lost.
 #
-# uses _groups: FEW Group each_row open_group softmax_rows sum_tiles
+# uses _groups: FEW Group each_row group_ahead open_group softmax_rows sum_tiles
 # uses _job: Job loss_kernel
 # uses _math: SL_FMA product product_error real remainder_of row_scale two_sum unit
 # uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece store_class take_out
 # uses _pieces: write_piece
-# uses _rows: Columns broadcast column_exponentials columns_of inverse_square open_columns return_to_tile
-# uses _rows: tile_vector to_real
+# uses _rows: Columns Py_ssize_t bint broadcast column_exponentials columns_of inverse_square noexcept
+# uses _rows: open_columns return_to_tile tile_vector to_real
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP NARROW Pairs Split Sum accumulate clear_pairs clear_split column_sums copy_pairs
 # uses _sums: copy_split padded reduce_columns reduce_split sum_split_squares
@@ -171,10 +171,11 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
     cdef RestSums rest
     cdef Gradients out
     cdef real e_max = unit(s[0])
+    cdef sl_ahead ahead
     cdef Py_ssize_t c, k = group.job.k
     cdef int j
     open_group(group, s, m)
-    column_exponentials(<const real*>s, s, k, <const real*>m, real is double)
+    column_exponentials(<const real*>s, s, k, <const real*>m, real is double, group_ahead(group, &ahead))
     last_maxima(<const real*>s, k, at)
     for j in range(GROUP):
         rest.target[j] = take_out(s + group.y[j] * GROUP + j)
