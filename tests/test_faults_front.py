@@ -587,12 +587,12 @@ def test_the_range_of_targets_is_that_of_the_class():
     class Counts(sl.losses._Loss):
         __slots__ = ()
         _stem = "sigmoid_mse"
-        _target_range = (0.0, np.inf)
+        _target_max = np.inf
 
     class Shares(sl.losses._Loss):
         __slots__ = ()
         _stem = "softmax_mse"
-        _target_range = (0.0, 1.0)
+        _target_max = 1.0
 
     logits, targets = np.zeros((2, 3)), np.array([[0, 1, 0.5], [0, 7, 0]])
     assert Counts(reduction="sum")(logits, targets) == ((0.5 - targets) ** 2).sum() / 2
