@@ -596,6 +596,10 @@ def test_the_range_of_targets_is_that_of_the_class():
 
     logits, targets = np.zeros((2, 3)), np.array([[0, 1, 0.5], [0, 7, 0]])
     assert Counts(reduction="sum")(logits, targets) == ((0.5 - targets) ** 2).sum() / 2
+    for many in (2**31, 2**32, 2**40):
+        counts = np.array([[0, 1, many]] * 2)
+        for kind in (np.int64, np.uint64, np.float64):
+            assert Counts(reduction="sum")(logits, counts.astype(kind)) == ((0.5 - counts) ** 2).sum() / 2
     for bad in (-1.0, np.inf, np.nan):
         targets[1, 1] = bad
         with pytest.raises(

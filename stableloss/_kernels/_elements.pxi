@@ -30,11 +30,11 @@ cdef enum:
 
 
 cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
-    """The targets of a chunk. Those that count are in [0, 1], where 64-bit integers need not take the slow
+    """The targets of a chunk. Where those that count are in [0, 1], 64-bit integers need not take the slow
     conversion of all their digits."""
     cdef const int64_t* labels
     cdef Py_ssize_t i
-    if job.t.kind != np.NPY_INT64 or job.t.ndim != 1 or job.t.stride[0] != 8:
+    if job.target_max > 1 or job.t.kind != np.NPY_INT64 or job.t.ndim != 1 or job.t.stride[0] != 8:
         return view_flat(&job.t, start, n, buffer)
     labels = <const int64_t*>job.t.data + start
     for i in range(n):
