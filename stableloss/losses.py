@@ -279,7 +279,8 @@ class _Loss(kernels.Loss):
             If an argument does not hold real numbers or is a masked array.
         ValueError
             If shapes do not agree, a target, weight or denominator is out of range, or the total
-            weight of the rows that count, by which "mean" divides, is not positive.
+            weight of the rows that count, by which "mean" divides, is not positive; or if `with_stats`
+            is asked of a loss by element whose targets may exceed 1: no probabilities are behind it.
 
         Notes
         -----

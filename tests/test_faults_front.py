@@ -596,6 +596,13 @@ def test_the_range_of_targets_is_that_of_the_class():
 
     logits, targets = np.zeros((2, 3)), np.array([[0, 1, 0.5], [0, 7, 0]])
     assert Counts(reduction="sum")(logits, targets) == ((0.5 - targets) ** 2).sum() / 2
+    for call in (
+        lambda: Counts()(logits, targets, with_stats=True),
+        lambda: Counts().value_and_grad(logits, targets, with_stats=True, probabilities=logits),
+        lambda: sl.LinearLoss(Counts())(np.eye(2), np.zeros((3, 2)), targets, with_stats=True),
+    ):
+        with pytest.raises(ValueError, match="Counts has no statistics"):
+            call()
     for many in (2**31, 2**32, 2**40):
         counts = np.array([[0, 1, many]] * 2)
         for kind in (np.int64, np.uint64, np.float64):
