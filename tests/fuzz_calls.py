@@ -622,7 +622,7 @@ class LossCall(Call):
         whole = kind == "one-hot" or (not self.by_rows and kind != "dense")
         dtype, highest = r.choice(REAL if whole else FLOATS), bits.target_max(self.name)
         if not self.by_rows and highest > 1:
-            t = t * np.float32(2.0 ** r.choice((0, 3, 10, 10 if dtype.itemsize < 4 else 40)))
+            t = t * np.float64(2.0 ** r.choice((0, 3, 10, 10 if dtype.itemsize < 4 else 40)))
         t = beyond_bounds(r, cast(t, dtype), highest)
         return sometimes_constant(r, t if self.by_rows else self.put_labels(t))
 
