@@ -935,9 +935,8 @@ class SoftmaxMSE(_Loss):
     With ``p = softmax(z)`` and target probabilities t (one-hot for a class index), the loss of one
     row is::
 
-        d    = p - t
-        loss = sum_k d[k]**2 / 2
-        grad = p[k] b[k],  b = d - sum(p d)
+        loss = sum_k (p[k] - t[k])**2 / 2
+        grad = p[k] b[k],  b = d - sum(p d),  d = p - t
         hess = p[k] (b[k] (1 - 2 p[k]) + p[k] (1 - 2 p[k] + sum(p**2)))
 
     Parameters
