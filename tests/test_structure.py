@@ -170,6 +170,9 @@ def spellings(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in STEM_OF:
             yield node.lineno, node.value
+        name = getattr(node, "arg", None) if isinstance(node, ast.keyword) else getattr(node, "name", None)
+        if name in STEM_OF:
+            yield node.lineno, name
         if isinstance(node, (ast.List, ast.Tuple, ast.Set, ast.Dict)) and len(losses_in(node)) > 2:
             yield node.lineno, ", ".join(losses_in(node))
         if isinstance(node, (ast.FunctionDef, ast.Lambda)):
@@ -222,7 +225,14 @@ def test_no_file_of_the_build_knows_a_loss():
 
 @pytest.mark.parametrize(
     "form",
-    ["'{}'", "['a', '{}']", "[sl.{}, sl.{}, sl.{}]", "lambda x: 1 if x is sl.{} else 2 if x is sl.{} else 3"],
+    [
+        "'{}'",
+        "dict({}=1)",
+        "def {}(): pass",
+        "['a', '{}']",
+        "[sl.{}, sl.{}, sl.{}]",
+        "lambda x: 1 if x is sl.{} else 2 if x is sl.{} else 3",
+    ],
 )
 def test_a_list_of_losses_is_found(form, tmp_path):
     file = tmp_path / "file.py"
