@@ -99,8 +99,10 @@ cdef void close_chunk(
     cdef real factor = <real>(1 / job.divisor)
     if job.want & WANT_PRODUCT:
         load_flat(&job.v, start, n, product)
+        # a direction that leaves a logit where it is gets nothing from it, however large its Hessian
         for i in range(n):
-            product[i] *= hess[i] * factor
+            product[i] = (0 if product[i] == 0 and absolute(hess[i]) == SL_INFINITY
+                          else product[i] * (hess[i] * factor))
     if job.any_weight:
         load_weights(job, start, n, True, False, scratch + WEIGHT)
         if job.o.class_weight != NULL:
