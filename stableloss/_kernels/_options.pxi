@@ -3,8 +3,6 @@
 # uses _math: SL_INFINITY
 # uses _rows: Py_ssize_t bint noexcept
 
-from libc.string cimport memset
-
 cdef enum:
     WANT_LOSS = 1
     WANT_GRAD = 2
