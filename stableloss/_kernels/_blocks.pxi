@@ -3,7 +3,6 @@
 # uses _job: Job Kernel
 # uses _operand: Operand
 # uses _options: WANT_GRAD WANT_HESS
-# uses _rows: Py_ssize_t bint noexcept
 # uses _sums: Sum add_sum clear_sum
 
 import os

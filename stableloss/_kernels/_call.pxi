@@ -14,7 +14,6 @@
 # uses _operand: is_floating load_flat one_per_row prefix_of_rows row_offsets same_memory same_shape
 # uses _options: ORDINARY_DIVISOR ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD
 # uses _options: WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
-# uses _rows: Py_ssize_t bint noexcept
 # uses _sums: Sum quotient
 # uses _weights: drops_by_class frexp ldexp load_weights
 

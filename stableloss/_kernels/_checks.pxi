@@ -5,7 +5,6 @@
 # uses _math: SL_INFINITY absolute real sl_bits_f64 sl_bits_from_float
 # uses _operand: Operand bind gather is_floating load_flat row_offsets view_flat
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
-# uses _rows: Py_ssize_t bint noexcept
 # uses _sums: Sum add clear_sum quotient
 # uses _weights: CHECKED class_at frexp load_weights
 

@@ -9,7 +9,6 @@
 # uses _math: SL_INFINITY absolute fma real
 # uses _operand: load_flat store_flat store_values view_flat
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_TARGET_GRAD
-# uses _rows: Py_ssize_t noexcept
 # uses _sums: CHUNK FAR Sum add add_far lane_sum padded
 # uses _weights: load_weights output_weights
 

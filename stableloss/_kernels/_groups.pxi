@@ -5,8 +5,8 @@
 # uses _operand: Operand row_offsets store_value
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: Row
-# uses _rows: Columns Py_ssize_t bint column_maxima finish_exponentials limit_columns load_columns noexcept
-# uses _rows: open_tile rows_ahead start_limits sum_losses tile_vector
+# uses _rows: Columns column_maxima finish_exponentials limit_columns load_columns open_tile rows_ahead
+# uses _rows: start_limits sum_losses tile_vector
 # uses _stats: Statistics store_row_statistics store_statistics tile_statistics
 # uses _sums: FAR GROUP NARROW Pairs Sum add add_far fold_all reduce_split sum_exponentials sum_split
 # uses _tiles: TILE_EV TILE_EXPS Tile open_rows place_tile write_tile

@@ -2,7 +2,6 @@
 #
 # uses _operand: Operand bind element_kind
 # uses _options: Settings
-# uses _rows: Py_ssize_t bint noexcept
 # uses _sums: GROUP Sum
 
 cdef enum:

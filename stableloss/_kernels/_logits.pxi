@@ -4,7 +4,6 @@
 # uses _job: Job
 # uses _math: SL_INFINITY absolute exp_min expm1_reduced fma is_positive_infinity power_of_2 real reduced
 # uses _options: Settings
-# uses _rows: Py_ssize_t noexcept
 
 cdef void clamp(real* x, Py_ssize_t n, double clip) noexcept nogil:
     """Clamp to [-clip, clip]; NaN stays NaN."""

@@ -4,7 +4,6 @@
 # uses _operand: NO_AXIS
 # uses _options: ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_BATCHMEAN REDUCE_MEAN REDUCE_NONE REDUCE_SUM Settings
 # uses _options: set_neutral
-# uses _rows: Py_ssize_t bint noexcept
 
 cdef extern from "Python.h":
     object PyDictProxy_New(object)

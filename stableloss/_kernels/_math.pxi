@@ -1,7 +1,5 @@
 # The arithmetic of one element, for float32 and float64: exp, log1p, and sums and products with what their
 # rounding lost. Constants and their accuracy are in sl_math.h.
-#
-# uses _rows: bint noexcept
 
 cimport cython
 cimport numpy as np

@@ -1,7 +1,6 @@
 # Arrays of any layout and element type, read and written as rows or element by element.
 #
 # uses _math: real
-# uses _rows: Py_ssize_t bint noexcept
 
 cdef extern from "sl_half.h":
     float sl_from_half(uint16_t) noexcept nogil

@@ -1,7 +1,6 @@
 # What can be asked of a call, and the options of a loss as numbers.
 #
 # uses _math: SL_INFINITY
-# uses _rows: Py_ssize_t bint noexcept
 
 cdef enum:
     WANT_LOSS = 1

@@ -6,7 +6,7 @@
 # uses _logits: indicator_logit
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather kind_of scatter
-# uses _rows: Py_ssize_t bint column_maxima load_logits noexcept row_exponentials rows_ahead
+# uses _rows: column_maxima load_logits row_exponentials rows_ahead
 # uses _sums: GROUP NARROW PIECE lane_squares lane_sum maximum_of ordered_sum padded
 
 cdef struct Row:

@@ -5,7 +5,7 @@
 # uses _logits: smallest_normal
 # uses _math: SL_INFINITY log1p_positive real
 # uses _operand: Operand store_flat store_value store_values
-# uses _rows: Columns Py_ssize_t broadcast columns_of gap_of inverse_sum noexcept to_real
+# uses _rows: Columns broadcast columns_of gap_of inverse_sum to_real
 # uses _sums: GROUP Pairs accumulate clear_pairs copy_pairs reduce_columns
 # uses _tiles: TILE_EXPS TILE_LOGITS TILE_OUT Tile write_tile
 # uses _weights: load_weights

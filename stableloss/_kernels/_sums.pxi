@@ -3,7 +3,6 @@
 # float32 is added in float64. A sum of float64 carries along, in `lo`, what its roundings lost.
 #
 # uses _math: SL_ISFINITE product_error real two_sum unit
-# uses _rows: Py_ssize_t bint noexcept
 
 cdef extern from "sl_sizes.h":
     enum: GROUP "SL_GROUP"

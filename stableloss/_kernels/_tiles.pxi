@@ -10,7 +10,6 @@
 # uses _job: Job
 # uses _math: absolute real
 # uses _operand: Operand gather kind_of row_offsets scatter
-# uses _rows: Py_ssize_t bint noexcept
 # uses _sums: GROUP NARROW PIECE TILE padded
 
 cdef enum:

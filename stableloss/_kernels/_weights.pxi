@@ -10,7 +10,6 @@
 # uses _job: Job
 # uses _math: real
 # uses _operand: load_flat
-# uses _rows: Py_ssize_t bint noexcept
 # uses _sums: GROUP
 
 from libc.math cimport frexp, ldexp

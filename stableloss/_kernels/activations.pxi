@@ -15,7 +15,7 @@
 # uses _math: SL_INFINITY absolute exp_negative log1p_unit real reciprocal
 # uses _operand: NO_AXIS bind disjoint empty_like empty_per_row one_per_row row_offsets same_memory same_shape
 # uses _operand: scatter store_flat view_flat
-# uses _rows: Columns Py_ssize_t bint limit_columns noexcept open_columns reload_tile tile_exponentials
+# uses _rows: Columns limit_columns open_columns reload_tile tile_exponentials
 # uses _stats: tile_probabilities
 # uses _sums: GROUP NARROW Sum
 # uses _tiles: TILE_LOGITS TILE_OUT Tile open_rows place_tile write_tile

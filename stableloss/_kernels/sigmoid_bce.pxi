@@ -19,7 +19,6 @@
 # uses _math: absolute exp_negative fma log1p_positive log1p_unit real square_of_one_plus
 # uses _operand: load_flat
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
-# uses _rows: Py_ssize_t bint noexcept
 # uses _stats: chunk_statistics
 # uses _sums: Sum
 # uses _weights: output_weights

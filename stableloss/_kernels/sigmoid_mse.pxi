@@ -15,7 +15,6 @@
 # uses _job: Job loss_kernel
 # uses _math: absolute exp_negative fma log1p_unit product product_error real two_sum
 # uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
-# uses _rows: Py_ssize_t noexcept
 # uses _stats: chunk_statistics
 # uses _sums: Sum
 

@@ -13,7 +13,7 @@
 # uses _options: WANT_GRAD
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece store_class take_out
 # uses _pieces: write_piece
-# uses _rows: Py_ssize_t any_extreme bint column_exponentials noexcept
+# uses _rows: any_extreme column_exponentials
 # uses _sums: GROUP NARROW Sum column_sums
 # uses _tiles: columns_to_rows transposable write_columns
 # uses softmax_ce_options: tile_cross_entropy

@@ -20,8 +20,8 @@
 # uses _logits: chain_first chain_product chain_second
 # uses _math: SL_FMA SL_INFINITY exp_negative fma log1p_positive product_error real remainder_of unit
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
-# uses _rows: Columns Py_ssize_t any_extreme bint broadcast columns_of gap_of inverse_square inverse_sum
-# uses _rows: noexcept open_columns return_to_tile tile_vector to_real
+# uses _rows: Columns any_extreme broadcast columns_of gap_of inverse_square inverse_sum open_columns
+# uses _rows: return_to_tile tile_vector to_real
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
 # uses _sums: sum_split

@@ -20,8 +20,8 @@
 # uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece store_class take_out
 # uses _pieces: write_piece
-# uses _rows: Columns Py_ssize_t bint broadcast column_exponentials columns_of inverse_square noexcept
-# uses _rows: open_columns return_to_tile tile_vector to_real
+# uses _rows: Columns broadcast column_exponentials columns_of inverse_square open_columns return_to_tile
+# uses _rows: tile_vector to_real
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP NARROW Pairs Split Sum accumulate clear_pairs clear_split column_sums copy_pairs
 # uses _sums: copy_split padded reduce_columns reduce_split sum_split_squares
