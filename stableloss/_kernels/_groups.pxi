@@ -81,8 +81,7 @@ cdef inline void open_group(const Group* group, real* s, real* m) noexcept nogil
 cdef inline sl_ahead* group_ahead(const Group* group, sl_ahead* ahead) noexcept nogil:
     cdef const Job* job = group.job
     cdef Py_ssize_t row = job.k * job.x.inner
-    return rows_ahead(
-        job, job.x.data + group.start * row, job.g.data + group.start * row, group.count * row, ahead)
+    return rows_ahead(job, group.start * row, group.count * row, ahead)
 
 
 cdef void each_row(Group* group, RowStep step, real* s) noexcept nogil:

@@ -93,9 +93,9 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
     cdef const real* source = s
     cdef real m = <real>row.m
     cdef sl_ahead ahead
-    cdef Py_ssize_t at = row.first * row.job.x.inner
+    cdef const Job* job = row.job
     cdef sl_ahead* next = rows_ahead(
-        row.job, row.x + at, row.grad + at, row.job.k * row.job.x.inner, &ahead)
+        job, row.x - job.x.data + row.first * job.x.inner, job.k * job.x.inner, &ahead)
     if row.pieces > 1:
         source = view_piece(row, s)
     if source != s:

@@ -13,7 +13,8 @@
 #
 # uses _job: Job
 # uses _logits: chain_first indicator_logit smallest_normal transform_logits
-# uses _math: SL_INFINITY absolute fma is_positive_infinity log1p_positive real row_scale two_sum unit
+# uses _math: SL_INFINITY absolute fma is_positive_infinity log1p_positive real row_scale two_sum uintptr_t
+# uses _math: unit
 # uses _operand: gather kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_PRODUCT WANT_TARGET_GRAD
 # uses _sums: GROUP Pairs Split accumulate clear_pairs clear_split copy_pairs fold_columns maximum_of padded
@@ -24,8 +25,8 @@
 
 cdef extern from "sl_columns.h" nogil:
     ctypedef struct sl_ahead:
-        const char* read
-        const char* write
+        uintptr_t read
+        uintptr_t write
     void sl_column_maxima_f32(const float*, Py_ssize_t, float*) noexcept
     void sl_column_maxima_f64(const double*, Py_ssize_t, double*) noexcept
     void sl_column_exponentials_f32(const float*, float*, Py_ssize_t, const float*, bint, sl_ahead*) noexcept
@@ -234,13 +235,14 @@ cdef inline void row_exponentials(
 
 
 cdef inline sl_ahead* rows_ahead(
-    const Job* job, const char* x, const char* grad, Py_ssize_t bytes, sl_ahead* ahead
+    const Job* job, Py_ssize_t at, Py_ssize_t bytes, sl_ahead* ahead
 ) noexcept nogil:
-    """What is next: `bytes` after these logits, and the gradient of these; NULL where caches hold it all."""
+    """What is next at byte `at` of the logits: those `bytes` further on, and the gradient there; NULL where
+    caches hold it all."""
     if not job.streams:
         return NULL
-    ahead.read = x + bytes
-    ahead.write = grad if job.want & WANT_GRAD else ahead.read
+    ahead.read = <uintptr_t>job.x.data + at + bytes
+    ahead.write = <uintptr_t>job.g.data + at if job.want & WANT_GRAD else ahead.read
     return ahead
 
 
@@ -255,8 +257,7 @@ cdef void tile_exponentials(const Tile* tile, const Columns* columns, real* scra
     column_exponentials(
         <const real*>(scratch + TILE_LOGITS), scratch + TILE_EXPS, tile.lines, <const real*>m,
         columns.compensated,
-        rows_ahead(job, job.x.data + tile.start * row + tile.first * job.x.inner,
-                   job.g.data + tile.start * row + tile.first * job.x.inner, tile.count * row, &ahead))
+        rows_ahead(job, tile.start * row + tile.first * job.x.inner, tile.count * row, &ahead))
 
 
 cdef void tile_quotients(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:

@@ -10,15 +10,15 @@
 
 /* Memory that is to be read and written soon; an address at which there is none does no harm. */
 typedef struct {
-    const char *read, *write;
+    uintptr_t read, write;
 } sl_ahead;
 
 static SL_ALWAYS_INLINE void sl_fetch(sl_ahead *ahead, int bytes) {
     int at;
 #pragma GCC unroll 2
     for (at = 0; at < bytes; at += 64) {
-        __builtin_prefetch(ahead->read + at, 0);
-        __builtin_prefetch(ahead->write + at, 1);
+        __builtin_prefetch((const void *)(ahead->read + at), 0);
+        __builtin_prefetch((const void *)(ahead->write + at), 1);
     }
     ahead->read += bytes;
     ahead->write += bytes;
