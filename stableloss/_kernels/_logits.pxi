@@ -20,7 +20,9 @@ cdef inline real capped(real x, real cap, real* slope) noexcept nogil:
     """cap * tanh(x / cap), and its derivative.
 
     tanh(t) is -expm1(-2t) / (2 + expm1(-2t)) for t >= 0, which loses no digit of a small t, and the
-    derivative 4e / (1 + e)**2 with e = exp(-2t), which loses none of a large one.
+    derivative 4e / (1 + e)**2 with e = exp(-2t), which loses none of a large one. Beside the rounding of
+    x / cap, float64's tanh has 2.50 ulp at t = 0x1.9e048f28d604bp+2, the derivative 4.22 at
+    0x1.8f2f33d560ca2p+1 (of 6 * 10**7); float32 is computed in float64.
     """
     cdef real t = absolute(x / cap)
     cdef real d = -(t + t)

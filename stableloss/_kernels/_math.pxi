@@ -1,5 +1,8 @@
 # The arithmetic of one element, for float32 and float64: exp, log1p, and sums and products with what their
-# rounding lost. Constants and their accuracy are in sl_math.h.
+# rounding lost. Constants and the errors of their fits are in sl_math.h.
+#
+# Bounds are in ulps of the exact result, with fused multiply-add: the largest error found, of all float32
+# arguments where there is one, else of 6 * 10**7 drawn ones, and where.
 
 cimport cython
 cimport numpy as np
@@ -89,13 +92,16 @@ cdef inline real product(real a, real a_lo, real b, real b_lo, real* lo) noexcep
 
 
 cdef inline real reciprocal(real t, real t_lo) noexcept nogil:
-    """1 / (t + t_lo), with one rounding: the quotient corrected by its own residual."""
+    """1 / (t + t_lo), with one rounding: the quotient corrected by its own residual.
+
+    For t + t_lo = 1 + e, 0 <= e <= 1: float32 0.5000 at e = 0x1.fe00fep-18, float64 0.5005 at
+    0x1.85def575bf2p-24."""
     cdef real q = <real>1 / t
     return fma(q, fma(-t, q, <real>1) - t_lo * q, q)
 
 
 cdef inline double row_scale(double weight, double divisor, double total, double total_lo) noexcept nogil:
-    """weight / (divisor * (total + total_lo)), rounded once."""
+    """weight / (divisor * (total + total_lo)), rounded once: 0.5000."""
     cdef double product = divisor * total
     cdef double lo = product_error(divisor, total, product) + divisor * total_lo
     cdef double q = weight / product
@@ -106,7 +112,7 @@ cdef inline double row_scale(double weight, double divisor, double total, double
 
 
 cdef inline real square_of_one_plus(real e) noexcept nogil:
-    """(1 + e)**2 for 0 <= e <= 1, with little more than one rounding."""
+    """(1 + e)**2 for 0 <= e <= 1: float32 1.000 at 0x1.ffffecp-1, float64 0.999 at 0x1.ff19e7b3c19aep-1."""
     return fma(e, e + <real>2, <real>1)
 
 
@@ -169,7 +175,9 @@ cdef inline real exp_tail(real shifted, real r) noexcept nogil:
 
 
 cdef inline real exp_negative(real d) noexcept nogil:
-    """e**d for d <= 0; NaN for NaN; 0 below the smallest normal number."""
+    """e**d for d <= 0; NaN for NaN; 0 below the smallest normal number.
+
+    float32 1.009 at -0x1.b610fp+4, float64 1.035 at -0x1.22f163befc07ap+9."""
     cdef real shifted
     cdef real r = reduced(d, &shifted)
     return 0 if d < exp_min(d) else exp_tail(shifted, r)
@@ -193,7 +201,7 @@ cdef inline real remainder_of(real e, real sum_max, real sum_rest) noexcept nogi
 # ---- logarithms -----------------------------------------------------------------------------------
 
 cdef inline real log1p_unit(real t) noexcept nogil:
-    """log(1 + t) for 0 <= t <= 1; NaN for NaN."""
+    """log(1 + t) for 0 <= t <= 1; NaN for NaN. float32 1.213 at 0x1.fd052p-1."""
     cdef real q
     if real is float:
         q = fma(SL_LOG9_F32, t, SL_LOG8_F32)

@@ -5,8 +5,9 @@
 #define FMA SL_OF(sl_fma)
 #define WIDTH ((int)(SL_VECTOR_BYTES / sizeof(SL_REAL)))
 
-/* Returns a of a finite maximum m = a + b, b = hi + lo, exactly, for the exponentials of x - m; `least` is what
-   x - a counts as at least: there n is so small that the exponent field of 2**n is 0, and with it the result.
+/* Returns a of a finite maximum m = a + b, b = hi + lo, exactly, for the exponentials of x - m; `least` is
+   what x - a counts as at least: there n is so small that the exponent field of 2**n is 0, and with it the
+   result.
 
    Where |m| is large, every x with e**(x - m) > 0 lies within a factor of 2 of m, so that x - m is exact
    (Sterbenz) and all of m goes into a. Below that a is 0, and hi is m rounded to a grid on which
@@ -46,7 +47,12 @@ static SL_ALWAYS_INLINE V SL_OF(sl_expm1_reduced)(V r, V start) {
    (x - (m + n ln 2)), a subtraction of neighbours, and is as good as if x - m were exact.
 
    `compensated` is for losses that take products of exponentials: it carries the rounding errors of the
-   reduced argument and of 1 + r, and leaves little more than the last rounding. */
+   reduced argument and of 1 + r, and leaves little more than the last rounding.
+
+   Largest errors found, in ulps, of 6 * 10**7 pairs each: float32 1.188 at x = -0x1.ec3fcep-3,
+   m = 0x1.0e80ccp-4, compensated 0.690 at x = -0x1.c3e728p+5, m = 0x1.345ea8p-10; float64 1.201 at
+   x = -0x1.24e54c0b389a3p+9, m = 0x1.f97452d3477abp-3, compensated 0.866 at x = -0x1.7140613916676p+9,
+   m = 0x1.2b037616450fcp-5. Below the smallest normal number results have the digits that are left. */
 static SL_ALWAYS_INLINE V SL_OF(sl_exp_shifted)(V x, V a, V b, V hi, V lo, V least, int compensated) {
     V y = SL_OF(sl_max)(least, x - a);
     V shifted = FMA(y - b, ALL(SL_LOG2E), ALL(SL_UNIT_MAGIC));
@@ -66,8 +72,8 @@ static SL_ALWAYS_INLINE V SL_OF(sl_exp_shifted)(V x, V a, V b, V hi, V lo, V lea
     return (1 + SL_OF(sl_expm1_reduced)(r, r)) * power;
 }
 
-/* The lanes of one vector, line by line: `step` apart, up to n. Meanwhile as much memory comes closer that will
-   be read and written next, if that lies out of the caches: in one go it would be waited for. */
+/* The lanes of one vector, line by line: `step` apart, up to n. Meanwhile as much memory comes closer that
+   will be read and written next, if that lies out of the caches: in one go it would be waited for. */
 static SL_ALWAYS_INLINE void SL_OF(sl_exp_lanes)(
         const SL_REAL *x, SL_REAL *e, Py_ssize_t step, Py_ssize_t n,
         V a, V b, V hi, V lo, V least, int compensated, sl_ahead *ahead) {
@@ -89,8 +95,9 @@ static SL_ALWAYS_INLINE void SL_OF(sl_exp_columns)(
     for (j = 0; j < SL_GROUP; j++) a[j] = SL_OF(sl_split)(m[j], &b[j], &hi[j], &lo[j], &least[j]);
     /* so that what belongs to a column stays in registers */
     for (j = 0; j < SL_GROUP; j += WIDTH)
-        SL_OF(sl_exp_lanes)(x + j, e + j, SL_GROUP, lines * SL_GROUP, SL_READ(V, a + j), SL_READ(V, b + j),
-                            SL_READ(V, hi + j), SL_READ(V, lo + j), SL_READ(V, least + j), compensated, ahead);
+        SL_OF(sl_exp_lanes)(x + j, e + j, SL_GROUP, lines * SL_GROUP, SL_READ(V, a + j),
+                            SL_READ(V, b + j), SL_READ(V, hi + j), SL_READ(V, lo + j),
+                            SL_READ(V, least + j), compensated, ahead);
 }
 
 static SL_ALWAYS_INLINE void SL_OF(sl_exp_row)(
@@ -100,8 +107,8 @@ static SL_ALWAYS_INLINE void SL_OF(sl_exp_row)(
                         SL_OF(sl_all)(lo), SL_OF(sl_all)(least), compensated, ahead);
 }
 
-/* e = UNIT * e**(x - m), in place or not: of columns, each with its maximum, or of lines of one row. `ahead` may
-   be NULL. */
+/* e = UNIT * e**(x - m), in place or not: of columns, each with its maximum, or of lines of one row.
+   `ahead` may be NULL. */
 static void SL_OF(sl_column_exponentials)(
         const SL_REAL *x, SL_REAL *e, Py_ssize_t lines, const SL_REAL *m, int compensated,
         sl_ahead *ahead) {

@@ -109,7 +109,8 @@ static inline double sl_pow2_f64(double shifted) {
 #define SL_LOG6_F64 0x1.0dca9f78bef3ap-3            /* 0.13173412883031138 */
 #define SL_LOG7_F64 0x1.1b87db074a261p-3            /* 0.13844271770473696 */
 
-/* log(1 + t) for finite t >= 0; NaN for NaN.
+/* log(1 + t) for finite t >= 0; NaN for NaN. Largest error found of 6 * 10**7 arguments: 0.845 ulp, at
+   0x1.fb94395a313d8p-2.
 
    1 + t = 2**n (1 + f) with f in [-1/4, 1/2]; below 1/2, f is t itself, so that no digit of a
    small t is lost, and above, f takes up the rounding error of 1 + t. log(1 + f) as in fdlibm,
