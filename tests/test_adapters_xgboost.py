@@ -333,6 +333,23 @@ def test_weighted_metrics(reduction, scale):
     np.testing.assert_allclose(metric(loss)(codes, margins, weight[:, 0]), total / divisor, rtol=1e-12)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "batchmean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ignored_labels_of_a_metric(reduction, weighted):
+    """They count as missing ones do, as numbers of any dtype and in either shape."""
+    margins, labels, weight = label_sets()
+    given = {"sample_weight": weight[:, 0]} if weighted else {}
+    expected = metric(sl.SigmoidBCE(reduction=reduction))(labels, margins, **given)
+    codes = np.nan_to_num(labels, nan=-1)
+    ignoring = metric(sl.SigmoidBCE(reduction=reduction, ignore_index=-1))
+    for own in (codes, codes.astype(np.float32).ravel(), codes.astype(np.int8)):
+        assert ignoring(own, margins, **given) == pytest.approx(expected, rel=1e-14)
+    two = np.where(codes == -1, np.where(np.arange(60)[:, np.newaxis] % 2, -1, 7), codes)
+    ignoring = metric(sl.SigmoidBCE(reduction=reduction, ignore_index=(-1, 7)))
+    assert ignoring(two, margins, **given) == pytest.approx(expected, rel=1e-14)
+    assert ignoring(np.full_like(codes, 7), margins, **given) == 0
+
+
 def test_no_rows():
     """As XGBoost calls them on a worker that has none, whatever the number of classes."""
     none = np.zeros(0, np.float32)

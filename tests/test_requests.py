@@ -1,5 +1,7 @@
 """What users of other libraries bring: weights of any scale and sign, rounded targets, masks of 0 and 1."""
 
+import contextlib
+
 import bits
 import mpmath
 import numpy as np
@@ -10,6 +12,14 @@ import stableloss as sl
 LOSSES = [getattr(sl, stem) for stem in bits.LOSSES]
 ROWWISE = [loss for loss in LOSSES if loss._rowwise]
 DTYPES = [np.float32, np.float64]
+# relative distance of 1 from the next number
+EPS = {np.dtype(dtype): float(np.finfo(dtype).eps) for dtype in (np.float16, *DTYPES)}
+HALF = [np.dtype(np.float16)]
+with contextlib.suppress(ImportError):
+    import ml_dtypes
+
+    HALF.append(np.dtype(ml_dtypes.bfloat16))
+    EPS[HALF[1]] = 2.0**-7
 Z = np.array([[1.0, 0.0], [0.0, 2.0], [-1.5, 0.25]])
 LABELS = np.array([0, 1, 1])
 ONE_HOT = np.eye(2)[LABELS]
@@ -197,10 +207,10 @@ def test_policy_gradient_of_a_confident_row():
 # ---- bounds ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float16, *DTYPES])
+@pytest.mark.parametrize("dtype", [*HALF, *DTYPES], ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("loss", [sl.sigmoid_bce, sl.sigmoid_mse, sl.SigmoidBCE(focal_gamma=2.0)])
 def test_a_target_just_over_its_bound_is_the_bound(loss, dtype):
-    eps = float(np.finfo(dtype).eps)
+    eps = EPS[np.dtype(dtype)]
     z = np.linspace(-2, 2, 4).astype(dtype)
     over = np.array([1 + 16 * eps, -16 * eps, 1 + eps, 0.5], dtype)
     bound = np.array([1, 0, 1, 0.5], dtype)
@@ -212,12 +222,16 @@ def test_a_target_just_over_its_bound_is_the_bound(loss, dtype):
     for bad in (1 + 18 * eps, -17 * eps):
         with pytest.raises(ValueError, match="target at 1 is"):
             loss(z, np.array([1 + eps, bad, 0, 0], dtype))
+    # it is the targets' own rounding that counts
+    double = np.array([1 + 1e-13, 0.0, 1.0, 0.5])
+    with pytest.raises(ValueError, match="target at 0 is"):
+        loss(z, double)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*HALF, *DTYPES], ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("loss", [sl.softmax_ce, sl.softmax_mse])
 def test_a_probability_just_below_0_is_0(loss, dtype):
-    t = np.array([[1, -np.finfo(dtype).eps], [0, 3]], dtype)
+    t = np.array([[1, -EPS[np.dtype(dtype)]], [0, 3]], dtype)
     got, want = (
         loss.value_and_grad(Z[:2].astype(dtype), t),
         loss.value_and_grad(Z[:2].astype(dtype), t.clip(0)),
@@ -409,12 +423,13 @@ def test_masks_of_0_and_1(dtype):
 # ---- wider outputs of half precision --------------------------------------------------------------
 
 
+@pytest.mark.parametrize("half", HALF, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [4, 200, 5000])
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-def test_a_wider_gradient_of_half_precision(loss, k, dtype):
+def test_a_wider_gradient_of_half_precision(loss, k, dtype, half):
     rng = np.random.default_rng(9)
-    z = rng.normal(size=(3, k)).astype(np.float16)
+    z = rng.normal(size=(3, k)).astype(half)
     y = rng.integers(0, 2, z.shape if not loss._rowwise else 3)
     for targets in [y] if not loss._rowwise else [y, np.eye(k)[y]]:
         out = np.empty((k, 3), dtype).T

@@ -24,6 +24,7 @@ import thinc.loss
 from thinc.config import registry
 
 from stableloss import losses
+from stableloss.adapters._arguments import unmasked
 
 __all__ = ["CategoricalCrossentropy", "Loss", "SequenceCategoricalCrossentropy"]
 
@@ -171,6 +172,7 @@ class CategoricalCrossentropy(Loss, thinc.loss.CategoricalCrossentropy):
             guesses - truths, divided by the number of rows where `normalize` is set.
         loss : float
         """
+        unmasked(truths, "truths", "truths.filled(missing_value), with that missing_value")
         # thinc's own multiplies an array of truths by a mask in place
         own = truths.copy() if isinstance(truths, np.ndarray) else truths
         grad = thinc.loss.CategoricalCrossentropy.get_grad(self, guesses, own)
