@@ -1,6 +1,8 @@
 """What users of other libraries bring: weights of any scale and sign, rounded targets, masks of 0 and 1."""
 
 import contextlib
+import re
+from fractions import Fraction
 
 import bits
 import mpmath
@@ -493,7 +495,13 @@ def test_axes_that_are_none(axis):
         (np.array(["a", "b", "c"]), r"strings such as .*np.unique\(targets, return_inverse=True\)\[1\]"),
         (np.array(["a", "b", "c"], object), r"strings such as 'a'"),
         ({0: 1}, r"targets is a dict, not an array: pass \[targets\[c\] for c in range\(1\)\]"),
-        (np.array([1, 0, None], object), r"\(of NoneType, int\): pass np.asarray\(targets, float\)"),
+        (
+            np.array([1, 0, None], object),
+            r"\(of NoneType, int\): pass np.asarray\(targets, float\), with mask=",
+        ),
+        (None, "^targets is None, not an array$"),
+        ({0, 1, 2}, "^targets is a set, which has no order: pass a list$"),
+        (np.zeros(3, "M8[s]"), r"must hold real numbers, not dtype datetime64\[s\]$"),
         (np.array([1j, 0, 0]), "must hold real numbers, not dtype complex128"),
     ],
 )
@@ -548,13 +556,177 @@ def test_a_series_of_weights_has_its_classes_in_order(option):
 
 def test_shapes_that_a_line_mends():
     z = np.zeros((5, 3))
-    with pytest.raises(ValueError, match=r"\(1, 5\).*for class indices pass targets.reshape\(\(5,\)\)"):
+    with pytest.raises(ValueError, match=r"\(1, 5\).*for class indices pass np.reshape\(targets, \(5,\)\)"):
         sl.softmax_ce(z, np.zeros((1, 5), int))
-    with pytest.raises(ValueError, match=r"\(5,\).*pass targets.reshape\(\(1, 5\)\)"):
+    with pytest.raises(ValueError, match=r"\(5,\).*pass np.reshape\(targets, \(1, 5\)\)"):
         sl.sigmoid_bce(np.zeros((1, 5)), np.zeros(5))
     with pytest.raises(ValueError, match=r"pass np.full\(\(5, 3\), targets\)"):
         sl.sigmoid_bce(z, 1.0)
-    with pytest.raises(ValueError, match=r"target at 1 is -1.*passed as \(targets \+ 1\) / 2"):
+    with pytest.raises(ValueError, match=r"target at 1 is -1.*passed as \(np.asarray\(targets\) \+ 1\) / 2"):
         sl.sigmoid_bce(z[:, 0], [1, -1, 1, 1, -1])
-    with pytest.raises(ValueError, match=r"class index at 1 is -1.*passed as \(targets \+ 1\) // 2"):
+    with pytest.raises(
+        ValueError, match=r"class index at 1 is -1.*passed as \(np.asarray\(targets\) \+ 1\) // 2"
+    ):
         sl.softmax_ce(z[:, :2], [1, -1, 1, 1, -1])
+
+
+# ---- what is brought in another form: the message's own words mend the call ------------------------
+
+
+def brought():
+    """Argument, what it is given as, and the plain array that is meant."""
+    soft = np.array([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    labels, weight = np.array([2, 0, 1]), np.array([1.0, 2.0, 3.0])
+    for name, array in (("logits", soft), ("targets", soft), ("targets", labels), ("sample_weight", weight)):
+        rows = array.tolist()
+        yield name, (row for row in rows), array
+        yield name, map(list if array.ndim > 1 else float, rows), array
+        yield name, dict(enumerate(rows)), array
+        yield name, dict(enumerate(rows)).values(), array
+        yield name, array.astype(object), array
+        yield name, [*array.astype(object).tolist()[:-1], np.array(rows[-1], object)], array
+        yield name, [[Fraction(x) for x in row] for row in rows] if array.ndim > 1 else rows, array
+        yield name, array.astype(str), array
+        yield name, array.astype(bytes), array
+    of_rows = np.empty(3, object)
+    for i, row in enumerate(soft):
+        of_rows[i] = row
+    yield "logits", of_rows, soft
+    yield "targets", np.array(["dog", "ant", "cat"]), labels
+    yield "targets", ["dog", "ant", "cat"], labels
+    yield "targets", np.array(["dog", 1, "cat"], object), labels
+    yield "targets", labels[:, None], labels
+    yield "targets", labels[None].tolist(), labels
+    yield "targets", labels + 1, labels
+    yield "targets", (labels + 1).tolist(), labels
+    yield "targets", 1, np.full(3, 1)
+    yield "sample_weight", weight[:, None], weight
+    yield "sample_weight", weight[None].tolist(), weight
+    yield "sample_weight", 2.0, np.full(3, 2.0)
+    yield "sample_weight", [1.0, None, 3.0], [1, 0, 3]
+    yield "mask", [[1], [0], [1]], [True, False, True]
+    yield "mask", [2, 0, 1], [True, False, True]
+    yield "mask", [True, None, True], [True, False, True]
+    yield "mask", np.array([True, False, True], object), [True, False, True]
+
+
+def mended(loss, name, given, arguments):
+    """The result with what the refusal says to pass, or without a refusal."""
+    arguments = {**arguments, name: given}
+    try:
+        return loss(**arguments)
+    except (TypeError, ValueError) as refusal:
+        message = str(refusal)
+    assert name in message
+    instead = re.search(r"pass(?:ed as)? (?:mask=)?(.*)$", message)[1]
+    instead, _, mask = instead.partition(", with mask=")
+    known = {"np": np, name: given}
+    arguments[name] = eval(instead, known)
+    return loss(**arguments, **({"mask": eval(mask, known)} if mask else {}))
+
+
+@pytest.mark.parametrize(("name", "given", "meant"), list(brought()))
+def test_the_message_mends_the_call(name, given, meant):
+    arguments = {
+        "logits": np.array([[1.0, 0.0, 2.0], [0.5, 0.25, 0.0], [3.0, 1.0, 1.0]]),
+        "targets": [0, 2, 1],
+    }
+    expected = sl.softmax_ce(**{**arguments, name: meant})
+    assert mended(sl.softmax_ce, name, given, arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (np.array([[1, -1], [-1, -1]]), [[1, 0], [0, 0]]),
+        ([[1.0, -1.0], [-1.0, 1.0]], [[1, 0], [0, 1]]),
+        (np.array([[0, 255], [255, 0]], np.uint8), [[0, 1], [1, 0]]),
+        (np.array([[True, False], [False, True]], object), [[1, 0], [0, 1]]),
+        (0.25, np.full((2, 2), 0.25)),
+        ([[[1], [0]], [[0], [0]]], [[1, 0], [0, 0]]),
+        ([[1, None], [0, 1]], [[1, 0], [0, 1]]),
+    ],
+)
+def test_the_message_mends_targets_of_sigmoids(given, meant):
+    arguments = {"logits": np.array([[1.0, -2.0], [0.5, 3.0]]), "targets": None}
+    missing = {"mask": [[True, False], [True, True]]} if "None" in str(given) else {}
+    expected = sl.sigmoid_bce(**{**arguments, "targets": meant}, **missing)
+    assert mended(sl.sigmoid_bce, "targets", given, arguments) == expected
+
+
+def test_labels_of_classes_for_sigmoids():
+    with pytest.raises(ValueError, match=r"pass np.eye\(2\)\[targets\], or take a softmax loss$"):
+        sl.sigmoid_bce(np.zeros((3, 2)), [0, 1, 1])
+
+
+def test_rows_of_different_lengths():
+    with pytest.raises(
+        ValueError, match=r"^the rows of targets have different lengths, such as 1 and 3: pad"
+    ):
+        sl.softmax_ce(np.zeros((2, 3)), [[1], [0, 2, 1]])
+    with pytest.raises(ValueError, match=r"^the rows of logits have different lengths, such as 0 and 2: pad"):
+        sl.sigmoid_bce([[1.0, 2.0], []], [[1, 0], []])
+
+
+def test_missing_targets():
+    with pytest.raises(
+        ValueError, match=r"class index at 1 is nan.*; what has no target is left out with mask="
+    ):
+        sl.softmax_ce(Z, [0, np.nan, 1])
+    with pytest.raises(
+        ValueError, match=r"target at \(1, 0\) is nan.*; what has no target is left out with mask="
+    ):
+        sl.sigmoid_bce(Z, [[0, 1], [np.nan, 1], [0, 0]])
+
+
+def test_balanced_class_weights():
+    with pytest.raises(TypeError, match=r"strings such as 'balanced': pass .*, of k classes") as refusal:
+        sl.SoftmaxCE(class_weight="balanced")
+    expression = re.search(r"pass (.*), of k", str(refusal.value))[1]
+    weight = eval(expression, {"np": np, "y": [0, 0, 1, 2], "k": 3})
+    np.testing.assert_allclose(sl.SoftmaxCE(class_weight=weight).class_weight, [2 / 3, 4 / 3, 4 / 3])
+
+
+def test_tables_with_missing_numbers_and_names():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [0.5, 0.0]})
+    expected = sl.softmax_ce(frame, [0, 1])
+    of_names = frame.assign(name=["x", "y"])
+    nullable = frame.astype("Float64")
+    for given in (of_names, nullable, frame.astype(object)):
+        assert mended(sl.softmax_ce, "logits", given, {"targets": [0, 1]}) == expected
+    nullable.loc[1, "a"] = pd.NA
+    assert mended(sl.softmax_ce, "logits", nullable, {"targets": [0, 1]}) == sl.softmax_ce([[1, 0.5]], [0])
+    labels = pd.Series(["x", "y"], dtype="category")
+    assert mended(sl.softmax_ce, "targets", labels, {"logits": frame}) == expected
+    some = pd.Series([True, None], dtype="boolean")
+    assert mended(sl.softmax_ce, "mask", some, {"logits": frame, "targets": [0, 1]}) == sl.softmax_ce(
+        frame[:1], [0]
+    )
+
+
+def test_polars():
+    pl = pytest.importorskip("polars")
+    z = np.array([0.5, -1.0, 2.0])
+    assert sl.sigmoid_bce(pl.Series(z), pl.Series([True, False, True])) == sl.sigmoid_bce(z, [1, 0, 1])
+    partly = pl.Series([True, None, False])
+    assert mended(sl.sigmoid_bce, "targets", partly, {"logits": z}) == sl.sigmoid_bce(z[[0, 2]], [1, 0])
+    names = pl.Series(["b", "a"], dtype=pl.Categorical)
+    assert mended(sl.softmax_ce, "targets", names, {"logits": Z[:2]}) == sl.softmax_ce(Z[:2], [1, 0])
+
+
+def test_sparse_rows():
+    sparse = pytest.importorskip("scipy.sparse")
+    rows = [sparse.csr_array(np.eye(2)[i : i + 1]) for i in (0, 1, 1)]
+    assert mended(sl.softmax_ce, "targets", rows, {"logits": Z}) == sl.softmax_ce(Z, LABELS)
+
+
+def test_tensors_that_numpy_does_not_read():
+    torch = pytest.importorskip("torch")
+    z = torch.tensor(Z)
+    assert sl.softmax_ce(z, torch.tensor(LABELS)) == sl.softmax_ce(Z, LABELS)
+    for given in (z.requires_grad_(), z.detach().bfloat16()):
+        with pytest.raises(
+            TypeError, match=r"^logits is a Tensor, of which numpy makes no array: .*adapters.torch"
+        ):
+            sl.softmax_ce(given, LABELS)
