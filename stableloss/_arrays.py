@@ -101,7 +101,7 @@ def _uneven(value: Any, name: str) -> str | None:
 
 
 def refuse_dtype(value: Any, array: np.ndarray, name: str) -> NoReturn:
-    if value is None:
+    if not array.ndim and array.item() is None:
         raise TypeError(f"{name} is None, not an array")
     demand = f"{name} must hold real numbers, not dtype {array.dtype}"
     items = list(array.flat) if array.dtype.kind == "O" else []
@@ -118,14 +118,14 @@ def refuse_dtype(value: Any, array: np.ndarray, name: str) -> NoReturn:
 
 
 def _instead_of_strings(value: Any, array: np.ndarray, items: list[Any], name: str) -> str:
-    if isinstance(value, str):
-        count = ": pass len(y) / (k * np.bincount(y)), of k classes"
-        return count if value == "balanced" and name == "class_weight" else ""
     if _as_floats(array) is not None:
         return f": pass np.asarray({name}, float)"
+    if not array.ndim:
+        count = ": pass len(y) / (k * np.bincount(y)), of k classes"
+        return count if array.item() == "balanced" and name == "class_weight" else ""
     if hasattr(value, "select_dtypes"):
         return f': pass {name}.select_dtypes("number")'
-    if name != "targets":
+    if name not in ("targets", "labels"):
         return ""
     mixed = any(not isinstance(item, (str, bytes)) for item in items)
     labels = f"np.asarray({name}, str)" if mixed else name
@@ -134,7 +134,8 @@ def _instead_of_strings(value: Any, array: np.ndarray, items: list[Any], name: s
 
 def _instead_of_objects(value: Any, array: np.ndarray, items: list[Any], name: str) -> str:
     if hasattr(value, "notna") and hasattr(value, "to_numpy"):
-        if not value.notna().to_numpy().all():
+        present = value.notna().to_numpy()
+        if np.count_nonzero(present) < present.size:
             rows = ".all(axis=1)" if array.ndim > 1 else ""
             return f": pass {name}.to_numpy(float, na_value=0), with mask={name}.notna(){rows}"
     elif hasattr(value, "is_null") and hasattr(value, "fill_null"):
@@ -145,6 +146,8 @@ def _instead_of_objects(value: Any, array: np.ndarray, items: list[Any], name: s
             return f": pass {floats}"
         if name == "sample_weight":
             return f": pass np.nan_to_num({floats})"
+        if name == "labels":  # of boosters, where NaN is missing
+            return f": pass {floats}"
         return f": pass {floats}, with mask=~np.isnan({floats})" if name == "targets" else ""
     if items and all(hasattr(item, "toarray") for item in items):
         return f": pass np.vstack([row.toarray() for row in {name}])"
@@ -380,13 +383,14 @@ def refuse_value(array: np.ndarray, place: tuple[int, ...], name: str, demand: s
     where = f" at {place[0] if len(place) == 1 else place}" if place else ""
     value = array[place]
     hint = ""
-    if name in ("class index", "target", "target probability"):
-        if value != value:
-            hint = "; what has no target is left out with mask="
-        elif name == "class index" and f"({value:.0f} classes)" in demand and as_numbers(array).min() == 1:
+    # no reduction but count_nonzero, as above
+    if name in ("class index", "target", "target probability") and value != value:
+        hint = "; what has no target is left out with mask="
+    elif name == "class index" and f"({value:.0f} classes)" in demand:
+        if not np.count_nonzero(as_numbers(array) < 1):
             hint = "; labels that count from 1 are passed as np.asarray(targets) - 1"
-        elif name == "target" and value == 255 and np.isin(array, (0, 255)).all():
-            hint = "; pixels of 0 and 255 are passed as np.asarray(targets) / 255"
+    elif name == "target" and value == 255 and np.count_nonzero(array % 255 == 0) == array.size:
+        hint = "; pixels of 0 and 255 are passed as np.asarray(targets) / 255"
     raise ValueError(f"{name}{where} is {value}, {demand}{hint}")
 
 

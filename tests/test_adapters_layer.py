@@ -342,6 +342,7 @@ def test_a_failed_forward_leaves_no_gradient(cls):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
+        ((sl.LinearLoss(sl.softmax_ce),), {}, TypeError, "such as softmax_ce, not LinearLoss"),
         ((sl.SoftmaxCE,), {}, TypeError, r"loss is the class SoftmaxCE, not an object of it: SoftmaxCE\(\)"),
         (("softmax_ce",), {}, TypeError, "loss must be a loss object such as softmax_ce, not str"),
         (
@@ -475,6 +476,15 @@ def test_target_first(stem):
         got = getattr(swapped, name)(ONE_HOT, LOGITS)
         np.testing.assert_array_equal(got, getattr(plain, name)(LOGITS, ONE_HOT))
     np.testing.assert_array_equal(swapped.derivative(), plain.derivative())
+
+
+def test_target_first_in_the_wrong_order():
+    criterion = LossObject(sl.softmax_ce, target_first=True)
+    for call in (criterion, criterion.loss, criterion.grad, criterion.acc):
+        with pytest.raises(
+            ValueError, match=r"shape \(4, 3\) and the second \(4,\), but with target_first=True"
+        ):
+            call(LOGITS, np.zeros(4, int))
 
 
 def test_accuracy():

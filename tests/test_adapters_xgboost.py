@@ -23,6 +23,7 @@ from boosting import (
     two_classes,
     weights,
 )
+from scipy import sparse
 from sklearn.datasets import load_breast_cancer, load_digits
 
 import stableloss as sl
@@ -457,6 +458,51 @@ def test_a_sigmoid_loss_needs_a_label_per_margin():
             ValueError, match=r"a label for each margin, of shape \(3, 2\).*take a softmax loss"
         ):
             objective(sl.sigmoid_bce)(labels, np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "^labels is None, not an array"),
+        (
+            np.array(["a", "b"]),
+            r"strings such as 'a': for class indices pass np.unique\(labels, return_inverse",
+        ),
+        (np.array([0, None], object), r"\(of NoneType, int\): pass np.asarray\(labels, float\)$"),
+        ({0: 1, 1: 0}, r"labels is a dict, not an array: pass \[labels\[c\] for c in range\(2\)\]"),
+        (sparse.csr_array(np.eye(2)), r"labels is a sparse csr_array: pass labels.toarray\(\)"),
+        (iter([0, 1]), r"labels is a list_iterator, not an array: pass list\(labels\)"),
+    ],
+)
+def test_labels_that_are_not_numbers(labels, message):
+    for call in (objective(sl.softmax_ce), metric(sl.softmax_ce)):
+        with pytest.raises(TypeError, match=message):
+            call(labels, np.zeros((2, 2)))
+    # what holds None is missing once it is a number
+    grad, _ = objective(sl.softmax_ce)(np.asarray([0, None], float), np.zeros((2, 2)))
+    np.testing.assert_array_equal(grad, [[-0.5, 0.5], [0, 0]])
+
+
+def test_weights_that_are_not_numbers():
+    for call in (objective(sl.softmax_ce), metric(sl.softmax_ce)):
+        with pytest.raises(TypeError, match="sample_weight must hold real numbers, not dtype <U1 of strings"):
+            call([0, 1], np.zeros((2, 2)), ["a", "b"])
+        with pytest.raises(
+            ValueError, match=r"sample_weight has shape \(\).*pass np.full\(\(2,\), sample_weight\)"
+        ):
+            call([0, 1], np.zeros((2, 2)), 2.0)
+
+
+@pytest.mark.parametrize("given", [sl.SoftmaxCE, "softmax_ce", None, sl.LinearLoss(sl.softmax_ce)])
+def test_what_is_no_loss_object(given):
+    for function in (objective, metric):
+        with pytest.raises(TypeError, match=r"loss (is the class|must be a loss object)"):
+            function(given)
+
+
+def test_sparse_labels_of_a_classifier():
+    with pytest.raises(TypeError, match=r"^y is a sparse csr_array: pass y.toarray\(\)$"):
+        StableXGBClassifier().fit(np.zeros((2, 2)), sparse.csr_array(np.eye(2)))
 
 
 def test_refused():

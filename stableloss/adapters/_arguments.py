@@ -9,8 +9,17 @@ from typing import Any
 import numpy as np
 
 from stableloss._arrays import holds_mask
+from stableloss.linear import LinearLoss
 
-__all__ = ["explained", "unmasked"]
+__all__ = ["explained", "require_loss", "unmasked"]
+
+
+def require_loss(loss: Any) -> None:
+    """Refuse what is no loss object: a class, a name, or a loss of hidden values."""
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__}, not an object of it: {loss.__name__}()")
+    if not hasattr(loss, "value_and_grad") or isinstance(loss, LinearLoss):
+        raise TypeError(f"loss must be a loss object such as softmax_ce, not {type(loss).__name__}")
 
 
 def unmasked(value: Any, name: str, instead: str) -> Any:

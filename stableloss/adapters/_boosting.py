@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 import stableloss as sl
-from stableloss.adapters._arguments import unmasked
+from stableloss._arrays import real_array
+from stableloss.adapters._arguments import require_loss, unmasked
 
 # Of a library's own objectives (XGBoost's up to 3.2): by what the softmax of k classes multiplies
 # p (1 - p), and the least Hessian of a row of weight 1.
@@ -81,6 +82,7 @@ def objective(loss: Any, hessian: str = "exact") -> Callable[..., tuple[np.ndarr
            [ 0.5, -0.5],
            [ 0. ,  0. ]], dtype=float32)
     """
+    require_loss(loss)
     names = ("exact", *CONVENTIONS)
     if hessian not in names:
         raise ValueError(f"hessian is {hessian!r}, not one of {', '.join(names)}")
@@ -91,6 +93,7 @@ def objective(loss: Any, hessian: str = "exact") -> Callable[..., tuple[np.ndarr
 
 def metric(function: Callable[..., Any], loss: Any) -> Callable[..., Any]:
     """Metric from a loss and from the function that a library's adapter evaluates it by."""
+    require_loss(loss)
     if loss.reduction == "none":
         raise ValueError(f"a metric is one number: {loss!r} needs reduction='mean' or 'sum'")
     return functools.partial(function, loss)
@@ -118,10 +121,12 @@ def default_loss(exclusive: bool) -> Any:
     return sl.softmax_ce if exclusive else sl.sigmoid_bce
 
 
-def require_no_masks(X: Any, y: Any, sample_weight: Any) -> None:
+def require_plain(X: Any, y: Any, sample_weight: Any) -> None:
     """What a classifier is fitted to; the libraries take NaN in X for a missing value."""
     unmasked(X, "X", "X.filled(np.nan)")
     unmasked(y, "y", "the rows of X and y whose label is not masked")
+    if hasattr(y, "toarray"):
+        raise TypeError(f"y is a sparse {type(y).__name__}: pass y.toarray()")
     unmasked(sample_weight, "sample_weight", "sample_weight.filled(0)")
 
 
@@ -240,7 +245,7 @@ def _arguments(
         margins, labels, sample_weight = first, second.get_label(), second.get_weight()
     else:
         labels, margins = first, second
-    labels = np.asarray(unmasked(labels, "labels", "labels.filled(np.nan)"))
+    labels = real_array(unmasked(labels, "labels", "labels.filled(np.nan)"), "labels")
     margins = np.asarray(unmasked(margins, "margins", "np.ma.getdata(margins)"))
     if margins.ndim == 1:
         margins = margins[:, np.newaxis]
@@ -251,9 +256,12 @@ def _arguments(
         missing = np.isnan(targets)
         if missing.any():
             counts = ~(missing.any(axis=1) if is_softmax(loss) and targets.ndim == 2 else missing)
-    if sample_weight is None or len(sample_weight) == 0:
+    if sample_weight is None:
         return margins, targets, None, counts
-    weight = np.asarray(unmasked(sample_weight, "sample_weight", "sample_weight.filled(0)"), np.float64)
+    unmasked(sample_weight, "sample_weight", "sample_weight.filled(0)")
+    weight = real_array(sample_weight, "sample_weight").astype(np.float64, copy=False)
+    if not weight.size:  # what a data set without weights has
+        return margins, targets, None, counts
     if not is_softmax(loss) and weight.size == margins.size:
         weight = weight.reshape(margins.shape)
     return margins, targets, weight, counts

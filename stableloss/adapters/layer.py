@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stableloss.adapters._arguments import unmasked
+from stableloss.adapters._arguments import require_loss, unmasked
 
 __all__ = ["LossLayer", "LossObject"]
 
@@ -70,10 +70,7 @@ class _Criterion:
     _call: _Call | None = None
 
     def __init__(self, loss: Any, grad_reduction: str | None) -> None:
-        if isinstance(loss, type):
-            raise TypeError(f"loss is the class {loss.__name__}, not an object of it: {loss.__name__}()")
-        if not hasattr(loss, "value_and_grad"):
-            raise TypeError(f"loss must be a loss object such as softmax_ce, not {type(loss).__name__}")
+        require_loss(loss)
         if grad_reduction not in (None, "sum", *_MEANS):
             raise ValueError(f"grad_reduction is {grad_reduction!r}, not one of mean, sum, batchmean")
         self._function = self._of_grad = loss
@@ -320,7 +317,14 @@ class LossObject(_Criterion):
         self._target_first = target_first
 
     def _ordered(self, first: Any, second: Any) -> tuple[Any, Any]:
-        return (second, first) if self._target_first else (first, second)
+        if not self._target_first:
+            return first, second
+        if np.ndim(first) > np.ndim(second):
+            raise ValueError(
+                f"the first argument has shape {np.shape(first)} and the second {np.shape(second)}, but with "
+                "target_first=True the targets come first"
+            )
+        return second, first
 
     def loss(self, first: Any, second: Any, **options: Any) -> Any:
         """The loss alone.

@@ -24,7 +24,7 @@ import thinc.loss
 from thinc.config import registry
 
 from stableloss import losses
-from stableloss.adapters._arguments import unmasked
+from stableloss.adapters._arguments import require_loss, unmasked
 
 __all__ = ["CategoricalCrossentropy", "Loss", "SequenceCategoricalCrossentropy"]
 
@@ -63,6 +63,7 @@ class Loss(thinc.loss.Loss):
     """
 
     def __init__(self, loss: Any) -> None:
+        require_loss(loss)
         self.loss = loss
 
     def __call__(self, guesses: Any, truths: Any) -> tuple[Any, Any]:
