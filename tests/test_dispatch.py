@@ -161,7 +161,7 @@ def test_damaged_kernels_say_what_is_wrong(tmp_path):
 # ---- frozen applications -------------------------------------------------------------------------
 
 
-@pytest.mark.exhaustive
+@pytest.mark.deployed
 def test_frozen_application(tmp_path):
     """PyInstaller, without options, finds the kernels of every level."""
     pytest.importorskip("PyInstaller")
