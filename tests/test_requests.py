@@ -176,6 +176,45 @@ def test_negative_sample_weights(loss, reduction, dtype):
     assert_close(signed, hess.astype(float) * advantage[:, None], dtype)
 
 
+@pytest.mark.parametrize("n", [3, 40, 300_000])
+@pytest.mark.parametrize("weight", [None, 0.25, 1e6])
+@pytest.mark.parametrize("reduction", ["mean", "batchmean"])
+def test_a_mean_whose_sum_overflows(reduction, weight, n):
+    kwargs = {} if weight is None else {"sample_weight": np.full(n, weight)}
+    # batchmean does not divide by the weights
+    exact = 1e308 if reduction == "mean" or weight is None else 1e308 * weight
+    z = np.tile([0.0, 1e308], (n, 1))
+    loss = sl.SoftmaxCE(reduction=reduction)
+    value, grad = loss.value_and_grad(z, np.zeros(n, int), out=z.copy(), **kwargs)
+    assert value == pytest.approx(exact, rel=4e-16)
+    assert np.isfinite(grad).all() and (grad[:, 0] < 0).all()
+    assert loss(z, np.tile([1.0, 0.0], (n, 1)), **kwargs) == pytest.approx(exact, rel=4e-16)
+    z = np.full((n, 1), -1e308)
+    loss = sl.SigmoidBCE(reduction=reduction)
+    if weight is not None:
+        # its mean divides by the number of elements
+        exact = 1e308 * weight
+        kwargs = {"sample_weight": np.full((n, 1), weight)}
+    assert loss.value_and_grad(z, np.ones((n, 1)), out=z, **kwargs)[0] == pytest.approx(exact, rel=4e-16)
+    # of a part that overflows and one that does not, and of losses that are infinite
+    z = np.concatenate([np.full(n, -1e308), [-1.0]])
+    assert sl.sigmoid_bce(z, np.ones(n + 1)) == pytest.approx(1e308 / (n + 1) * n, rel=4e-16)
+    z[-1] = -np.inf
+    assert sl.sigmoid_bce(z, np.ones(n + 1)) == np.inf
+    assert sl.SigmoidBCE(reduction="sum")(z[:-1], np.ones(n)) == np.inf
+
+
+@pytest.mark.parametrize("n", [7, 100_000])
+def test_weights_far_from_1_of_any_number_of_rows(n):
+    # the largest exponent may lie in any block
+    z, y = np.tile([[0.5, -0.25, 2.0]], (n, 1)), np.zeros(n, int)
+    exact = sl.softmax_ce(z[:1], y[:1])
+    for place in (0, n // 2, n - 1):
+        weight = np.full(n, 1e-320)
+        weight[place] = 1e300
+        assert sl.softmax_ce(z, y, sample_weight=weight) == pytest.approx(exact, rel=1e-15)
+
+
 @pytest.mark.parametrize("weight", [[1.0, -1.0, 0.0], [1.0, -2.0, 0.5], [-1e300, 1e299, 0.0]])
 @pytest.mark.parametrize("loss", [sl.softmax_ce, sl.softmax_mse])
 def test_a_mean_needs_a_positive_total(loss, weight):

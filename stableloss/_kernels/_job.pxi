@@ -29,7 +29,7 @@ cdef struct Job:
     bint masked             # is mask bound?
     bint ignoring           # may a row's target be the ignored index?
     bint any_weight         # may a row's weight differ from 1?
-    bint extreme            # are weights or the divisor so far from 1 that products with them leave float64's range?
+    bint extreme            # are weights or divisor so far from 1 that products with them leave float64?
     bint signed_            # may a weight be negative?
     int exponent            # of the power of two by which weights and divisor are divided, where extreme
     bint hard               # targets are class indices
@@ -60,7 +60,8 @@ cdef struct Kernel:
 @cython.final
 @cython.auto_pickle(False)
 cdef class LossKernel:
-    """The kernel of a loss, as an object that its class finds by the stem; `loss_kernel` alone makes usable ones."""
+    """The kernel of a loss, as an object that its class finds by the stem; `loss_kernel` alone makes usable
+    ones."""
 
     cdef Kernel functions
     cdef readonly bint rowwise      # has it a loss for each row, or for each element?

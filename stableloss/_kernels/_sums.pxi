@@ -12,22 +12,57 @@ cdef extern from "sl_sizes.h":
     enum: CHUNK "SL_CHUNK"
 
 
+cdef double FAR = 2.0**-128     # what a sum that float64 does not hold is multiplied by: it is to be divided
+
+
 cdef struct Sum:
-    # An unevaluated hi + lo. Block sums are added in block order, whatever thread made them.
+    # An unevaluated hi + lo, times FAR where `far`. Block sums are added in block order, whatever thread
+    # made them.
     double hi
     double lo
+    bint far
 
 
-cdef inline void add(Sum* total, double value) noexcept nogil:
+cdef inline void clear_sum(Sum* total) noexcept nogil:
+    total.hi = total.lo = 0
+    total.far = False
+
+
+cdef void add_far(Sum* total, double value) noexcept nogil:
+    """Add value / FAR."""
     cdef double lo
+    if not total.far:
+        total.hi *= FAR
+        total.lo *= FAR
+        total.far = True
     total.hi = two_sum(total.hi, value, &lo)
     total.lo += lo
 
 
-cdef inline double evaluate(const Sum* total) noexcept nogil:
+cdef inline void add(Sum* total, double value, double value_lo) noexcept nogil:
+    cdef double lo
+    cdef double s = two_sum(total.hi, value, &lo)
+    if total.far or not SL_ISFINITE(s):
+        add_far(total, value * FAR)
+        return
+    total.hi = s
+    total.lo += lo + value_lo
+
+
+cdef inline void add_sum(Sum* total, const Sum* part) noexcept nogil:
+    if part.far:
+        add_far(total, part.hi)
+        total.lo += part.lo
+    else:
+        add(total, part.hi, 0)
+        total.lo += part.lo * FAR if total.far else part.lo
+
+
+cdef inline double quotient(const Sum* total, double divisor) noexcept nogil:
     cdef double s = total.hi + total.lo
     # the error term of an infinite sum is inf - inf
-    return s if SL_ISFINITE(s) else total.hi
+    s = (s if SL_ISFINITE(s) else total.hi) / divisor
+    return s / FAR if total.far else s
 
 
 # ---- terms ----------------------------------------------------------------------------------------
