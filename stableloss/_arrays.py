@@ -470,7 +470,10 @@ def require_targets_of_rows(loss: Any, targets: np.ndarray, logits: np.ndarray, 
     """Class indices, or probabilities."""
     axis, rows = loss._axis, without(logits.shape, loss._axis)
     if targets.ndim < logits.ndim:
-        if not targets.ndim:
+        fitting = [a for a in range(logits.ndim) if without(logits.shape, a) == targets.shape]
+        if fitting and targets.shape != rows:
+            hint += f"; for classes on axis {fitting[0]} take {type(loss).__name__}(axis={fitting[0]})"
+        elif not targets.ndim:
             hint += f"; for one label of all pass np.full({rows}, targets)"
         elif targets.ndim == 1 and targets.size == math.prod(rows):
             hint += f"; pass np.reshape(targets, {rows})"

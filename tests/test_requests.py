@@ -187,7 +187,8 @@ def test_a_mean_whose_sum_overflows(reduction, weight, n):
     loss = sl.SoftmaxCE(reduction=reduction)
     value, grad = loss.value_and_grad(z, np.zeros(n, int), out=z.copy(), **kwargs)
     assert value == pytest.approx(exact, rel=4e-16)
-    assert np.isfinite(grad).all() and (grad[:, 0] < 0).all()
+    assert np.isfinite(grad).all()
+    assert (grad[:, 0] < 0).all()
     assert loss(z, np.tile([1.0, 0.0], (n, 1)), **kwargs) == pytest.approx(exact, rel=4e-16)
     z = np.full((n, 1), -1e308)
     loss = sl.SigmoidBCE(reduction=reduction)
@@ -358,6 +359,18 @@ def test_labels_that_are_not_known(dtype):
         loss([0.0], [np.nan])
     with pytest.raises(ValueError, match="target at 1 is -1"):
         sl.sigmoid_bce([0.3, 0.1], [1, -1])
+
+
+@pytest.mark.parametrize("given", [[1, 255], np.array([1, 255]), range(1, 256, 254)])
+def test_ignored_classes_in_any_sequence(given):
+    assert sl.SoftmaxCE(ignore_index=given) == sl.SoftmaxCE(ignore_index=(1, 255))
+    assert sl.SigmoidBCE(ignore_index=given).ignore_index == (1, 255)
+
+
+@pytest.mark.parametrize("given", [{1, 2}, frozenset([1]), 1.5, np.array([1.0, 2.0]), "1", [None], [[1, 2]]])
+def test_ignored_classes_are_integers(given):
+    with pytest.raises(TypeError, match="ignore_index must be an integer"):
+        sl.SoftmaxCE(ignore_index=given)
 
 
 def test_several_ignored_classes():
@@ -691,6 +704,17 @@ def test_the_message_mends_targets_of_sigmoids(given, meant):
     missing = {"mask": [[True, False], [True, True]]} if "None" in str(given) else {}
     expected = sl.sigmoid_bce(**{**arguments, "targets": meant}, **missing)
     assert mended(sl.sigmoid_bce, "targets", given, arguments) == expected
+
+
+def test_classes_on_another_axis():
+    images, labels = np.random.default_rng(0).normal(size=(2, 3, 4, 5)), np.zeros((2, 4, 5), int)
+    for loss in (sl.softmax_ce, sl.softmax_mse, sl.SoftmaxCE(axis=2)):
+        with pytest.raises(ValueError, match=r"; for classes on axis 1 take Softmax(CE|MSE)\(axis=1\)$"):
+            loss(images, labels)
+    with pytest.raises(ValueError, match=r"need \(2, 4, 5\)$"):
+        sl.SoftmaxCE(axis=1)(images, labels[:, :2])
+    with pytest.raises(ValueError, match=r"for classes on axis 0 take SoftmaxCE\(axis=0\)$"):
+        sl.softmax_ce(np.zeros((2, 5)), np.zeros(5, int))
 
 
 def test_labels_of_classes_for_sigmoids():
