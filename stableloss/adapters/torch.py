@@ -36,6 +36,7 @@ SOFTMAX = (losses.SoftmaxCE, losses.SoftmaxMSE)
 CROSS_ENTROPY = (losses.SigmoidBCE, losses.SoftmaxCE)
 LOSSES = (*SOFTMAX, losses.SigmoidBCE, losses.SigmoidMSE)
 HALF = (torch.float16, torch.bfloat16)
+FLOAT_MAX = torch.finfo(torch.float32).max
 DTYPES = (*HALF, torch.float32, torch.float64)
 
 
@@ -451,11 +452,12 @@ class _Value(_Function):
             value, grad = plan.loss.value_and_grad(x, t, **_options(*options))
         else:
             value = plan.loss(x, t, **_options(*options))
-        if plan.reduced:
-            value = torch.scalar_tensor(value, dtype=torch.float64)
+        if plan.reduced and abs(value) < FLOAT_MAX:
+            # in one step, which refuses to overflow
+            value = torch.scalar_tensor(value, dtype=logits.dtype)
         else:
-            value = torch.from_numpy(np.asarray(value))
-        return value.to(logits.dtype), None if grad is None else torch.from_numpy(grad)
+            value = torch.from_numpy(np.asarray(value)).to(logits.dtype)
+        return value, None if grad is None else torch.from_numpy(grad)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
