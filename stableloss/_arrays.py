@@ -386,6 +386,8 @@ def refuse_value(array: np.ndarray, place: tuple[int, ...], name: str, demand: s
     # no reduction but count_nonzero, as above
     if name in ("class index", "target", "target probability") and value != value:
         hint = "; what has no target is left out with mask="
+    elif name == "target probability" and value < 0:
+        hint = "; a weight of the row that has a sign is its sample_weight"
     elif name == "class index" and f"({value:.0f} classes)" in demand:
         if not np.count_nonzero(as_numbers(array) < 1):
             hint = "; labels that count from 1 are passed as np.asarray(targets) - 1"
@@ -466,13 +468,17 @@ def require_weight_shape(array: np.ndarray | None, logits: np.ndarray, name: str
         )
 
 
+def _on_axis(loss: Any, axis: int) -> str:
+    return f"; for classes on axis {axis} take {type(loss).__name__}(axis={axis})"
+
+
 def require_targets_of_rows(loss: Any, targets: np.ndarray, logits: np.ndarray, hint: str) -> None:
     """Class indices, or probabilities."""
     axis, rows = loss._axis, without(logits.shape, loss._axis)
     if targets.ndim < logits.ndim:
         fitting = [a for a in range(logits.ndim) if without(logits.shape, a) == targets.shape]
         if fitting and targets.shape != rows:
-            hint += f"; for classes on axis {fitting[0]} take {type(loss).__name__}(axis={fitting[0]})"
+            hint += _on_axis(loss, fitting[0])
         elif not targets.ndim:
             hint += f"; for one label of all pass np.full({rows}, targets)"
         elif targets.ndim == 1 and targets.size == math.prod(rows):
@@ -513,8 +519,10 @@ def require_option_lengths(loss: Any, logits: np.ndarray) -> None:
         weight = loss._options.get(name)
         one = not loss._rowwise and logits.ndim == 1 and isinstance(weight, tuple) and len(weight) == 1
         if isinstance(weight, tuple) and len(weight) != outputs and not one:
+            fitting = [a for a, n in enumerate(logits.shape) if n == len(weight)]
+            hint = _on_axis(loss, fitting[0]) if fitting else ""
             raise ValueError(
-                f"{name} has length {len(weight)} where logits of shape {logits.shape} need {outputs}"
+                f"{name} has length {len(weight)} where logits of shape {logits.shape} need {outputs}{hint}"
             )
 
 

@@ -717,6 +717,23 @@ def test_classes_on_another_axis():
         sl.softmax_ce(np.zeros((2, 5)), np.zeros(5, int))
 
 
+def test_weights_of_outputs_on_another_axis():
+    images = np.zeros((2, 3, 4, 5))
+    for loss in (sl.SigmoidBCE(pos_weight=[1, 2, 3]), sl.SigmoidBCE(class_weight=[1, 2, 3])):
+        with pytest.raises(ValueError, match=r"need 5; for classes on axis 1 take SigmoidBCE\(axis=1\)$"):
+            loss(images, images)
+    with pytest.raises(ValueError, match=r"class_weight has length 7 where .* need 5$"):
+        sl.SigmoidBCE(class_weight=np.ones(7))(images, images)
+
+
+def test_one_hot_rows_times_an_advantage():
+    z, advantage = Z[:1], -2.0
+    with pytest.raises(ValueError, match=r"at \(0, 0\) is -2.0.*has a sign is its sample_weight$"):
+        sl.softmax_ce(z, advantage * ONE_HOT[:1])
+    value = sl.SoftmaxCE(reduction="sum")(z, ONE_HOT[:1], sample_weight=[advantage])
+    assert value == pytest.approx(-2 * sl.softmax_ce(z, [0]), rel=1e-15)
+
+
 def test_labels_of_classes_for_sigmoids():
     with pytest.raises(ValueError, match=r"pass np.eye\(2\)\[targets\], or take a softmax loss$"):
         sl.sigmoid_bce(np.zeros((3, 2)), [0, 1, 1])
