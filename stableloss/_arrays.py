@@ -160,7 +160,9 @@ def _instead_of_objects(value: Any, array: np.ndarray, items: list[Any], name: s
 def _as_floats(array: np.ndarray) -> np.ndarray | None:
     try:
         return array.astype(np.float64)
-    except (TypeError, ValueError):
+    except MemoryError:
+        raise
+    except Exception:  # an object's own __float__ may raise anything
         return None
 
 

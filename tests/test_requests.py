@@ -734,6 +734,19 @@ def test_one_hot_rows_times_an_advantage():
     assert value == pytest.approx(-2 * sl.softmax_ce(z, [0]), rel=1e-15)
 
 
+class Unwilling:
+    def __float__(self):
+        raise RuntimeError("not now")
+
+
+@pytest.mark.parametrize("given", [10**400, [10**400, 0, 1], Unwilling(), [Unwilling()] * 3])
+def test_objects_that_are_no_floats(given):
+    """What their conversion raises is not what is wrong."""
+    for call in (lambda: sl.softmax_ce(Z, given), lambda: sl.softmax(given)):
+        with pytest.raises(TypeError, match=r"must hold real numbers, not dtype object \(of .*\)$"):
+            call()
+
+
 def test_labels_of_classes_for_sigmoids():
     with pytest.raises(ValueError, match=r"pass np.eye\(2\)\[targets\], or take a softmax loss$"):
         sl.sigmoid_bce(np.zeros((3, 2)), [0, 1, 1])
