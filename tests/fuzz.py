@@ -202,7 +202,7 @@ def exact_units(call, at, weight):
     targets = np.where((w == 0) if by_index or not call.by_rows else (w == 0)[:, None], 0, targets)
     targets = targets.astype(np.int64 if by_index else np.float64)
     if not by_index:  # beyond its bounds by rounding
-        targets = np.clip(targets, 0, np.inf if call.by_rows else 1)
+        targets = np.clip(targets, 0, bits.target_max(call.name))
     if call.options.get("from_probabilities"):
         logits = np.clip(logits, 0, 1)
     options = exact_options(call, at)

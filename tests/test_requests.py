@@ -7,6 +7,7 @@ from fractions import Fraction
 import bits
 import mpmath
 import numpy as np
+import oracle
 import pytest
 
 import stableloss as sl
@@ -28,24 +29,10 @@ ONE_HOT = np.eye(2)[LABELS]
 RELATIVE = {np.float32: 1e-6, np.float64: 1e-14}
 
 
-def softmax(z):
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
 def terms(loss, z, targets):
-    """Unweighted losses and gradients, by the formulas of the textbooks in float64."""
-    z = z.astype(np.float64)
-    if loss._rowwise:
-        p = softmax(z)
-        if isinstance(loss, sl.SoftmaxCE):
-            return -(targets * np.log(p)).sum(-1), p - targets
-        d = p - targets
-        return (d * d).sum(-1) / 2, p * (d - (p * d).sum(-1, keepdims=True))
-    a = 1 / (1 + np.exp(-z))
-    if isinstance(loss, sl.SigmoidBCE):
-        return -targets * np.log(a) - (1 - targets) * np.log1p(-a), a - targets
-    return (a - targets) ** 2 / 2, (a - targets) * a * (1 - a)
+    """Unweighted losses and gradients of the oracle, in float64."""
+    exact = oracle.LOSSES[loss._stem](z, targets)
+    return exact.loss.astype(np.float64), exact.grad.astype(np.float64)
 
 
 def assert_close(got, want, dtype):
@@ -454,12 +441,14 @@ def test_one_weight_per_image(loss, dtype):
     for n in (1, 2):
         given = rng.random(rows[:n])
         full = np.broadcast_to(given.reshape(given.shape + (1,) * (3 - n)), rows)
-        got = loss.value_and_grad(z, y, sample_weight=given, mask=given > 0.3, with_stats=True)
-        want = loss.value_and_grad(z, y, sample_weight=full, mask=full > 0.3, with_stats=True)
+        with_stats = bits.has_statistics(loss._stem)
+        got = loss.value_and_grad(z, y, sample_weight=given, mask=given > 0.3, with_stats=with_stats)
+        want = loss.value_and_grad(z, y, sample_weight=full, mask=full > 0.3, with_stats=with_stats)
         assert got[0] == want[0]
-        assert got[2].correct == want[2].correct
         np.testing.assert_array_equal(got[1], want[1])
-        np.testing.assert_array_equal(got[2].predicted, want[2].predicted)
+        if with_stats:
+            assert got[2].correct == want[2].correct
+            np.testing.assert_array_equal(got[2].predicted, want[2].predicted)
     for shape in [(), (1,), (2, 1), (2, 1, 1), (5,), (1, *rows)]:
         with pytest.raises(ValueError, match=r"sample_weight has shape .* need "):
             loss(z, y, sample_weight=np.ones(shape))

@@ -1,7 +1,8 @@
 # The rows of a job, shared out in blocks among threads.
 #
 # uses _job: Job Kernel
-# uses _options: WANT_HESS
+# uses _operand: Operand
+# uses _options: WANT_GRAD WANT_HESS
 # uses _sums: Sum add_sum clear_sum
 
 import os
@@ -36,6 +37,7 @@ cdef extern from "sl_platform.h":
 
 cdef enum:
     RELEASE_GIL = 2048      # logits below which dropping the GIL costs more than it gives
+    STREAMS = 131072        # logits that the caches nearest to the core do not hold beside their gradient
 
 # Nanoseconds of work that make a thread worth its while: starting one costs about 10000, and where it gets no
 # CPU to itself the call has lost some 6000.
@@ -161,6 +163,13 @@ cdef void run_rows(const void* context, Py_ssize_t block, void* scratch, Sum* pa
         task.kernel.single(job, start, stop, part, <float*>scratch)
 
 
+cdef bint rows_in_order(const Job* job, const Operand* op) noexcept:
+    """Whether the rows of an operand follow each other in memory, of the type of the arithmetic."""
+    cdef bint single = op.kind == np.NPY_FLOAT and not job.in_float64
+    return ((single or op.kind == np.NPY_DOUBLE) and op.inner == (4 if single else 8)
+            and op.ndim == 1 and op.stride[0] == job.k * op.inner)
+
+
 cdef int run(Job* job, const Kernel* kernel, Sum* total) except -1:
     """All rows of a job, and the sum of their weighted losses."""
     cdef Task task = Task(job, kernel)
@@ -170,6 +179,8 @@ cdef int run(Job* job, const Kernel* kernel, Sum* total) except -1:
     cdef sl_workspace* own
     cdef Py_ssize_t block
     cdef Sum part
+    if job.n * job.k >= STREAMS:
+        job.streams = rows_in_order(job, &job.x) and (not job.want & WANT_GRAD or rows_in_order(job, &job.g))
     if job.n * job.k >= RELEASE_GIL:
         return sum_blocks(run_rows, &task, &job.call, blocks,
                           <double>job.n * job.k * COST[SL_LEVEL][column], total)

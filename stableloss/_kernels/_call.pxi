@@ -663,6 +663,8 @@ cdef Call open_call(
     """A call with the arguments that all have."""
     cdef Call call
     loss.require_configured()
+    if want & WANT_STATS and not loss.has_statistics:
+        raise ValueError(f"{type(loss).__name__} has no statistics: its activations are no probabilities")
     call = Call.__new__(Call)
     call.loss = loss
     call.want = want

@@ -30,11 +30,11 @@ cdef enum:
 
 
 cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
-    """The targets of a chunk. Those that count are in [0, 1], where 64-bit integers need not take the slow
+    """The targets of a chunk. Where those that count are in [0, 1], 64-bit integers need not take the slow
     conversion of all their digits."""
     cdef const int64_t* labels
     cdef Py_ssize_t i
-    if job.t.kind != np.NPY_INT64 or job.t.ndim != 1 or job.t.stride[0] != 8:
+    if job.target_max > 1 or job.t.kind != np.NPY_INT64 or job.t.ndim != 1 or job.t.stride[0] != 8:
         return view_flat(&job.t, start, n, buffer)
     labels = <const int64_t*>job.t.data + start
     for i in range(n):
@@ -99,8 +99,10 @@ cdef void close_chunk(
     cdef real factor = <real>(1 / job.divisor)
     if job.want & WANT_PRODUCT:
         load_flat(&job.v, start, n, product)
+        # a direction that leaves a logit where it is gets nothing from it, however large its Hessian
         for i in range(n):
-            product[i] *= hess[i] * factor
+            product[i] = (0 if product[i] == 0 and absolute(hess[i]) == SL_INFINITY
+                          else product[i] * (hess[i] * factor))
     if job.any_weight:
         load_weights(job, start, n, True, False, scratch + WEIGHT)
         if job.o.class_weight != NULL:

@@ -5,8 +5,8 @@
 # uses _operand: Operand row_offsets store_value
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: Row
-# uses _rows: Columns column_maxima finish_exponentials limit_columns load_columns open_tile start_limits
-# uses _rows: sum_losses tile_vector
+# uses _rows: Columns column_maxima finish_exponentials limit_columns load_columns open_tile rows_ahead
+# uses _rows: start_limits sum_losses tile_vector
 # uses _stats: Statistics store_row_statistics store_statistics tile_statistics
 # uses _sums: FAR GROUP NARROW Pairs Sum add add_far fold_all reduce_split sum_exponentials sum_split
 # uses _tiles: TILE_EV TILE_EXPS Tile open_rows place_tile write_tile
@@ -76,6 +76,12 @@ cdef inline void open_group(const Group* group, real* s, real* m) noexcept nogil
     column_maxima(<const real*>(s + GROUP), group.job.k - 1, m)
     if start_limits(m, limit):
         limit_columns(s, group.job.k, limit)
+
+
+cdef inline sl_ahead* group_ahead(const Group* group, sl_ahead* ahead) noexcept nogil:
+    cdef const Job* job = group.job
+    cdef Py_ssize_t row = job.k * job.x.inner
+    return rows_ahead(job, group.start * row, group.count * row, ahead)
 
 
 cdef void each_row(Group* group, RowStep step, real* s) noexcept nogil:

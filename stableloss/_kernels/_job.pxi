@@ -36,6 +36,7 @@ cdef struct Job:
     bint has_options        # not for a kernel of the plain loss
     bint in_float64         # computed in float64 whatever the logits' type
     bint wants_probabilities    # is p bound?
+    bint streams            # are logits and gradient contiguous rows of one type that come from memory?
     int want
     Py_ssize_t n
     Py_ssize_t k
@@ -94,5 +95,5 @@ cdef void open_job(Job* job, np.ndarray x, int axis) noexcept:
     job.has_weight = job.masked = job.ignoring = job.any_weight = job.hard = False
     job.extreme = job.signed_ = False
     job.exponent = 0
-    job.has_options = job.in_float64 = job.wants_probabilities = False
+    job.has_options = job.in_float64 = job.wants_probabilities = job.streams = False
     bind(&job.x, x, kind, axis)

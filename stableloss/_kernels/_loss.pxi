@@ -53,6 +53,7 @@ cdef class Loss:
     cdef np.ndarray pos_weight
     cdef tuple masked_labels            # ignored labels that the kernels do not look for, or None
     cdef double target_max              # targets that are no class indices lie between 0 and this
+    cdef bint has_statistics            # are its activations probabilities?
     cdef bint rowwise                   # a loss for each row, or for each element?
     cdef int axis
     cdef int reduction
@@ -75,6 +76,7 @@ cdef class Loss:
         self.reduction = REDUCTIONS[options["reduction"]]
         self.rowwise = kernel.rowwise
         self.target_max = target_max
+        self.has_statistics = kernel.rowwise or target_max <= 1
         self.axis = -1
         if "axis" in options:
             self.axis = bounded_axis(options["axis"])

@@ -8,6 +8,10 @@ cdef extern from "sl_half.h":
     uint16_t sl_to_half(float) noexcept nogil
     uint16_t sl_to_bfloat(float) noexcept nogil
 
+cdef extern from "sl_columns.h":
+    void sl_copy_f32(const float*, Py_ssize_t, float*) noexcept nogil
+    void sl_copy_f64(const double*, Py_ssize_t, double*) noexcept nogil
+
 cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
     object PyArray_NewLikeArray(np.ndarray, np.NPY_ORDER, void*, int)
@@ -291,7 +295,12 @@ cdef void gather_bool(const uint8_t* data, Py_ssize_t stride, Py_ssize_t n, real
 
 cdef void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
     """Read n numbers of any element type into contiguous floats."""
-    if kind == np.NPY_FLOAT:
+    if kind == kind_of(to[0]) and stride == <Py_ssize_t>sizeof(real):
+        if real is float:
+            sl_copy_f32(<const float*>data, n, to)
+        else:
+            sl_copy_f64(<const double*>data, n, to)
+    elif kind == np.NPY_FLOAT:
         gather_typed(<const float*>NULL, data, stride, n, to)
     elif kind == np.NPY_DOUBLE:
         gather_typed(<const double*>NULL, data, stride, n, to)
@@ -354,7 +363,10 @@ cdef void scatter(const real* values, char* data, int kind, Py_ssize_t stride, P
     cdef Py_ssize_t i
     if kind == kind_of(values[0]):
         if stride == <Py_ssize_t>sizeof(real):
-            memcpy(data, values, n * sizeof(real))
+            if real is float:
+                sl_copy_f32(values, n, <float*>data)
+            else:
+                sl_copy_f64(values, n, <double*>data)
         else:
             for i in range(n):
                 (<real*>(data + i * stride))[0] = values[i]

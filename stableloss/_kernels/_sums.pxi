@@ -11,6 +11,11 @@ cdef extern from "sl_sizes.h":
     enum: TILE "SL_TILE"
     enum: CHUNK "SL_CHUNK"
 
+cdef extern from "sl_columns.h":
+    void sl_column_sums_f32(const float*, Py_ssize_t, double*) noexcept nogil
+    void sl_column_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
+    void sl_narrow_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
+
 
 cdef double FAR = 2.0**-128     # what a sum that float64 does not hold is multiplied by: it is to be divided
 
@@ -151,9 +156,14 @@ cdef inline double sum_in_lanes(
     cdef Py_ssize_t i, j
     for j in range(width):
         hi[j] = lost[j] = 0
-    for i in range(n // width):
-        for j in range(width):
-            add_term(v[i * width + j], squared, &hi[j], &lost[j])
+    if squared:
+        for i in range(n // width):
+            for j in range(width):
+                accumulate_square(v[i * width + j], &hi[j], &lost[j])
+    elif real is float:
+        sl_column_sums_f32(v, n // width, hi)
+    else:
+        sl_narrow_sums_f64(v, n // width, hi, lost)
     fold_all(hi, lost, width)
     lo[0] = lost[0] if real is double else 0
     return hi[0]
@@ -236,14 +246,17 @@ cdef void reduce_split(Split* split, bint wide) noexcept nogil:
 
 
 cdef inline void column_sums(const real* s, Py_ssize_t k, bint squared, Pairs* sums) noexcept nogil:
-    """Sums in registers, where they are known to lie apart from s."""
     cdef Py_ssize_t c, j
     for j in range(GROUP):
         sums.hi[j] = sums.lo[j] = 0
-        add_term(s[j], squared, &sums.hi[j], &sums.lo[j])
-    for c in range(1, k):
-        for j in range(GROUP):
-            add_term(s[c * GROUP + j], squared, &sums.hi[j], &sums.lo[j])
+    if squared:
+        for c in range(k):
+            for j in range(GROUP):
+                accumulate_square(s[c * GROUP + j], &sums.hi[j], &sums.lo[j])
+    elif real is float:
+        sl_column_sums_f32(s, k, sums.hi)
+    else:
+        sl_column_sums_f64(s, k, sums.hi, sums.lo)
 
 
 cdef void sum_exponentials(const real* e, Py_ssize_t lines, Split* sums) noexcept nogil:
