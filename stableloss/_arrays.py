@@ -6,7 +6,8 @@ converted; and where the kernels find that the arguments do not fit each other, 
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -63,35 +64,106 @@ def any_array(value: Any, name: str) -> np.ndarray:
     if type(value) is np.ndarray:
         return value
     require_no_mask(value, name)
+    kind = type(value).__name__
     if isinstance(value, Mapping):
-        raise TypeError(
-            f"{name} is a {type(value).__name__}, not an array: pass [{name}[c] for c in range({len(value)})]"
-        )
+        # by name, the order is that of the class indices, which only the caller knows
+        keys = f"range({len(value)})" if set(value) == set(range(len(value))) else "classes"
+        raise TypeError(f"{name} is a {kind}, not an array: pass [{name}[c] for c in {keys}]")
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
-        raise TypeError(f"{name} is a sparse {type(value).__name__}: pass {name}.toarray()")
-    array = np.asanyarray(value)
+        raise TypeError(f"{name} is a sparse {kind}: pass {name}.toarray()")
+    try:
+        array = np.asanyarray(value)
+    except (TypeError, RuntimeError) as error:
+        tensor = type(value).__module__.partition(".")[0] == "torch"
+        hint = "; the losses of stableloss.adapters.torch take tensors" if tensor else ""
+        reason = str(error).rstrip(".")
+        raise TypeError(f"{name} is a {kind}, of which numpy makes no array: {reason}{hint}") from None
+    except ValueError as error:
+        raise ValueError(_uneven(value, name) or f"{name}: {error}") from None
+    if not array.ndim and array.dtype.kind == "O" and isinstance(value, Iterable):
+        if isinstance(value, Set):
+            raise TypeError(f"{name} is a {kind}, which has no order: pass a list")
+        raise TypeError(f"{name} is a {kind}, not an array: pass list({name})")
     require_no_mask(array, name)  # what `__array__` gave
     return np.asarray(array)
 
 
+def _uneven(value: Any, name: str) -> str | None:
+    """What is wrong with a list that is no array because its rows differ in length."""
+    rows = [row for row in value if isinstance(row, Sized)] if isinstance(value, Sequence) else []
+    lengths = sorted(set(map(len, rows)))
+    if len(lengths) < 2:
+        return None
+    return (
+        f"the rows of {name} have different lengths, such as {lengths[0]} and {lengths[-1]}: pad them, and "
+        "say what counts with mask="
+    )
+
+
 def refuse_dtype(value: Any, array: np.ndarray, name: str) -> NoReturn:
+    if not array.ndim and array.item() is None:
+        raise TypeError(f"{name} is None, not an array")
     demand = f"{name} must hold real numbers, not dtype {array.dtype}"
-    first = array.flat[0] if array.size else None
-    if isinstance(first, (str, bytes)):
-        raise TypeError(
-            f"{demand} of strings such as {first!r}: for class indices pass "
-            f"np.unique({name}, return_inverse=True)[1]"
-        )
+    items = list(array.flat) if array.dtype.kind == "O" else []
+    strings = [x for x in items or array.ravel()[:1].tolist() if isinstance(x, (str, bytes))]
     given = getattr(value, "dtype", array.dtype)
+    if strings:
+        instead = _instead_of_strings(value, array, items, name)
+        raise TypeError(f"{demand} of strings such as {strings[0]!r}{instead}")
     if not isinstance(given, np.dtype):
-        raise TypeError(
-            f"{demand}, which numpy makes of {type(value).__name__} of dtype {given}: pass "
-            f"{name}.to_numpy(float, na_value=0), with mask={name}.notna() where values are missing"
-        )
-    if array.dtype.kind == "O":
-        kinds = sorted({type(item).__name__ for item in array.flat})
-        raise TypeError(f"{demand} (of {', '.join(kinds)}): pass np.asarray({name}, float)")
-    raise TypeError(demand)
+        demand += f", which numpy makes of {type(value).__name__} of dtype {given}"
+    elif items:
+        demand += f" (of {', '.join(sorted({type(item).__name__ for item in items}))})"
+    raise TypeError(demand + _instead_of_objects(value, array, items, name))
+
+
+def _instead_of_strings(value: Any, array: np.ndarray, items: list[Any], name: str) -> str:
+    if _as_floats(array) is not None:
+        return f": pass np.asarray({name}, float)"
+    if not array.ndim:
+        count = ": pass len(y) / (k * np.bincount(y)), of k classes"
+        return count if array.item() == "balanced" and name == "class_weight" else ""
+    if hasattr(value, "select_dtypes"):
+        return f': pass {name}.select_dtypes("number")'
+    if name not in ("targets", "labels"):
+        return ""
+    mixed = any(not isinstance(item, (str, bytes)) for item in items)
+    labels = f"np.asarray({name}, str)" if mixed else name
+    return f": for class indices pass np.unique({labels}, return_inverse=True)[1]"
+
+
+def _instead_of_objects(value: Any, array: np.ndarray, items: list[Any], name: str) -> str:
+    if hasattr(value, "notna") and hasattr(value, "to_numpy"):
+        present = value.notna().to_numpy()
+        if np.count_nonzero(present) < present.size:
+            rows = ".all(axis=1)" if array.ndim > 1 else ""
+            return f": pass {name}.to_numpy(float, na_value=0), with mask={name}.notna(){rows}"
+    elif hasattr(value, "is_null") and hasattr(value, "fill_null"):
+        return f": pass {name}.cast(float).fill_null(0), with mask={name}.is_not_null()"
+    if items and _as_floats(array) is not None:
+        floats = f"np.asarray({name}, float)"
+        if not any(item is None for item in items) or name == "logits":
+            return f": pass {floats}"
+        if name == "sample_weight":
+            return f": pass np.nan_to_num({floats})"
+        if name == "labels":  # of boosters, where NaN is missing
+            return f": pass {floats}"
+        return f": pass {floats}, with mask=~np.isnan({floats})" if name == "targets" else ""
+    if items and all(hasattr(item, "toarray") for item in items):
+        return f": pass np.vstack([row.toarray() for row in {name}])"
+    with suppress(TypeError, ValueError):
+        if items and np.stack(items).dtype.kind in "biuf":
+            return f": pass np.stack({name})"
+    return ""
+
+
+def _as_floats(array: np.ndarray) -> np.ndarray | None:
+    try:
+        return array.astype(np.float64)
+    except MemoryError:
+        raise
+    except Exception:  # an object's own __float__ may raise anything
+        return None
 
 
 def readable_dtype(dtype: np.dtype) -> np.dtype | None:
@@ -120,11 +192,14 @@ def mask_array(value: Any) -> np.ndarray:
     array = any_array(value, "mask")
     if array.dtype != np.bool_:
         if array.dtype.kind not in "iuf":
-            raise TypeError(f"mask must be bool (True: counts) or 0 and 1, not dtype {array.dtype}")
+            nullable = hasattr(value, "to_numpy") and hasattr(value, "notna")
+            fix = "mask.to_numpy(bool, na_value=False)" if nullable else "np.asarray(mask, bool)"
+            fix = f": pass {fix}" if array.dtype.kind == "O" else ""
+            raise TypeError(f"mask must be bool (True: counts) or 0 and 1, not dtype {array.dtype}{fix}")
         valid = (array == 0) | (array == 1)
         if not valid.all():
             place = place_of(int(np.argmin(valid)), array.shape)
-            refuse_value(array, place, "mask", "not 0 or 1: pass mask=mask != 0")
+            refuse_value(array, place, "mask", "not 0 or 1: pass mask=np.asarray(mask) != 0")
         return np.asarray(array != 0)
     return array if array.flags.aligned else array.copy()
 
@@ -308,7 +383,19 @@ def place_of(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def refuse_value(array: np.ndarray, place: tuple[int, ...], name: str, demand: str) -> NoReturn:
     where = f" at {place[0] if len(place) == 1 else place}" if place else ""
-    raise ValueError(f"{name}{where} is {array[place]}, {demand}")
+    value = array[place]
+    hint = ""
+    # no reduction but count_nonzero, as above
+    if name in ("class index", "target", "target probability") and value != value:
+        hint = "; what has no target is left out with mask="
+    elif name == "target probability" and value < 0:
+        hint = "; a weight of the row that has a sign is its sample_weight"
+    elif name == "class index" and f"({value:.0f} classes)" in demand:
+        if not np.count_nonzero(as_numbers(array) < 1):
+            hint = "; labels that count from 1 are passed as np.asarray(targets) - 1"
+    elif name == "target" and value == 255 and np.count_nonzero(array % 255 == 0) == array.size:
+        hint = "; pixels of 0 and 255 are passed as np.asarray(targets) / 255"
+    raise ValueError(f"{name}{where} is {value}, {demand}{hint}")
 
 
 def refuse_total(total: float, exponent: int) -> NoReturn:
@@ -323,7 +410,7 @@ def sign_hint(targets: np.ndarray, halved: str) -> str:
     """What is added to a refusal of labels that are -1 and 1."""
     values = as_numbers(targets)
     signs = bool(((values == 1) | (values == -1)).all())
-    return f"; labels of -1 and 1 are passed as (targets + 1) {halved} 2" if signs else ""
+    return f"; labels of -1 and 1 are passed as (np.asarray(targets) + 1) {halved} 2" if signs else ""
 
 
 def refuse_axis(shape: tuple[int, ...], axis: int) -> NoReturn:
@@ -374,31 +461,46 @@ def require_weight_shape(array: np.ndarray | None, logits: np.ndarray, name: str
     if loss._rowwise or array.shape != logits.shape:
         allowed = f"{rows}" if loss._rowwise else f"{rows} or {logits.shape}"
         first = f", or for the first of the rows' dimensions {rows[:1]}" if len(rows) > 1 else ""
+        if not array.ndim:
+            first += f"; for one number of all pass np.full({rows}, {name})"
+        elif [n for n in array.shape if n != 1] == [n for n in rows if n != 1]:
+            first += f"; pass np.reshape({name}, {rows})"
         raise ValueError(
             f"{name} has shape {array.shape} where logits of shape {logits.shape} need {allowed}{first}"
         )
+
+
+def _on_axis(loss: Any, axis: int) -> str:
+    return f"; for classes on axis {axis} take {type(loss).__name__}(axis={axis})"
 
 
 def require_targets_of_rows(loss: Any, targets: np.ndarray, logits: np.ndarray, hint: str) -> None:
     """Class indices, or probabilities."""
     axis, rows = loss._axis, without(logits.shape, loss._axis)
     if targets.ndim < logits.ndim:
+        fitting = [a for a in range(logits.ndim) if without(logits.shape, a) == targets.shape]
+        if fitting and targets.shape != rows:
+            hint += _on_axis(loss, fitting[0])
+        elif not targets.ndim:
+            hint += f"; for one label of all pass np.full({rows}, targets)"
+        elif targets.ndim == 1 and targets.size == math.prod(rows):
+            hint += f"; pass np.reshape(targets, {rows})"
         require_shape(targets, rows, "targets (class indices)", logits, hint)
     elif (
         targets.ndim == logits.ndim
         and targets.shape[axis] == 1 < logits.shape[axis]
         and without(targets.shape, axis) == rows
     ):
-        indices = "targets[..., 0]" if axis == -1 else f"targets.squeeze({axis})"
         raise ValueError(
             f"targets have shape {targets.shape} where logits of shape {logits.shape} need class indices of "
-            f"shape {rows} or probabilities of shape {logits.shape}; for class indices pass {indices}"
+            f"shape {rows} or probabilities of shape {logits.shape}; for class indices pass "
+            f"np.reshape(targets, {rows})"
         )
     else:
         if targets.ndim == logits.ndim and [n for n in targets.shape if n != 1] == [
             n for n in rows if n != 1
         ]:
-            hint += f"; for class indices pass targets.reshape({rows})"
+            hint += f"; for class indices pass np.reshape(targets, {rows})"
         require_shape(targets, logits.shape, "targets (probabilities)", logits, hint)
 
 
@@ -406,7 +508,10 @@ def require_targets_of_elements(targets: np.ndarray, logits: np.ndarray, hint: s
     if targets.ndim == 0 < logits.ndim:
         hint += f"; for one target of all pass np.full({logits.shape}, targets)"
     elif [n for n in targets.shape if n != 1] == [n for n in logits.shape if n != 1]:
-        hint += f"; pass targets.reshape({logits.shape})"
+        hint += f"; pass np.reshape(targets, {logits.shape})"
+    elif targets.dtype.kind in "iu" and targets.shape == logits.shape[:-1]:
+        k = logits.shape[-1]
+        hint += f"; for classes that exclude each other pass np.eye({k})[targets], or take a softmax loss"
     require_shape(targets, logits.shape, "targets", logits, hint)
 
 
@@ -416,8 +521,10 @@ def require_option_lengths(loss: Any, logits: np.ndarray) -> None:
         weight = loss._options.get(name)
         one = not loss._rowwise and logits.ndim == 1 and isinstance(weight, tuple) and len(weight) == 1
         if isinstance(weight, tuple) and len(weight) != outputs and not one:
+            fitting = [a for a, n in enumerate(logits.shape) if n == len(weight)]
+            hint = _on_axis(loss, fitting[0]) if fitting else ""
             raise ValueError(
-                f"{name} has length {len(weight)} where logits of shape {logits.shape} need {outputs}"
+                f"{name} has length {len(weight)} where logits of shape {logits.shape} need {outputs}{hint}"
             )
 
 

@@ -5,7 +5,7 @@ instance carries the stem as its name.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from copyreg import _slotnames  # type: ignore[attr-defined]
 from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, overload
 
@@ -69,7 +69,9 @@ def _label(name: str, value: Any) -> int:
 
 
 def _labels(name: str, value: Any) -> int | tuple[int, ...] | None:
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, Set):
+        raise TypeError(f"{name} must be an integer or a tuple of integers, not {value!r}")
+    if np.ndim(value):
         return tuple(_label(name, item) for item in value)
     return None if value is None else _label(name, value)
 

@@ -145,6 +145,14 @@ class ClassifierContract:
         for loss in (None, sl.SoftmaxCE(label_smoothing=0.1)):
             assert failures(self.model(loss)) <= self.failed & parent
 
+    @pytest.mark.parametrize("name", ["X", "y", "sample_weight"])
+    def test_masked_arrays(self, name):
+        x, y = two_classes()
+        given = {"X": x, "y": y, "sample_weight": np.ones(len(y))}
+        given[name] = np.ma.masked_array(given[name], np.zeros(given[name].shape, bool))
+        with pytest.raises(TypeError, match=f"^{name} is a masked array, whose mask would be lost: pass "):
+            self.model().fit(**given)
+
     @pytest.mark.parametrize("data", [two_classes, three_classes])
     @pytest.mark.parametrize("hessian", HESSIANS)
     def test_same_trees_as_the_parent_with_the_objective(self, data, hessian):

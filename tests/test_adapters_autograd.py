@@ -105,14 +105,62 @@ def test_hessian_vector_products_nest():
     np.testing.assert_allclose(quadratic(v), 2 * expected, rtol=1e-13)
 
 
-def test_no_third_derivative_and_none_by_the_targets():
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("cls", [sl.SoftmaxCE, sl.SigmoidBCE])
+def test_derivative_by_the_targets(cls, reduction):
+    """Alone, and with the logits depending on the same parameters."""
+    np.random.seed(0)  # noqa: NPY002
+    logits, _, weight = batch()
+    soft = sl.softmax(logits[::-1])
+    loss = adapter.differentiable(cls(reduction=reduction, label_smoothing=0.1))
+    check_grads(lambda t: loss(logits, t, sample_weight=weight), order=1)(soft)
+    check_grads(lambda x: loss(2 * x, 1 / (1 + anp.exp(-x[::-1]))), order=1)(logits)
+    if reduction == "sum":
+        expected = cls(reduction="sum", label_smoothing=0.1).target_grad(logits, soft)
+        np.testing.assert_array_equal(autograd.grad(loss, argnum=1)(logits, soft), expected)
+
+
+def test_derivatives_that_there_are_not():
+    """None is 0 without a word: second ones in which the targets take part, and those by options."""
+    logits, targets, weight = batch()
+    loss = adapter.softmax_ce
+    by_both = autograd.grad(lambda t: anp.sum(autograd.grad(loss)(logits, t) ** 2))
+    again = autograd.grad(lambda t: anp.sum(autograd.grad(loss, argnum=1)(logits, t) ** 2))
+    by_logits = autograd.grad(lambda z: anp.sum(autograd.grad(loss, argnum=1)(z, targets) ** 2))
+    both = autograd.hessian(lambda x: loss(x, 1 / (1 + anp.exp(-x))))
+    for function, x in ((by_both, targets), (again, targets), (by_logits, logits), (both, logits)):
+        with pytest.raises(NotImplementedError):
+            function(x)
+    for name, given in (("sample_weight", weight), ("denominator", 6.0)):
+        with pytest.raises(TypeError, match=rf"^{name} is traced by autograd.*pass getval\({name}\)"):
+            autograd.grad(lambda w, name=name: loss(logits, targets, **{name: w}))(given)
+    for stem in ("softmax_mse", "sigmoid_mse"):
+        with pytest.raises(
+            TypeError, match=r"targets are traced by autograd, but S.* has no derivative by them"
+        ):
+            autograd.grad(getattr(adapter, stem), argnum=1)(logits, targets)
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (sl.SoftmaxCE, TypeError, r"loss is the class SoftmaxCE, not an object of it: SoftmaxCE\(\)"),
+        ("softmax_ce", TypeError, "loss must be a loss object such as softmax_ce, not str"),
+        (sl.LinearLoss(sl.softmax_ce), TypeError, "must be a loss object .*, not LinearLoss"),
+        (sl.SoftmaxCE(from_probabilities=True), ValueError, "use a loss of logits"),
+    ],
+)
+def test_losses_that_are_refused(loss, error, message):
+    with pytest.raises(error, match=message):
+        adapter.differentiable(loss)
+
+
+def test_no_third_derivative():
     logits, targets, _ = batch()
     second = autograd.elementwise_grad(autograd.grad(adapter.sigmoid_bce))
     third = autograd.grad(lambda z: anp.sum(second(z, targets)))
     with pytest.raises(NotImplementedError):
         third(logits)
-    with pytest.raises(TypeError):
-        autograd.grad(adapter.softmax_ce, argnum=1)(logits, targets)
 
 
 def test_net_learns_digits():

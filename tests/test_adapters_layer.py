@@ -152,6 +152,32 @@ def test_gradient_is_divided_as_told(cls, stem, reduction, grad_reduction):
         assert_gradient(criterion.grad(LOGITS, ONE_HOT), stem, grad_reduction or reduction)
 
 
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean"])
+@pytest.mark.parametrize("grad_reduction", ["mean", "sum", "batchmean"])
+@pytest.mark.parametrize("rows", [{}, {"sample_weight": [3.0, 0.0, -1.0, 0.5], "mask": [1, 1, 1, 0]}])
+def test_one_pass_where_the_gradient_is_divided_otherwise(stem, reduction, grad_reduction, rows, monkeypatch):
+    cls = type(getattr(sl, stem))
+    expected = cls(reduction=reduction)(LOGITS, ONE_HOT, **rows)
+    monkeypatch.setattr(cls, "__call__", None)
+    got = LossLayer(cls(reduction=reduction), grad_reduction=grad_reduction)(LOGITS, ONE_HOT, **rows)
+    assert got == pytest.approx(expected, rel=1e-15, abs=0)
+
+
+def test_losses_whose_divisor_says_nothing():
+    """Nothing counts, a loss that is not finite, a sum beyond float64 and a total that cannot divide."""
+    undivided = LossLayer(sl.softmax_ce, grad_reduction="sum")
+    assert undivided(LOGITS, [-100] * 4) == 0
+    assert LossLayer(sl.SoftmaxCE(reduction="sum"), grad_reduction="mean")(LOGITS, [-100] * 4) == 0
+    assert undivided(LOGITS, [0] * 4, denominator=0.5) == 2 * sl.SoftmaxCE(reduction="sum")(LOGITS, [0] * 4)
+    assert undivided([[np.inf, 0.0]], [1]) == np.inf
+    assert np.isnan(undivided([[np.nan, 0.0]], [1]))
+    huge = np.array([[1e308, 0.0]] * 4)
+    assert undivided(huge, [1] * 4) == sl.softmax_ce(huge, [1] * 4) == 1e308
+    with pytest.raises(ValueError, match="sample_weight adds up to -1"):
+        undivided(LOGITS, [0] * 4, sample_weight=[1, -1, -1, 0])
+
+
 def test_options_reach_loss_and_gradient():
     """A denominator divides what is a mean; weights and masks count for both."""
     weight, mask = np.array([1.0, 2.0, 3.0, 4.0]), np.array([True, True, False, True])
@@ -316,6 +342,7 @@ def test_a_failed_forward_leaves_no_gradient(cls):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
+        ((sl.LinearLoss(sl.softmax_ce),), {}, TypeError, "such as softmax_ce, not LinearLoss"),
         ((sl.SoftmaxCE,), {}, TypeError, r"loss is the class SoftmaxCE, not an object of it: SoftmaxCE\(\)"),
         (("softmax_ce",), {}, TypeError, "loss must be a loss object such as softmax_ce, not str"),
         (
@@ -449,6 +476,15 @@ def test_target_first(stem):
         got = getattr(swapped, name)(ONE_HOT, LOGITS)
         np.testing.assert_array_equal(got, getattr(plain, name)(LOGITS, ONE_HOT))
     np.testing.assert_array_equal(swapped.derivative(), plain.derivative())
+
+
+def test_target_first_in_the_wrong_order():
+    criterion = LossObject(sl.softmax_ce, target_first=True)
+    for call in (criterion, criterion.loss, criterion.grad, criterion.acc):
+        with pytest.raises(
+            ValueError, match=r"shape \(4, 3\) and the second \(4,\), but with target_first=True"
+        ):
+            call(LOGITS, np.zeros(4, int))
 
 
 def test_accuracy():

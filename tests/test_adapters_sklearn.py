@@ -322,6 +322,16 @@ def test_bad_options_are_named(options, message):
         StableMLPClassifier((5,), **options).fit(x, y)
 
 
+@pytest.mark.parametrize("name", ["X", "y", "sample_weight"])
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_masked_arrays(method, name):
+    """scikit-learn would drop the mask without a word."""
+    given = {"X": np.eye(4), "y": np.array([0, 1, 0, 1]), "sample_weight": np.ones(4)}
+    given[name] = np.ma.masked_array(given[name], np.zeros(given[name].shape, bool))
+    with pytest.raises(TypeError, match=f"^{name} is a masked array, whose mask would be lost: pass "):
+        getattr(StableMLPClassifier(), method)(**given)
+
+
 def test_clone_and_pickle():
     x, y = multiclass()
     model = StableMLPClassifier((5,), focal_gamma=1.0, max_iter=3, random_state=0).fit(x, y)

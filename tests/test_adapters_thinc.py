@@ -212,6 +212,22 @@ def test_truths_are_not_written_to():
     np.testing.assert_array_equal(grad, (0.25 - truths) / 4)
 
 
+def test_losses_that_are_refused():
+    with pytest.raises(TypeError, match="loss is the class SoftmaxCE, not an object of it"):
+        Loss(sl.SoftmaxCE)
+    with pytest.raises(TypeError, match="loss must be a loss object such as softmax_ce, not str"):
+        Loss("softmax_ce")
+
+
+def test_masked_truths():
+    masked = np.ma.masked_array([0, 1], [False, True])
+    for truths in (masked, [masked[:1], masked[1:]]):
+        with pytest.raises(TypeError, match=r"^truths is a masked array, .* pass truths\.filled\(missing"):
+            CategoricalCrossentropy()(guesses(2)[0], truths)
+    grad, _ = CategoricalCrossentropy(missing_value=3)(guesses(2)[0], masked.filled(3))
+    assert not grad[1].any()
+
+
 def test_missing_rows_cost_nothing():
     p, y = guesses()
     exact = cross_entropy(p, y)

@@ -385,6 +385,26 @@ def test_vmap_over_the_mask_and_the_denominator():
         torch.testing.assert_close(result, torch.stack(expected))
 
 
+def test_transforms_without_grad_mode():
+    """A call that no tape follows does without a Function, but not under a transform."""
+    w, targets, _ = batch()
+    logits = w.detach()
+    labels, v = targets.argmax(1), torch.ones_like(logits) * torch.arange(logits.shape[1])
+    each = torch.stack([adapter.softmax_ce(z, y) for z, y in zip(logits, labels, strict=True)])
+    (grad,) = torch.autograd.grad(adapter.softmax_ce(w, labels), w)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.vmap(adapter.softmax_ce)(logits, labels), each)
+        _, tangent = torch.func.jvp(lambda z: adapter.softmax_ce(z, labels), (logits,), (v,))
+        torch.testing.assert_close(tangent, (grad * v).sum())
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(logits, v)
+            out = torch.autograd.forward_ad.unpack_dual(adapter.softmax_ce(dual, labels))
+        torch.testing.assert_close(out.tangent, (grad * v).sum())
+        assert not adapter.softmax_ce(w, labels).requires_grad
+    assert adapter.softmax_ce(w, labels).requires_grad
+    assert not adapter.softmax_ce(logits, labels).requires_grad
+
+
 def test_one_call_for_a_vmap():
     class Counted(sl.SoftmaxCE):
         __slots__ = ()

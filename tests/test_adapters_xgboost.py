@@ -23,6 +23,7 @@ from boosting import (
     two_classes,
     weights,
 )
+from scipy import sparse
 from sklearn.datasets import load_breast_cancer, load_digits
 
 import stableloss as sl
@@ -333,6 +334,23 @@ def test_weighted_metrics(reduction, scale):
     np.testing.assert_allclose(metric(loss)(codes, margins, weight[:, 0]), total / divisor, rtol=1e-12)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "batchmean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ignored_labels_of_a_metric(reduction, weighted):
+    """They count as missing ones do, as numbers of any dtype and in either shape."""
+    margins, labels, weight = label_sets()
+    given = {"sample_weight": weight[:, 0]} if weighted else {}
+    expected = metric(sl.SigmoidBCE(reduction=reduction))(labels, margins, **given)
+    codes = np.nan_to_num(labels, nan=-1)
+    ignoring = metric(sl.SigmoidBCE(reduction=reduction, ignore_index=-1))
+    for own in (codes, codes.astype(np.float32).ravel(), codes.astype(np.int8)):
+        assert ignoring(own, margins, **given) == pytest.approx(expected, rel=1e-14)
+    two = np.where(codes == -1, np.where(np.arange(60)[:, np.newaxis] % 2, -1, 7), codes)
+    ignoring = metric(sl.SigmoidBCE(reduction=reduction, ignore_index=(-1, 7)))
+    assert ignoring(two, margins, **given) == pytest.approx(expected, rel=1e-14)
+    assert ignoring(np.full_like(codes, 7), margins, **given) == 0
+
+
 def test_no_rows():
     """As XGBoost calls them on a worker that has none, whatever the number of classes."""
     none = np.zeros(0, np.float32)
@@ -440,6 +458,51 @@ def test_a_sigmoid_loss_needs_a_label_per_margin():
             ValueError, match=r"a label for each margin, of shape \(3, 2\).*take a softmax loss"
         ):
             objective(sl.sigmoid_bce)(labels, np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "^labels is None, not an array"),
+        (
+            np.array(["a", "b"]),
+            r"strings such as 'a': for class indices pass np.unique\(labels, return_inverse",
+        ),
+        (np.array([0, None], object), r"\(of NoneType, int\): pass np.asarray\(labels, float\)$"),
+        ({0: 1, 1: 0}, r"labels is a dict, not an array: pass \[labels\[c\] for c in range\(2\)\]"),
+        (sparse.csr_array(np.eye(2)), r"labels is a sparse csr_array: pass labels.toarray\(\)"),
+        (iter([0, 1]), r"labels is a list_iterator, not an array: pass list\(labels\)"),
+    ],
+)
+def test_labels_that_are_not_numbers(labels, message):
+    for call in (objective(sl.softmax_ce), metric(sl.softmax_ce)):
+        with pytest.raises(TypeError, match=message):
+            call(labels, np.zeros((2, 2)))
+    # what holds None is missing once it is a number
+    grad, _ = objective(sl.softmax_ce)(np.asarray([0, None], float), np.zeros((2, 2)))
+    np.testing.assert_array_equal(grad, [[-0.5, 0.5], [0, 0]])
+
+
+def test_weights_that_are_not_numbers():
+    for call in (objective(sl.softmax_ce), metric(sl.softmax_ce)):
+        with pytest.raises(TypeError, match="sample_weight must hold real numbers, not dtype <U1 of strings"):
+            call([0, 1], np.zeros((2, 2)), ["a", "b"])
+        with pytest.raises(
+            ValueError, match=r"sample_weight has shape \(\).*pass np.full\(\(2,\), sample_weight\)"
+        ):
+            call([0, 1], np.zeros((2, 2)), 2.0)
+
+
+@pytest.mark.parametrize("given", [sl.SoftmaxCE, "softmax_ce", None, sl.LinearLoss(sl.softmax_ce)])
+def test_what_is_no_loss_object(given):
+    for function in (objective, metric):
+        with pytest.raises(TypeError, match=r"loss (is the class|must be a loss object)"):
+            function(given)
+
+
+def test_sparse_labels_of_a_classifier():
+    with pytest.raises(TypeError, match=r"^y is a sparse csr_array: pass y.toarray\(\)$"):
+        StableXGBClassifier().fit(np.zeros((2, 2)), sparse.csr_array(np.eye(2)))
 
 
 def test_refused():

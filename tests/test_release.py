@@ -200,7 +200,12 @@ def test_links_of_the_readme_are_absolute_in_the_metadata():
 
 def test_placeholders_are_in_one_file():
     checker = load(REPOSITORY / ".ci" / "tools" / "check_release.py")
-    texts = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "CITATION.cff", *WORKFLOWS]
+    texts = [
+        *REPOSITORY.glob("*.md"),
+        *REPOSITORY.glob("docs/**/*.md"),
+        REPOSITORY / "CITATION.cff",
+        *WORKFLOWS,
+    ]
     named = {path.name for path in texts if checker.PLACEHOLDER in path.read_text(encoding="utf-8")}
     # which says what they are
     assert named <= {"CONTRIBUTING.md"}

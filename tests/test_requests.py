@@ -1,5 +1,9 @@
 """What users of other libraries bring: weights of any scale and sign, rounded targets, masks of 0 and 1."""
 
+import contextlib
+import re
+from fractions import Fraction
+
 import bits
 import mpmath
 import numpy as np
@@ -11,6 +15,14 @@ import stableloss as sl
 LOSSES = [getattr(sl, stem) for stem in bits.LOSSES]
 ROWWISE = [loss for loss in LOSSES if loss._rowwise]
 DTYPES = [np.float32, np.float64]
+# relative distance of 1 from the next number
+EPS = {np.dtype(dtype): float(np.finfo(dtype).eps) for dtype in (np.float16, *DTYPES)}
+HALF = [np.dtype(np.float16)]
+with contextlib.suppress(ImportError):
+    import ml_dtypes
+
+    HALF.append(np.dtype(ml_dtypes.bfloat16))
+    EPS[HALF[1]] = 2.0**-7
 Z = np.array([[1.0, 0.0], [0.0, 2.0], [-1.5, 0.25]])
 LABELS = np.array([0, 1, 1])
 ONE_HOT = np.eye(2)[LABELS]
@@ -224,10 +236,10 @@ def test_policy_gradient_of_a_confident_row():
 # ---- bounds ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float16, *DTYPES])
+@pytest.mark.parametrize("dtype", [*HALF, *DTYPES], ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("loss", [sl.sigmoid_bce, sl.sigmoid_mse, sl.SigmoidBCE(focal_gamma=2.0)])
 def test_a_target_just_over_its_bound_is_the_bound(loss, dtype):
-    eps = float(np.finfo(dtype).eps)
+    eps = EPS[np.dtype(dtype)]
     z = np.linspace(-2, 2, 4).astype(dtype)
     over = np.array([1 + 16 * eps, -16 * eps, 1 + eps, 0.5], dtype)
     bound = np.array([1, 0, 1, 0.5], dtype)
@@ -239,12 +251,16 @@ def test_a_target_just_over_its_bound_is_the_bound(loss, dtype):
     for bad in (1 + 18 * eps, -17 * eps):
         with pytest.raises(ValueError, match="target at 1 is"):
             loss(z, np.array([1 + eps, bad, 0, 0], dtype))
+    # it is the targets' own rounding that counts
+    double = np.array([1 + 1e-13, 0.0, 1.0, 0.5])
+    with pytest.raises(ValueError, match="target at 0 is"):
+        loss(z, double)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*HALF, *DTYPES], ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("loss", [sl.softmax_ce, sl.softmax_mse])
 def test_a_probability_just_below_0_is_0(loss, dtype):
-    t = np.array([[1, -np.finfo(dtype).eps], [0, 3]], dtype)
+    t = np.array([[1, -EPS[np.dtype(dtype)]], [0, 3]], dtype)
     got, want = (
         loss.value_and_grad(Z[:2].astype(dtype), t),
         loss.value_and_grad(Z[:2].astype(dtype), t.clip(0)),
@@ -330,6 +346,18 @@ def test_labels_that_are_not_known(dtype):
         loss([0.0], [np.nan])
     with pytest.raises(ValueError, match="target at 1 is -1"):
         sl.sigmoid_bce([0.3, 0.1], [1, -1])
+
+
+@pytest.mark.parametrize("given", [[1, 255], np.array([1, 255]), range(1, 256, 254)])
+def test_ignored_classes_in_any_sequence(given):
+    assert sl.SoftmaxCE(ignore_index=given) == sl.SoftmaxCE(ignore_index=(1, 255))
+    assert sl.SigmoidBCE(ignore_index=given).ignore_index == (1, 255)
+
+
+@pytest.mark.parametrize("given", [{1, 2}, frozenset([1]), 1.5, np.array([1.0, 2.0]), "1", [None], [[1, 2]]])
+def test_ignored_classes_are_integers(given):
+    with pytest.raises(TypeError, match="ignore_index must be an integer"):
+        sl.SoftmaxCE(ignore_index=given)
 
 
 def test_several_ignored_classes():
@@ -438,12 +466,13 @@ def test_masks_of_0_and_1(dtype):
 # ---- wider outputs of half precision --------------------------------------------------------------
 
 
+@pytest.mark.parametrize("half", HALF, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [4, 200, 5000])
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-def test_a_wider_gradient_of_half_precision(loss, k, dtype):
+def test_a_wider_gradient_of_half_precision(loss, k, dtype, half):
     rng = np.random.default_rng(9)
-    z = rng.normal(size=(3, k)).astype(np.float16)
+    z = rng.normal(size=(3, k)).astype(half)
     y = rng.integers(0, 2, z.shape if not loss._rowwise else 3)
     for targets in [y] if not loss._rowwise else [y, np.eye(k)[y]]:
         out = np.empty((k, 3), dtype).T
@@ -507,7 +536,13 @@ def test_axes_that_are_none(axis):
         (np.array(["a", "b", "c"]), r"strings such as .*np.unique\(targets, return_inverse=True\)\[1\]"),
         (np.array(["a", "b", "c"], object), r"strings such as 'a'"),
         ({0: 1}, r"targets is a dict, not an array: pass \[targets\[c\] for c in range\(1\)\]"),
-        (np.array([1, 0, None], object), r"\(of NoneType, int\): pass np.asarray\(targets, float\)"),
+        (
+            np.array([1, 0, None], object),
+            r"\(of NoneType, int\): pass np.asarray\(targets, float\), with mask=",
+        ),
+        (None, "^targets is None, not an array$"),
+        ({0, 1, 2}, "^targets is a set, which has no order: pass a list$"),
+        (np.zeros(3, "M8[s]"), r"must hold real numbers, not dtype datetime64\[s\]$"),
         (np.array([1j, 0, 0]), "must hold real numbers, not dtype complex128"),
     ],
 )
@@ -562,13 +597,218 @@ def test_a_series_of_weights_has_its_classes_in_order(option):
 
 def test_shapes_that_a_line_mends():
     z = np.zeros((5, 3))
-    with pytest.raises(ValueError, match=r"\(1, 5\).*for class indices pass targets.reshape\(\(5,\)\)"):
+    with pytest.raises(ValueError, match=r"\(1, 5\).*for class indices pass np.reshape\(targets, \(5,\)\)"):
         sl.softmax_ce(z, np.zeros((1, 5), int))
-    with pytest.raises(ValueError, match=r"\(5,\).*pass targets.reshape\(\(1, 5\)\)"):
+    with pytest.raises(ValueError, match=r"\(5,\).*pass np.reshape\(targets, \(1, 5\)\)"):
         sl.sigmoid_bce(np.zeros((1, 5)), np.zeros(5))
     with pytest.raises(ValueError, match=r"pass np.full\(\(5, 3\), targets\)"):
         sl.sigmoid_bce(z, 1.0)
-    with pytest.raises(ValueError, match=r"target at 1 is -1.*passed as \(targets \+ 1\) / 2"):
+    with pytest.raises(ValueError, match=r"target at 1 is -1.*passed as \(np.asarray\(targets\) \+ 1\) / 2"):
         sl.sigmoid_bce(z[:, 0], [1, -1, 1, 1, -1])
-    with pytest.raises(ValueError, match=r"class index at 1 is -1.*passed as \(targets \+ 1\) // 2"):
+    with pytest.raises(
+        ValueError, match=r"class index at 1 is -1.*passed as \(np.asarray\(targets\) \+ 1\) // 2"
+    ):
         sl.softmax_ce(z[:, :2], [1, -1, 1, 1, -1])
+
+
+# ---- what is brought in another form: the message's own words mend the call ------------------------
+
+
+def brought():
+    """Argument, what it is given as, and the plain array that is meant."""
+    soft = np.array([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    labels, weight = np.array([2, 0, 1]), np.array([1.0, 2.0, 3.0])
+    for name, array in (("logits", soft), ("targets", soft), ("targets", labels), ("sample_weight", weight)):
+        rows = array.tolist()
+        yield name, (row for row in rows), array
+        yield name, map(list if array.ndim > 1 else float, rows), array
+        yield name, dict(enumerate(rows)), array
+        yield name, dict(enumerate(rows)).values(), array
+        yield name, array.astype(object), array
+        yield name, [*array.astype(object).tolist()[:-1], np.array(rows[-1], object)], array
+        yield name, [[Fraction(x) for x in row] for row in rows] if array.ndim > 1 else rows, array
+        yield name, array.astype(str), array
+        yield name, array.astype(bytes), array
+    of_rows = np.empty(3, object)
+    for i, row in enumerate(soft):
+        of_rows[i] = row
+    yield "logits", of_rows, soft
+    yield "targets", np.array(["dog", "ant", "cat"]), labels
+    yield "targets", ["dog", "ant", "cat"], labels
+    yield "targets", np.array(["dog", 1, "cat"], object), labels
+    yield "targets", labels[:, None], labels
+    yield "targets", labels[None].tolist(), labels
+    yield "targets", labels + 1, labels
+    yield "targets", (labels + 1).tolist(), labels
+    yield "targets", 1, np.full(3, 1)
+    yield "sample_weight", weight[:, None], weight
+    yield "sample_weight", weight[None].tolist(), weight
+    yield "sample_weight", 2.0, np.full(3, 2.0)
+    yield "sample_weight", [1.0, None, 3.0], [1, 0, 3]
+    yield "mask", [[1], [0], [1]], [True, False, True]
+    yield "mask", [2, 0, 1], [True, False, True]
+    yield "mask", [True, None, True], [True, False, True]
+    yield "mask", np.array([True, False, True], object), [True, False, True]
+
+
+def mended(loss, name, given, arguments):
+    """The result with what the refusal says to pass, or without a refusal."""
+    arguments = {**arguments, name: given}
+    try:
+        return loss(**arguments)
+    except (TypeError, ValueError) as refusal:
+        message = str(refusal)
+    assert name in message
+    instead = re.search(r"pass(?:ed as)? (?:mask=)?(.*)$", message)[1]
+    instead, _, mask = instead.partition(", with mask=")
+    known = {"np": np, name: given}
+    arguments[name] = eval(instead, known)
+    return loss(**arguments, **({"mask": eval(mask, known)} if mask else {}))
+
+
+@pytest.mark.parametrize(("name", "given", "meant"), list(brought()))
+def test_the_message_mends_the_call(name, given, meant):
+    arguments = {
+        "logits": np.array([[1.0, 0.0, 2.0], [0.5, 0.25, 0.0], [3.0, 1.0, 1.0]]),
+        "targets": [0, 2, 1],
+    }
+    expected = sl.softmax_ce(**{**arguments, name: meant})
+    assert mended(sl.softmax_ce, name, given, arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (np.array([[1, -1], [-1, -1]]), [[1, 0], [0, 0]]),
+        ([[1.0, -1.0], [-1.0, 1.0]], [[1, 0], [0, 1]]),
+        (np.array([[0, 255], [255, 0]], np.uint8), [[0, 1], [1, 0]]),
+        (np.array([[True, False], [False, True]], object), [[1, 0], [0, 1]]),
+        (0.25, np.full((2, 2), 0.25)),
+        ([[[1], [0]], [[0], [0]]], [[1, 0], [0, 0]]),
+        ([[1, None], [0, 1]], [[1, 0], [0, 1]]),
+    ],
+)
+def test_the_message_mends_targets_of_sigmoids(given, meant):
+    arguments = {"logits": np.array([[1.0, -2.0], [0.5, 3.0]]), "targets": None}
+    missing = {"mask": [[True, False], [True, True]]} if "None" in str(given) else {}
+    expected = sl.sigmoid_bce(**{**arguments, "targets": meant}, **missing)
+    assert mended(sl.sigmoid_bce, "targets", given, arguments) == expected
+
+
+def test_classes_on_another_axis():
+    images, labels = np.random.default_rng(0).normal(size=(2, 3, 4, 5)), np.zeros((2, 4, 5), int)
+    for loss in (sl.softmax_ce, sl.softmax_mse, sl.SoftmaxCE(axis=2)):
+        with pytest.raises(ValueError, match=r"; for classes on axis 1 take Softmax(CE|MSE)\(axis=1\)$"):
+            loss(images, labels)
+    with pytest.raises(ValueError, match=r"need \(2, 4, 5\)$"):
+        sl.SoftmaxCE(axis=1)(images, labels[:, :2])
+    with pytest.raises(ValueError, match=r"for classes on axis 0 take SoftmaxCE\(axis=0\)$"):
+        sl.softmax_ce(np.zeros((2, 5)), np.zeros(5, int))
+
+
+def test_weights_of_outputs_on_another_axis():
+    images = np.zeros((2, 3, 4, 5))
+    for loss in (sl.SigmoidBCE(pos_weight=[1, 2, 3]), sl.SigmoidBCE(class_weight=[1, 2, 3])):
+        with pytest.raises(ValueError, match=r"need 5; for classes on axis 1 take SigmoidBCE\(axis=1\)$"):
+            loss(images, images)
+    with pytest.raises(ValueError, match=r"class_weight has length 7 where .* need 5$"):
+        sl.SigmoidBCE(class_weight=np.ones(7))(images, images)
+
+
+def test_one_hot_rows_times_an_advantage():
+    z, advantage = Z[:1], -2.0
+    with pytest.raises(ValueError, match=r"at \(0, 0\) is -2.0.*has a sign is its sample_weight$"):
+        sl.softmax_ce(z, advantage * ONE_HOT[:1])
+    value = sl.SoftmaxCE(reduction="sum")(z, ONE_HOT[:1], sample_weight=[advantage])
+    assert value == pytest.approx(-2 * sl.softmax_ce(z, [0]), rel=1e-15)
+
+
+class Unwilling:
+    def __float__(self):
+        raise RuntimeError("not now")
+
+
+@pytest.mark.parametrize("given", [10**400, [10**400, 0, 1], Unwilling(), [Unwilling()] * 3])
+def test_objects_that_are_no_floats(given):
+    """What their conversion raises is not what is wrong."""
+    for call in (lambda: sl.softmax_ce(Z, given), lambda: sl.softmax(given)):
+        with pytest.raises(TypeError, match=r"must hold real numbers, not dtype object \(of .*\)$"):
+            call()
+
+
+def test_labels_of_classes_for_sigmoids():
+    with pytest.raises(ValueError, match=r"pass np.eye\(2\)\[targets\], or take a softmax loss$"):
+        sl.sigmoid_bce(np.zeros((3, 2)), [0, 1, 1])
+
+
+def test_rows_of_different_lengths():
+    with pytest.raises(
+        ValueError, match=r"^the rows of targets have different lengths, such as 1 and 3: pad"
+    ):
+        sl.softmax_ce(np.zeros((2, 3)), [[1], [0, 2, 1]])
+    with pytest.raises(ValueError, match=r"^the rows of logits have different lengths, such as 0 and 2: pad"):
+        sl.sigmoid_bce([[1.0, 2.0], []], [[1, 0], []])
+
+
+def test_missing_targets():
+    with pytest.raises(
+        ValueError, match=r"class index at 1 is nan.*; what has no target is left out with mask="
+    ):
+        sl.softmax_ce(Z, [0, np.nan, 1])
+    with pytest.raises(
+        ValueError, match=r"target at \(1, 0\) is nan.*; what has no target is left out with mask="
+    ):
+        sl.sigmoid_bce(Z, [[0, 1], [np.nan, 1], [0, 0]])
+
+
+def test_balanced_class_weights():
+    with pytest.raises(TypeError, match=r"strings such as 'balanced': pass .*, of k classes") as refusal:
+        sl.SoftmaxCE(class_weight="balanced")
+    expression = re.search(r"pass (.*), of k", str(refusal.value))[1]
+    weight = eval(expression, {"np": np, "y": [0, 0, 1, 2], "k": 3})
+    np.testing.assert_allclose(sl.SoftmaxCE(class_weight=weight).class_weight, [2 / 3, 4 / 3, 4 / 3])
+
+
+def test_tables_with_missing_numbers_and_names():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [0.5, 0.0]})
+    expected = sl.softmax_ce(frame, [0, 1])
+    of_names = frame.assign(name=["x", "y"])
+    nullable = frame.astype("Float64")
+    for given in (of_names, nullable, frame.astype(object)):
+        assert mended(sl.softmax_ce, "logits", given, {"targets": [0, 1]}) == expected
+    nullable.loc[1, "a"] = pd.NA
+    assert mended(sl.softmax_ce, "logits", nullable, {"targets": [0, 1]}) == sl.softmax_ce([[1, 0.5]], [0])
+    labels = pd.Series(["x", "y"], dtype="category")
+    assert mended(sl.softmax_ce, "targets", labels, {"logits": frame}) == expected
+    some = pd.Series([True, None], dtype="boolean")
+    assert mended(sl.softmax_ce, "mask", some, {"logits": frame, "targets": [0, 1]}) == sl.softmax_ce(
+        frame[:1], [0]
+    )
+
+
+def test_polars():
+    pl = pytest.importorskip("polars")
+    z = np.array([0.5, -1.0, 2.0])
+    assert sl.sigmoid_bce(pl.Series(z), pl.Series([True, False, True])) == sl.sigmoid_bce(z, [1, 0, 1])
+    partly = pl.Series([True, None, False])
+    assert mended(sl.sigmoid_bce, "targets", partly, {"logits": z}) == sl.sigmoid_bce(z[[0, 2]], [1, 0])
+    names = pl.Series(["b", "a"], dtype=pl.Categorical)
+    assert mended(sl.softmax_ce, "targets", names, {"logits": Z[:2]}) == sl.softmax_ce(Z[:2], [1, 0])
+
+
+def test_sparse_rows():
+    sparse = pytest.importorskip("scipy.sparse")
+    rows = [sparse.csr_array(np.eye(2)[i : i + 1]) for i in (0, 1, 1)]
+    assert mended(sl.softmax_ce, "targets", rows, {"logits": Z}) == sl.softmax_ce(Z, LABELS)
+
+
+def test_tensors_that_numpy_does_not_read():
+    torch = pytest.importorskip("torch")
+    z = torch.tensor(Z)
+    assert sl.softmax_ce(z, torch.tensor(LABELS)) == sl.softmax_ce(Z, LABELS)
+    for given in (z.requires_grad_(), z.detach().bfloat16()):
+        with pytest.raises(
+            TypeError, match=r"^logits is a Tensor, of which numpy makes no array: .*adapters.torch"
+        ):
+            sl.softmax_ce(given, LABELS)

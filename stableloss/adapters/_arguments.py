@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
 
-__all__ = ["explained"]
+from stableloss._arrays import holds_mask
+from stableloss.linear import LinearLoss
+
+__all__ = ["explained", "require_loss", "unmasked"]
+
+
+def require_loss(loss: Any) -> None:
+    """Refuse what is no loss object: a class, a name, or a loss of hidden values."""
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__}, not an object of it: {loss.__name__}()")
+    if not hasattr(loss, "value_and_grad") or isinstance(loss, LinearLoss):
+        raise TypeError(f"loss must be a loss object such as softmax_ce, not {type(loss).__name__}")
+
+
+def unmasked(value: Any, name: str, instead: str) -> Any:
+    """The value, if it is no masked array, whose mask nothing here or in the library would look at."""
+    if holds_mask(value):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost: pass {instead}")
+    return value
 
 
 def explained(
-    error: ValueError, x: Any, y: Any, x_name: str, y_name: str, axis: int, classes: bool
-) -> ValueError:
-    """The error to raise where a loss has refused x and y: one in these names if `y` does not fit `x`.
+    error: TypeError | ValueError, x: Any, y: Any, x_name: str, y_name: str, axis: int, classes: bool
+) -> TypeError | ValueError:
+    """The error to raise where a loss has refused x and y: in these names, and with the fix if `y` does not
+    fit `x`.
 
     The outputs of `x` lie along `axis`. With `classes`, `y` may hold class indices; without, it has the
     shape of `x`. A function of its own for a refused call, so that one that is not pays nothing for it.
     """
-    message = _mistake(x, y, x_name, y_name, axis, classes)
-    return error if message is None else ValueError(message)
+    if isinstance(error, TypeError):
+        return TypeError(_renamed(str(error), x_name, y_name))
+    return ValueError(_mistake(x, y, x_name, y_name, axis, classes) or _renamed(str(error), x_name, y_name))
+
+
+def _renamed(message: str, x_name: str, y_name: str) -> str:
+    """The message of a loss, in the names of the caller's arguments."""
+    names = {"logits": x_name, "targets": y_name, "target at": f"{y_name} at"}
+    return re.sub(r"\b(logits|targets|target at)\b", lambda match: names[match[1]], message)
 
 
 def _mistake(x: Any, y: Any, x_name: str, y_name: str, axis: int, classes: bool) -> str | None:

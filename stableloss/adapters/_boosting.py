@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 import stableloss as sl
+from stableloss._arrays import real_array
+from stableloss.adapters._arguments import require_loss, unmasked
 
 # Of a library's own objectives (XGBoost's up to 3.2): by what the softmax of k classes multiplies
 # p (1 - p), and the least Hessian of a row of weight 1.
@@ -80,6 +82,7 @@ def objective(loss: Any, hessian: str = "exact") -> Callable[..., tuple[np.ndarr
            [ 0.5, -0.5],
            [ 0. ,  0. ]], dtype=float32)
     """
+    require_loss(loss)
     names = ("exact", *CONVENTIONS)
     if hessian not in names:
         raise ValueError(f"hessian is {hessian!r}, not one of {', '.join(names)}")
@@ -90,6 +93,7 @@ def objective(loss: Any, hessian: str = "exact") -> Callable[..., tuple[np.ndarr
 
 def metric(function: Callable[..., Any], loss: Any) -> Callable[..., Any]:
     """Metric from a loss and from the function that a library's adapter evaluates it by."""
+    require_loss(loss)
     if loss.reduction == "none":
         raise ValueError(f"a metric is one number: {loss!r} needs reduction='mean' or 'sum'")
     return functools.partial(function, loss)
@@ -115,6 +119,15 @@ def loss_of(given: Any) -> Any:
 def default_loss(exclusive: bool) -> Any:
     """Of a classifier: for classes of which there are more than two, or else."""
     return sl.softmax_ce if exclusive else sl.sigmoid_bce
+
+
+def require_plain(X: Any, y: Any, sample_weight: Any) -> None:
+    """What a classifier is fitted to; the libraries take NaN in X for a missing value."""
+    unmasked(X, "X", "X.filled(np.nan)")
+    unmasked(y, "y", "the rows of X and y whose label is not masked")
+    if hasattr(y, "toarray"):
+        raise TypeError(f"y is a sparse {type(y).__name__}: pass y.toarray()")
+    unmasked(sample_weight, "sample_weight", "sample_weight.filled(0)")
 
 
 def is_native(second: Any) -> bool:
@@ -204,21 +217,17 @@ def _without_focus(loss: Any) -> Any:
 def _divisor(
     loss: Any, margins: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, counts: np.ndarray | None
 ) -> float:
-    """Total weight of what counts, for a sigmoid loss too, which by itself divides by a number."""
+    """Total weight of what counts, where the loss itself divides by a number too."""
     softmax = is_softmax(loss)
+    if weight is None or (softmax and loss.reduction == "mean"):
+        return float(loss.divisor(margins.shape, targets, sample_weight=weight, mask=counts))
     shape = margins.shape[:1] if softmax else margins.shape
     kept = np.ones(shape, bool) if counts is None else counts
     ignored = getattr(loss, "ignore_index", None)
     if ignored is not None and targets.shape == shape:
         kept = kept & ~np.isin(targets, ignored)
-    share = kept.astype(np.float64)
-    if weight is not None:
-        share *= weight if softmax else _in_columns(weight)
-    if softmax:
-        class_weight = getattr(loss, "class_weight", None)
-        if class_weight is not None and targets.ndim == 1 and loss.reduction == "mean":
-            share *= np.take(class_weight, np.where(kept, targets, 0).astype(np.intp), mode="clip")
-    elif loss.reduction == "batchmean":
+    share = kept * (weight if softmax else _in_columns(weight))
+    if not softmax and loss.reduction == "batchmean":
         # the weight of a row is the mean of its elements that count
         share = share.sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
     return float(share.sum())
@@ -226,12 +235,6 @@ def _divisor(
 
 def _in_columns(array: np.ndarray) -> np.ndarray:
     return array if array.ndim == 2 else array[:, np.newaxis]
-
-
-def _unmasked(name: str, array: Any, fill: str) -> np.ndarray:
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost: pass {name}.filled({fill})")
-    return np.asarray(array)
 
 
 def _arguments(
@@ -242,7 +245,8 @@ def _arguments(
         margins, labels, sample_weight = first, second.get_label(), second.get_weight()
     else:
         labels, margins = first, second
-    labels, margins = _unmasked("labels", labels, "np.nan"), np.asarray(margins)
+    labels = real_array(unmasked(labels, "labels", "labels.filled(np.nan)"), "labels")
+    margins = np.asarray(unmasked(margins, "margins", "np.ma.getdata(margins)"))
     if margins.ndim == 1:
         margins = margins[:, np.newaxis]
     _require_margins_for(loss, margins, labels)
@@ -252,9 +256,12 @@ def _arguments(
         missing = np.isnan(targets)
         if missing.any():
             counts = ~(missing.any(axis=1) if is_softmax(loss) and targets.ndim == 2 else missing)
-    if sample_weight is None or len(sample_weight) == 0:
+    if sample_weight is None:
         return margins, targets, None, counts
-    weight = _unmasked("sample_weight", sample_weight, "0").astype(np.float64, copy=False)
+    unmasked(sample_weight, "sample_weight", "sample_weight.filled(0)")
+    weight = real_array(sample_weight, "sample_weight").astype(np.float64, copy=False)
+    if not weight.size:  # what a data set without weights has
+        return margins, targets, None, counts
     if not is_softmax(loss) and weight.size == margins.size:
         weight = weight.reshape(margins.shape)
     return margins, targets, weight, counts

@@ -25,31 +25,40 @@ from autograd.extend import defjvp, defvjp, primitive
 from autograd.tracer import getval, isbox
 
 from stableloss import losses
+from stableloss.adapters._arguments import require_loss
 
 __all__ = ["differentiable", "sigmoid_bce", "sigmoid_mse", "softmax_ce", "softmax_mse"]
 
 
 class _Call(NamedTuple):
-    """What a call of a loss has besides the logits."""
+    """What a call of a loss has besides the logits and the targets."""
 
     loss: Any
-    targets: Any
     options: dict[str, Any]
 
 
+# Of these, logits, targets and v are what autograd may have traced. What has no derivative below has none
+# by that argument, and autograd says so.
+
+
 @primitive
-def _value(logits: Any, value: Any, grad: Any, call: _Call) -> Any:
+def _value(logits: Any, targets: Any, value: Any, grad: Any, call: _Call) -> Any:
     return value
 
 
 @primitive
-def _grad(logits: Any, grad: Any, call: _Call) -> Any:
+def _grad(logits: Any, targets: Any, grad: Any, call: _Call) -> Any:
     return grad
 
 
 @primitive
-def _hessian_times(v: Any, logits: Any, call: _Call) -> Any:
-    return call.loss.hessian_vector_product(logits, call.targets, v, **call.options)
+def _target_grad(logits: Any, targets: Any, call: _Call) -> Any:
+    return call.loss.target_grad(logits, targets, **call.options)
+
+
+@primitive
+def _hessian_times(v: Any, logits: Any, targets: Any, call: _Call) -> Any:
+    return call.loss.hessian_vector_product(logits, targets, v, **call.options)
 
 
 def _pull_back(g: Any, grad: Any, call: _Call) -> Any:
@@ -63,26 +72,58 @@ def _pull_back(g: Any, grad: Any, call: _Call) -> Any:
 
 
 def _push_forward(v: Any, ans: Any, grad: Any, call: _Call) -> Any:
-    """Change of each loss when its logits change by v."""
+    """Change of each loss when its logits or targets change by v."""
     change = grad * v
     if anp.ndim(ans) == anp.ndim(change):
         return change
     return anp.sum(change, axis=call.loss.axis if anp.ndim(ans) else None)
 
 
-defvjp(_value, lambda ans, logits, _, grad, call: lambda g: _pull_back(g, _grad(logits, grad, call), call))
-defvjp(_grad, lambda ans, logits, _, call: lambda g: _hessian_times(g, logits, call))
-defvjp(_hessian_times, lambda ans, v, logits, call: lambda g: _hessian_times(g, logits, call))
-defjvp(_value, lambda v, ans, logits, _, grad, call: _push_forward(v, ans, _grad(logits, grad, call), call))
-defjvp(_grad, lambda v, ans, logits, _, call: _hessian_times(v, logits, call))
-defjvp(_hessian_times, lambda u, ans, v, logits, call: _hessian_times(u, logits, call))
+defvjp(
+    _value,
+    lambda ans, z, t, _, grad, call: lambda g: _pull_back(g, _grad(z, t, grad, call), call),
+    lambda ans, z, t, _, grad, call: lambda g: _pull_back(g, _target_grad(z, t, call), call),
+)
+defvjp(_grad, lambda ans, z, t, _, call: lambda g: _hessian_times(g, z, t, call))
+defvjp(_hessian_times, lambda ans, v, z, t, call: lambda g: _hessian_times(g, z, t, call))
+defjvp(
+    _value,
+    lambda v, ans, z, t, _, grad, call: _push_forward(v, ans, _grad(z, t, grad, call), call),
+    lambda v, ans, z, t, _, grad, call: _push_forward(v, ans, _target_grad(z, t, call), call),
+)
+defjvp(_grad, lambda v, ans, z, t, _, call: _hessian_times(v, z, t, call))
+defjvp(_hessian_times, lambda u, ans, v, z, t, call: _hessian_times(u, z, t, call))
 
 
-def _differentiable_call(loss: Any, logits: Any, targets: Any, **options: Any) -> Any:
-    if not isbox(logits):
+def _plain(x: Any) -> Any:
+    """What has been traced, at every level."""
+    while isbox(x):
+        x = getval(x)
+    return x
+
+
+def _differentiable_call(
+    loss: Any,
+    logits: Any,
+    targets: Any,
+    *,
+    sample_weight: Any = None,
+    mask: Any = None,
+    denominator: Any = None,
+) -> Any:
+    options = {"sample_weight": sample_weight, "mask": mask, "denominator": denominator}
+    for name, option in options.items():
+        if isbox(option):
+            raise TypeError(f"{name} is traced by autograd, but has no derivative here: pass getval({name})")
+    options = {name: option for name, option in options.items() if option is not None}
+    if isbox(targets) and not hasattr(loss, "target_grad"):
+        raise TypeError(
+            f"targets are traced by autograd, but {loss!r} has no derivative by them: pass getval(targets)"
+        )
+    if not (isbox(logits) or isbox(targets)):
         return loss(logits, targets, **options)
-    value, grad = loss.value_and_grad(getval(logits), targets, **options)
-    return _value(logits, value, grad, _Call(loss, targets, options))
+    value, grad = loss.value_and_grad(_plain(logits), _plain(targets), **options)
+    return _value(logits, targets, value, grad, _Call(loss, options))
 
 
 def differentiable(loss: Any) -> Callable[..., Any]:
@@ -98,7 +139,18 @@ def differentiable(loss: Any) -> Callable[..., Any]:
     function
         ``f(logits, targets, **options)``, where the options are `sample_weight`, `mask` and
         `denominator`. It is differentiable with respect to the logits, in reverse and forward mode,
-        up to the second derivative.
+        up to the second derivative; the cross-entropies also with respect to target probabilities, once.
+
+    Raises
+    ------
+    TypeError
+        If `loss` is not a loss object. From the function: if autograd traces an option, or targets by which
+        the loss has no derivative, or as from the loss.
+    ValueError
+        If `loss` has `from_probabilities`, whose gradient is not the one by its argument; or as from the
+        loss.
+    NotImplementedError
+        When differentiating: for the third derivative, and a second one in which the targets take part.
 
     Examples
     --------
@@ -113,6 +165,12 @@ def differentiable(loss: Any) -> Callable[..., Any]:
     array([[2.50000000e-01, 0.00000000e+00],
            [0.00000000e+00, 4.24835426e-18]])
     """
+    require_loss(loss)
+    if getattr(loss, "from_probabilities", False):
+        raise ValueError(
+            "the gradient of a loss with from_probabilities=True is the one by the logits, which autograd "
+            "would take for one by the probabilities; use a loss of logits"
+        )
     return partial(_differentiable_call, loss)
 
 

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from stableloss._arrays import any_array
 from stableloss.adapters._arguments import explained
 from stableloss.losses import SigmoidBCE, SoftmaxCE
 
@@ -44,14 +45,15 @@ _SOFTMAX_OF_OUTPUT = SoftmaxCE(reduction="sum", ignore_index=None, axis=0, from_
 
 
 def _cost(loss: Any, x: Any, y: Any, name: str, classes: bool) -> tuple[float, np.ndarray]:
-    shape = np.shape(x)
+    x = any_array(x, name)
+    shape = x.shape
     if len(shape) != 2:
         one = f": pass np.reshape({name}, (1, -1)) for one output, np.reshape({name}, (-1, 1)) for one sample"
         fix = one if len(shape) < 2 else ""
         raise ValueError(f"{name} has shape {shape}, not (n_out, m) with one sample per column{fix}")
     try:
         total, dz = loss.value_and_grad(x, y)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise explained(error, x, y, name, "y", 0, classes) from None
     return total / max(shape[1], 1), dz
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from stableloss._arrays import any_array
 from stableloss.adapters._arguments import explained
 from stableloss.losses import SoftmaxCE
 
@@ -60,7 +61,7 @@ def softmax_loss(x: Any, y: Any) -> tuple[float, np.ndarray]:
     """
     try:
         loss, dx = _LOSS.value_and_grad(x, y)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise explained(error, x, y, "x", "y", -1, True) from None
     return float(loss), dx
 
@@ -105,13 +106,14 @@ def temporal_softmax_loss(x: Any, y: Any, mask: Any, verbose: bool = False) -> t
     >>> bool(dx[0, 2].any())
     False
     """
-    shape = np.shape(x)
+    x = any_array(x, "x")
+    shape = x.shape
     if len(shape) != 3:
         one = "; for one sequence pass x[np.newaxis], and y and mask likewise" if len(shape) == 2 else ""
         raise ValueError(f"x has shape {shape}, not (N, T, V){one}")
     try:
         loss, dx = _LOSS.value_and_grad(x, y, mask=mask, denominator=max(shape[0], 1))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise explained(error, x, y, "x", "y", -1, True) from None
     if verbose:
         print("dx:", dx.shape)

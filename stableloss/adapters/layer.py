@@ -39,9 +39,12 @@ The network keeps no softmax or sigmoid of its own before either: both take logi
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from stableloss.adapters._arguments import require_loss, unmasked
 
 __all__ = ["LossLayer", "LossObject"]
 
@@ -67,10 +70,7 @@ class _Criterion:
     _call: _Call | None = None
 
     def __init__(self, loss: Any, grad_reduction: str | None) -> None:
-        if isinstance(loss, type):
-            raise TypeError(f"loss is the class {loss.__name__}, not an object of it: {loss.__name__}()")
-        if not hasattr(loss, "value_and_grad"):
-            raise TypeError(f"loss must be a loss object such as softmax_ce, not {type(loss).__name__}")
+        require_loss(loss)
         if grad_reduction not in (None, "sum", *_MEANS):
             raise ValueError(f"grad_reduction is {grad_reduction!r}, not one of mean, sum, batchmean")
         self._function = self._of_grad = loss
@@ -84,8 +84,28 @@ class _Criterion:
     def _value_and_grad(self, logits: Any, targets: Any, options: dict[str, Any]) -> tuple[Any, np.ndarray]:
         loss, grad = self._of_grad.value_and_grad(logits, targets, **self._for(self._of_grad, options))
         if self._of_grad is not self._function:
-            loss = self._value(logits, targets, options)
+            loss = self._divided_anew(loss, logits, targets, options)
         return loss, grad
+
+    def _divided_anew(self, loss: float, logits: Any, targets: Any, options: dict[str, Any]) -> Any:
+        """The loss, of what it is over the gradient's divisor: no second pass, where it is one number."""
+        if self._function.reduction != "none":
+            given = self._divisor(self._of_grad, logits, targets, options)
+            wanted = self._divisor(self._function, logits, targets, options)
+            result = loss * given / wanted if given > 0 and wanted > 0 else math.nan
+            if math.isfinite(result):
+                return result
+        # nothing counts, a divisor that the loss refuses, a sum that overflows, a loss that is not finite
+        return self._value(logits, targets, options)
+
+    @staticmethod
+    def _divisor(loss: Any, logits: Any, targets: Any, options: dict[str, Any]) -> float:
+        if loss.reduction not in _MEANS:
+            return 1.0
+        if options.get("denominator") is not None:
+            return float(options["denominator"])
+        rows = {name: options.get(name) for name in ("sample_weight", "mask")}
+        return float(loss.divisor(np.shape(logits), targets, **rows))
 
     def _for(self, loss: Any, options: dict[str, Any]) -> dict[str, Any]:
         """The options given; where loss and gradient differ in it, a denominator only for a mean."""
@@ -125,7 +145,7 @@ class _Criterion:
         if self._call is None:
             raise RuntimeError("backward comes after forward(logits, targets), of which there is none")
         loss, grad, _ = self._call
-        factor = np.asarray(dout)
+        factor = np.asarray(unmasked(dout, "dout", "dout.filled(0)"))
         if factor.dtype.kind not in "biuf":
             raise TypeError(f"dout must hold real numbers, not dtype {factor.dtype}")
         if factor.size == 1:
@@ -163,7 +183,7 @@ class LossLayer(_Criterion):
         One of the losses of stableloss.
     grad_reduction : {"mean", "sum", "batchmean"}, optional
         What the gradient is divided by, if by something else than the loss, as for `reduction` of
-        the loss: "sum" is the undivided gradient. It takes a second pass where it differs.
+        the loss: "sum" is the undivided gradient. With a loss of each row it takes a second pass.
 
     Attributes
     ----------
@@ -297,7 +317,14 @@ class LossObject(_Criterion):
         self._target_first = target_first
 
     def _ordered(self, first: Any, second: Any) -> tuple[Any, Any]:
-        return (second, first) if self._target_first else (first, second)
+        if not self._target_first:
+            return first, second
+        if np.ndim(first) > np.ndim(second):
+            raise ValueError(
+                f"the first argument has shape {np.shape(first)} and the second {np.shape(second)}, but with "
+                "target_first=True the targets come first"
+            )
+        return second, first
 
     def loss(self, first: Any, second: Any, **options: Any) -> Any:
         """The loss alone.

@@ -136,6 +136,7 @@ class StableLGBMClassifier(LGBMClassifier):
     def fit(self, *args: Any, **options: Any) -> StableLGBMClassifier:
         """Fit to X and y; all parameters of LGBMClassifier.fit."""
         call = FIT.bind(self, *args, **options)
+        _boosting.require_plain(*(call.arguments.get(name) for name in ("X", "y", "sample_weight")))
         call.arguments["eval_metric"] = self._evaluated(call.arguments)
         super().fit(*call.args[1:], **call.kwargs)
         return self

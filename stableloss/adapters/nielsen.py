@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from stableloss._arrays import real_array
 from stableloss.adapters._arguments import explained
 from stableloss.losses import SigmoidBCE, SigmoidMSE
 
@@ -41,12 +42,7 @@ def _numbers(value: Any, name: str) -> np.ndarray:
     """As float64, in which no difference of targets wraps around."""
     if type(value) is np.ndarray and value.dtype == np.float64:
         return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, and the cost takes no mask: pass the entries that count")
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must hold real numbers, not dtype {array.dtype}")
-    return array.astype(np.float64)
+    return real_array(value, name).astype(np.float64)
 
 
 class CrossEntropyCost:
@@ -89,7 +85,7 @@ class CrossEntropyCost:
         """
         try:
             return float(_BCE_OF_OUTPUT(a, y))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise explained(error, a, y, "a", "y", 0, False) from None
 
     @staticmethod
@@ -112,7 +108,7 @@ class CrossEntropyCost:
         """
         try:
             return _BCE.value_and_grad(z, y)[1]
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise explained(error, z, y, "z", "y", 0, False) from None
 
 
@@ -177,5 +173,5 @@ class QuadraticCost:
         """
         try:
             return _MSE.value_and_grad(z, y)[1]
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise explained(error, z, y, "z", "y", 0, False) from None

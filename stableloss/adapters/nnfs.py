@@ -123,7 +123,7 @@ class _Loss:
     def _call(self, function: Any, x: Any, y: Any, x_name: str, y_name: str) -> Any:
         try:
             return function(x, y)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise explained(error, x, y, x_name, y_name, -1, self._classes) from None
 
     def _hand_out(self, dinputs: np.ndarray, by_logits: np.ndarray | None) -> None:

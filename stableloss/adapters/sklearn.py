@@ -30,6 +30,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 import stableloss as sl
+from stableloss.adapters._arguments import unmasked
 
 __all__ = ["StableMLPClassifier"]
 
@@ -38,6 +39,12 @@ __all__ = ["StableMLPClassifier"]
 def _output_loss(activation: str, label_smoothing: float, focal_gamma: float) -> Any:
     cls = sl.SoftmaxCE if activation == "softmax" else sl.SigmoidBCE
     return cls(reduction="sum", label_smoothing=label_smoothing, focal_gamma=focal_gamma)
+
+
+def _require_no_masks(X: Any, y: Any, sample_weight: Any) -> None:
+    for name, value in (("X", X), ("y", y)):
+        unmasked(value, name, f"the rows without masked entries, and np.ma.getdata({name}) of them")
+    unmasked(sample_weight, "sample_weight", "sample_weight.filled(0)")
 
 
 class StableMLPClassifier(MLPClassifier):
@@ -93,6 +100,7 @@ class StableMLPClassifier(MLPClassifier):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> StableMLPClassifier:
         """Fit to X and y, as MLPClassifier.fit; `sample_weight` must not be negative."""
+        _require_no_masks(X, y, sample_weight)
         return super().fit(X, y, sample_weight=self._weighted(self.class_weight, y, sample_weight))
 
     @available_if(lambda self: hasattr(super(), "partial_fit"))
@@ -100,6 +108,7 @@ class StableMLPClassifier(MLPClassifier):
         self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
     ) -> StableMLPClassifier:
         """Go over X and y once, as MLPClassifier.partial_fit."""
+        _require_no_masks(X, y, sample_weight)
         weight = self.class_weight
         if isinstance(weight, str):
             raise ValueError("class_weight='balanced' is for fit: partial_fit does not see all labels")

@@ -24,6 +24,7 @@ import thinc.loss
 from thinc.config import registry
 
 from stableloss import losses
+from stableloss.adapters._arguments import require_loss, unmasked
 
 __all__ = ["CategoricalCrossentropy", "Loss", "SequenceCategoricalCrossentropy"]
 
@@ -62,6 +63,7 @@ class Loss(thinc.loss.Loss):
     """
 
     def __init__(self, loss: Any) -> None:
+        require_loss(loss)
         self.loss = loss
 
     def __call__(self, guesses: Any, truths: Any) -> tuple[Any, Any]:
@@ -171,6 +173,7 @@ class CategoricalCrossentropy(Loss, thinc.loss.CategoricalCrossentropy):
             guesses - truths, divided by the number of rows where `normalize` is set.
         loss : float
         """
+        unmasked(truths, "truths", "truths.filled(missing_value), with that missing_value")
         # thinc's own multiplies an array of truths by a mask in place
         own = truths.copy() if isinstance(truths, np.ndarray) else truths
         grad = thinc.loss.CategoricalCrossentropy.get_grad(self, guesses, own)

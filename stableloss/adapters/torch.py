@@ -36,6 +36,7 @@ SOFTMAX = (losses.SoftmaxCE, losses.SoftmaxMSE)
 CROSS_ENTROPY = (losses.SigmoidBCE, losses.SoftmaxCE)
 LOSSES = (*SOFTMAX, losses.SigmoidBCE, losses.SigmoidMSE)
 HALF = (torch.float16, torch.bfloat16)
+FLOAT_MAX = torch.finfo(torch.float32).max
 DTYPES = (*HALF, torch.float32, torch.float64)
 
 
@@ -451,7 +452,11 @@ class _Value(_Function):
             value, grad = plan.loss.value_and_grad(x, t, **_options(*options))
         else:
             value = plan.loss(x, t, **_options(*options))
-        value = torch.from_numpy(np.asarray(value)).to(logits.dtype)
+        if plan.reduced and abs(value) < FLOAT_MAX:
+            # in one step, which refuses to overflow
+            value = torch.scalar_tensor(value, dtype=logits.dtype)
+        else:
+            value = torch.from_numpy(np.asarray(value)).to(logits.dtype)
         return value, None if grad is None else torch.from_numpy(grad)
 
     @staticmethod
@@ -627,9 +632,11 @@ def _product(plan: _Plan, call: Any, v: Any) -> Any:
 
 def _argument(name: str, value: Any) -> Any:
     """A tensor on which numpy can work, or something other than a tensor for the loss to judge."""
+    if value is None:
+        return None
     if not isinstance(value, torch.Tensor):
         return np.asarray(value) if isinstance(value, (list, tuple, bool, int, float)) else value
-    if value.device.type != "cpu":
+    if not value.is_cpu:
         mend = "it holds no numbers" if value.is_meta else f"pass {name}.cpu()"
         raise NotImplementedError(
             f"{name} is a tensor on the device {value.device}, but stableloss computes on the CPU: {mend}"
@@ -663,7 +670,8 @@ class _Differentiable:
         axis: int = getattr(loss, "axis", -1)
         if softmax and axis == 1 == ndim:
             axis = 0
-        shape, given = tuple(logits.shape), tuple(np.shape(targets))
+        given = tuple(targets.shape if isinstance(targets, torch.Tensor) else np.shape(targets))
+        shape = tuple(logits.shape)
         if (softmax or axis != -1) and not -ndim <= axis < ndim:
             raise ValueError(f"logits of shape {shape} have no axis {axis} for their classes")
         if not softmax:
@@ -720,7 +728,16 @@ class _Differentiable:
                 f"pass targets.detach(), or probabilities of shape {tuple(logits.shape)}"
             )
         wanted = torch.is_grad_enabled() and logits.requires_grad
-        value, _ = _Value.apply(plan, logits, targets, weight, total, mask, wanted)
+        tensors = [x for x in (logits, targets, weight, total) if isinstance(x, torch.Tensor)]
+        tracked = (
+            wanted
+            or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
+            or torch._C._are_functorch_transforms_active()
+            or any(map(_has_tangent, tensors))
+        )
+        # apply() takes longer than a small loss
+        evaluate = _Value.apply if tracked else _Value.forward
+        value, _ = evaluate(plan, logits, targets, weight, total, mask, wanted)
         # as PyTorch's own losses under autocast
         return value if dtype == value.dtype or torch.is_autocast_enabled("cpu") else value.to(dtype)
 

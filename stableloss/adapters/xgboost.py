@@ -132,6 +132,7 @@ class StableXGBClassifier(XGBClassifier):
         from sklearn.preprocessing import LabelEncoder
         from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
+        _boosting.require_plain(X, y, options.get("sample_weight"))
         given = self.objective, self.eval_metric
         loss = _boosting.loss_of(self.objective)
         self._refuse_what_has_no_effect()
