@@ -30,15 +30,33 @@ def pytest_addoption(parser):
 
 
 # `pytest -m quick`: of every test the first case and each SAMPLE-th after it, so that every loss, option,
-# dtype, entry and adapter is there, in half a minute. Without those that take most of a second for a case:
-# they train networks or boosters, start processes, or ask the oracle for long rows.
-SAMPLE = 20
+# dtype, entry and adapter is there, in half a minute. Without those that take most of a second for a case: they
+# train networks or boosters, compile, start processes or a type checker, or ask the oracle for long rows.
+SAMPLE = 25
+LONG_FILES = {
+    "test_adapters_boosting_dask.py",
+    "test_faults_engine.py",
+    "test_fuzz.py",
+    "test_typing.py",
+}
 LONG = {
+    "test_class_indices_that_change",
+    "test_collector_that_resizes_a_label_array",
+    "test_compile",
     "test_environment",
+    "test_environment_of_openmp",
+    "test_estimator_checks",
+    "test_every_allocation_may_fail",
     "test_exact_vocabulary",
     "test_example",
     "test_focal_on_an_imbalanced_set",
     "test_fork_after_a_shared_call",
+    "test_frozen_application",
+    "test_func_transforms",
+    "test_garbage_for_private_entries",
+    "test_grid_search_scores",
+    "test_idle_helpers_cost_nothing",
+    "test_keyboard_interrupt_between_chunks",
     "test_many_callers_with_helpers_each",
     "test_mean_of_many",
     "test_metric_matches_built_in",
@@ -46,7 +64,12 @@ LONG = {
     "test_native_matches_built_in_tree_for_tree",
     "test_net_learns_digits",
     "test_network_learns_digits",
+    "test_no_list_of_losses_elsewhere",
+    "test_one_bad_value_among_many",
     "test_permutation_equivariance",
+    "test_resident_memory",
+    "test_same_divisor_for_any_number",
+    "test_samples_of_op",
     "test_scikit_learn_matches_built_in",
     "test_shift_invariance",
     "test_softmax_network_learns_digits",
@@ -59,8 +82,8 @@ def pytest_collection_modifyitems(items):
     cases = collections.Counter()
     for item in items:
         test = item.parent, item.originalname
-        long = item.originalname in LONG or item.get_closest_marker("exhaustive")
-        if not long and cases[test] % SAMPLE == 0:
+        long = item.path.name in LONG_FILES or item.originalname in LONG
+        if not long and not item.get_closest_marker("exhaustive") and cases[test] % SAMPLE == 0:
             item.add_marker(pytest.mark.quick)
         cases[test] += 1
 
