@@ -27,6 +27,21 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-records", action="store_true", help="rewrite bits.json and worst_cases.json from this run"
     )
+    parser.addoption(
+        "--few-packages",
+        action="store_true",
+        help="leave out the files that need more than pytest, hypothesis, mpmath, gmpy2 and ml_dtypes",
+    )
+
+
+# Not by pytest's --ignore-glob, which takes a pattern as one below the working directory.
+MORE_PACKAGES = ("adapters*", "docs", "examples", "porting", "release")
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--few-packages"):
+        # None leaves it to the other settings
+        return any(collection_path.match(f"test_{name}.py") for name in MORE_PACKAGES) or None
 
 
 # `pytest -m quick`: of every test the first case and each SAMPLE-th after it, so that every loss, option,
