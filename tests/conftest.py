@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(items):
     cases = collections.Counter()
     for item in items:
         test = item.parent, item.originalname
-        long = item.originalname in LONG or item.get_closest_marker("exhaustive")
+        long = item.originalname in LONG or any(map(item.get_closest_marker, ("exhaustive", "deployed")))
         if not long and cases[test] % SAMPLE == 0:
             item.add_marker(pytest.mark.quick)
         cases[test] += 1
