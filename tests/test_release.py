@@ -279,7 +279,8 @@ def test_links_of_the_readme_are_absolute_in_the_metadata():
     assert all(link.startswith(f"{source}/raw/v{sl.__version__}/") for link in images)
 
 
-def test_placeholders_are_in_one_file(checker):
+def test_placeholders_are_in_one_file():
+    checker = load(REPOSITORY / ".ci" / "tools" / "check_release.py")
     texts = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "CITATION.cff", *WORKFLOWS]
     named = {path.name for path in texts if checker.PLACEHOLDER in path.read_text(encoding="utf-8")}
     # which says what they are
