@@ -38,6 +38,8 @@ for name in LIBRARIES:
     if name not in autodoc_mock_imports:
         import_module(name)
 numpydoc_show_class_members = False
+# forward(), below its class, and not Class.forward(), which is cut off there
+toc_object_entries_show_parents = "hide"
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

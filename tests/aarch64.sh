@@ -20,7 +20,7 @@ mmdebstrap --quiet --variant=extract --architectures=arm64 \
 
 # the ordinary build, on a copy of the sources, told to build for the other machine
 mkdir "$work/source" "$work/sysconfig"
-cp -r "$tests/../"{setup.py,pyproject.toml,README.md,LICENSE,stableloss,tools} "$work/source"
+cp -r "$tests/../"{setup.py,pyproject.toml,README.md,LICENSE,stableloss,.ci} "$work/source"
 version=$(python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
 cp "$root/usr/lib/$version/_sysconfigdata__aarch64-linux-gnu.py" "$work/sysconfig"
 (

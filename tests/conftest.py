@@ -27,6 +27,21 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-records", action="store_true", help="rewrite bits.json and worst_cases.json from this run"
     )
+    parser.addoption(
+        "--few-packages",
+        action="store_true",
+        help="leave out the files that need more than pytest, hypothesis, mpmath, gmpy2 and ml_dtypes",
+    )
+
+
+# Not by pytest's --ignore-glob, which takes a pattern as one below the working directory.
+MORE_PACKAGES = ("adapters*", "docs", "examples", "porting", "release")
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--few-packages"):
+        # None leaves it to the other settings
+        return any(collection_path.match(f"test_{name}.py") for name in MORE_PACKAGES) or None
 
 
 # `pytest -m quick`: of every test the first case and each SAMPLE-th after it, so that every loss, option,
@@ -51,7 +66,6 @@ LONG = {
     "test_example",
     "test_focal_on_an_imbalanced_set",
     "test_fork_after_a_shared_call",
-    "test_frozen_application",
     "test_func_transforms",
     "test_garbage_for_private_entries",
     "test_grid_search_scores",
@@ -83,7 +97,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         test = item.parent, item.originalname
         long = item.path.name in LONG_FILES or item.originalname in LONG
-        if not long and not item.get_closest_marker("exhaustive") and cases[test] % SAMPLE == 0:
+        long = long or any(map(item.get_closest_marker, ("exhaustive", "deployed")))
+        if not long and cases[test] % SAMPLE == 0:
             item.add_marker(pytest.mark.quick)
         cases[test] += 1
 

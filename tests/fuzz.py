@@ -199,7 +199,9 @@ def exact_units(call, at, weight):
     v = rows_of(call, plain["v"], at).astype(np.float64) if "v" in plain else None
     logits = logits.astype(np.float32 if logits.dtype.itemsize == 2 else logits.dtype)
     by_index = targets.ndim < logits.ndim
-    targets = np.where((w == 0) if by_index or not call.by_rows else (w == 0)[:, None], 0, targets)
+    targets = np.where(
+        (w == 0) if by_index or not call.by_rows else (w == 0)[:, None], targets.dtype.type(0), targets
+    )
     targets = targets.astype(np.int64 if by_index else np.float64)
     if not by_index:  # beyond its bounds by rounding
         targets = np.clip(targets, 0, bits.target_max(call.name))
@@ -429,7 +431,7 @@ def one_call(seed, number, skip=()):
         else:
             check_wrong(call, kind)
     except BaseException as error:
-        error.add_note(call.describe())
+        error.__notes__ = [call.describe()]  # as add_note does, which CPython 3.10 lacks
         raise
     return call
 
@@ -470,7 +472,7 @@ def shared_call(seed, number, skip, threads):
             require_same(results, expected, "that of one thread")
         require_memory(call, "the call")
     except BaseException as error:
-        error.add_note(call.describe())
+        error.__notes__ = [call.describe()]  # as add_note does, which CPython 3.10 lacks
         raise
     return call
 

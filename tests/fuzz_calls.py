@@ -36,6 +36,9 @@ LARGE = 300_000
 class Draw(random.Random):
     """The choices of one call; arrays are cut out of pools of random numbers that the seed alone makes."""
 
+    def __new__(cls, *arguments):
+        return super().__new__(cls)  # CPython 3.10's takes but one
+
     def __init__(self, seed, number, skip=()):
         super().__init__((seed << 40) + number)
         self.pools, self.skip = pools(seed), skip

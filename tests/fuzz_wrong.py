@@ -43,11 +43,10 @@ def somewhere(r, array):
 
 def cast_to(array, value):
     """A number in the dtype of the array, or None where that has no such number."""
-    try:
-        with np.errstate(all="ignore"):
-            return array.dtype.type(value)
-    except OverflowError:
+    if array.dtype.kind in "iu" and not np.iinfo(array.dtype).min <= value <= np.iinfo(array.dtype).max:
         return None
+    with np.errstate(all="ignore"):
+        return array.dtype.type(value)
 
 
 # ---- of losses -----------------------------------------------------------------------------------

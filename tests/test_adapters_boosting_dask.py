@@ -25,7 +25,7 @@ EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCATTERED = []
 
 # that a port is taken, or a parameter of the parent is ignored, is no fault of what is tested
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.deployed, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The examples of the documentation run, and what its pages take from other files is there."""
 
 import doctest
+import math
 import re
 from pathlib import Path
 
@@ -65,3 +66,19 @@ def test_every_page_is_in_the_table_of_contents():
     tables = re.findall(r"^```\{toctree\}\n(.*?)^```$", read("index"), re.MULTILINE | re.DOTALL)
     entries = {line for table in tables for line in table.splitlines() if not line.startswith(":")}
     assert entries - {""} == {path.stem for path in DOCS.glob("*.md")} - {"index"} | {"porting"}
+
+
+def test_sizes_from_which_a_call_is_shared():
+    """The table of the page on threads, against the figures of the kernels."""
+    blocks, job = (
+        (DOCS.parent / "stableloss" / "_kernels" / f"{name}.pxi").read_text(encoding="utf-8")
+        for name in ("_blocks", "_job")
+    )
+    work = int(re.search(r"THREAD_WORK = (\d+)$", blocks, re.MULTILINE)[1])
+    one_block = int(re.search(r"BLOCK_ITEMS = (\d+) ", job)[1])
+    costs = re.findall(r"^ +\[([\d., ]+)\],  +# (\w+)$", blocks, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (\d[\d,]+) \| (.*) \| (.*) \| (.*) \|$", read("threads"), re.MULTILINE)
+    assert [level for level, *_ in rows] == [level for _, level in costs] == ["base", "v3", "v4"]
+    for (_, *sizes), (figures, _) in zip(rows, costs, strict=True):
+        at_two = [math.ceil(2 * work / float(figure)) for figure in figures.split(", ")]
+        assert [int(size.replace(",", "")) for size in sizes] == [max(size, one_block + 1) for size in at_two]

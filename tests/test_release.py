@@ -3,7 +3,10 @@
 import importlib.util
 import io
 import re
+import shutil
 import stat
+import subprocess
+import sys
 import tarfile
 import zipfile
 from importlib.metadata import distribution
@@ -175,6 +178,84 @@ def test_wheel_is_normalised(backend, tmp_path):
     # the digest of "abc" as FIPS 180-2 has it, in base64
     assert "a/x.so,sha256=ungWv48Bz-pBQUDeXa4iI7ADYaOWF3qctBD_YfIAFa0,3" in record.splitlines()
     assert record.endswith("a-1.dist-info/RECORD,,\n")
+
+
+# ---- the check before a release -------------------------------------------------------------------
+
+
+@pytest.fixture
+def checker():
+    return load(REPOSITORY / ".ci" / "tools" / "check_release.py")
+
+
+@pytest.fixture
+def ready(checker, monkeypatch, tmp_path):
+    """A repository of what the check reads, with nothing left to do."""
+    texts = {
+        "CHANGELOG.md": "# Changes\n\n## 1.2.3 (2026-01-31)\n",
+        "CITATION.cff": "version: 1.2.3\ndate-released: 2026-01-31\n",
+        "pyproject.toml": '[project.urls]\nSource = "https://a.test"\n',
+        "stableloss/__init__.py": '__version__ = "1.2.3"\n',
+    }
+    (tmp_path / "stableloss").mkdir()
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(checker, "ROOT", tmp_path)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@a.test", "-c", "commit.gpgsign=false"]
+    checker.git("init", "--quiet", "--initial-branch", "main")
+    checker.git("add", ".")
+    checker.git(*identity, "commit", "--quiet", "--message", "Release")
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="asks git")
+def test_release_that_is_ready(checker, ready, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["check_release.py"])
+    checker.main()
+    assert capsys.readouterr().out == "1.2.3\n"
+    assert list(checker.problems("1.2.3", "v1.2.3")) == []
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="asks git")
+@pytest.mark.parametrize(
+    ("name", "old", "new", "expected"),
+    [
+        (
+            "CHANGELOG.md",
+            "(2026-01-31)",
+            "(unreleased)",
+            "CHANGELOG.md has no section '## 1.2.3 (YYYY-MM-DD)'",
+        ),
+        ("CITATION.cff", "1.2.3", "1.2.2", "CITATION.cff is not of version 1.2.3"),
+        ("CITATION.cff", "01-31", "01-30", "CITATION.cff is not of the date 2026-01-31"),
+        ("pyproject.toml", "a.test", "example.org", "pyproject.toml has placeholders for addresses"),
+    ],
+)
+def test_release_that_is_not_ready(checker, ready, name, old, new, expected):
+    path = ready / name
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    assert expected in checker.problems("1.2.3", "v1.2.3")
+    assert {expected, "there are changes that are not committed"} <= set(checker.problems("1.2.3"))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="asks git")
+def test_release_from_elsewhere_or_twice(checker, ready):
+    checker.git("tag", "v1.2.3")
+    checker.git("switch", "--quiet", "--create", "other")
+    assert list(checker.problems("1.2.3")) == ["the branch is not main", "there is a tag v1.2.3 already"]
+    assert list(checker.problems("1.2.3", "v1.2.4")) == ["the tag v1.2.4 is not v1.2.3"]
+
+
+def test_release_check_reads_this_repository(checker):
+    """Of which it names what is left to do, where there is anything."""
+    run = subprocess.run(
+        [sys.executable, REPOSITORY / ".ci" / "tools" / "check_release.py", f"v{sl.__version__}"],
+        capture_output=True,
+        text=True,
+    )
+    left = list(checker.problems(sl.__version__, f"v{sl.__version__}"))
+    assert run.stdout == ("" if left else f"{sl.__version__}\n")
+    assert run.stderr.splitlines()[1:] == [f"- {problem}" for problem in left]
 
 
 # ---- files that have to agree --------------------------------------------------------------------

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 # reserved for examples (RFC 2606), so that no address here is anybody's by chance
 PLACEHOLDER = "example.org"
 
