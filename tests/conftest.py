@@ -45,8 +45,8 @@ def pytest_ignore_collect(collection_path, config):
 
 
 # `pytest -m quick`: of every test the first case and each SAMPLE-th after it, so that every loss, option,
-# dtype, entry and adapter is there, in half a minute. Without those that take most of a second for a case: they
-# train networks or boosters, compile, start processes or a type checker, or ask the oracle for long rows.
+# dtype, entry and adapter is there, in half a minute. Without those that take most of a second for a case:
+# they train networks or boosters, compile, start processes, or ask the oracle for long rows.
 SAMPLE = 25
 LONG_FILES = {
     "test_adapters_boosting_dask.py",

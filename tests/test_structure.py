@@ -57,7 +57,9 @@ FAST_MATH = (
     "/fp:fast",
 )
 # what asks for the same inside a source file
-FAST_MATH_IN_SOURCE = re.compile(r"#\s*pragma(?! GCC unroll)|\boptimize\s*\(|FP_CONTRACT|_MM_SET_(FLUSH|DENORMALS)_")
+FAST_MATH_IN_SOURCE = re.compile(
+    r"#\s*pragma(?! GCC unroll)|\boptimize\s*\(|FP_CONTRACT|_MM_SET_(FLUSH|DENORMALS)_"
+)
 SPECIAL = np.array([0, 1, -1, 90, -90, 800, -800, 1e38, -1e38, np.inf, -np.inf, np.nan, 2.0**-140])
 
 
