@@ -442,6 +442,7 @@ def shared_call(seed, number, skip, threads):
     call = LossCall(r, r.chance(0.1))
     for name in ("out", "probabilities"):
         call.given.pop(name, None)
+        call.plain.pop(name, None)
     call.outputs = {}
     loss, single = call.loss(), "out" in call.takes and call.method != "grad_and_hess"
     together = np.empty((threads, *call.given_shape), call.dtype)
