@@ -123,6 +123,8 @@ cdef Rescale rescale_of(double m, double whole) noexcept nogil:
     if not (to.same or m == -SL_INFINITY or whole == SL_INFINITY):
         split_maximum(whole, &a, &b_hi, &b_lo)
         to.factor = exp_shifted(m, a, b_hi, b_lo, True)
+        # so near that exponentials equal to UNIT remain so
+        to.same = to.factor == SL_UNIT_F64
     return to
 
 
@@ -844,8 +846,8 @@ cdef void finish_differences(
     rest = two_sum(rest, error + total_lo, &rest_lo)
     at = product(sums.hi[4], sums.lo[4], rest, rest_lo, &lo)
     term = two_sum(sums.hi[3] * e_max, -at, &error)
-    state.ed.max.hi[0] = e_max * term
-    state.ed.max.lo[0] = e_max * (error + (sums.lo[3] * e_max - lo))
+    # rounded, as the one term that it may be: `bracket_of` leaves out only what is in hi
+    state.ed.max.hi[0] = e_max * (term + (error + (sums.lo[3] * e_max - lo)))
     at = product(sums.hi[6], sums.lo[6], rest, rest_lo, &lo)
     term = two_sum(e_max * e_max * sums.hi[5], -2 * e_max * at, &error)
     term_lo = error + (e_max * e_max * sums.lo[5] - 2 * e_max * lo)
