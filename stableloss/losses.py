@@ -600,7 +600,8 @@ class _Softmax(_Loss):
         """What has to be known of some of the classes, to be merged with the same of the others.
 
         With the classes of each row spread over arrays, processes or machines: each makes the part of its
-        classes, all parts are exchanged and merged, and `finish` gives the loss, and the gradient of the shard.
+        classes, all parts are exchanged and merged, and `finish` gives the loss, and the gradient of the
+        shard.
 
         Parameters
         ----------
@@ -613,10 +614,10 @@ class _Softmax(_Loss):
         n_classes : int
             The number of all classes, as many as `class_weight` has weights.
         maximum : array_like, optional
-            The maximum of the raw logits of each whole row, of the shape of `logits` without the class axis.
-            With it, and with shards that are cut at multiples of 2048 classes, losses and gradients have the bits
-            of a call with all the classes, for class indices without options that bend the logits or
-            the targets.
+            The maximum of the raw logits of each whole row, of the shape of `logits` without the class
+            axis. With it, and with shards that are cut at multiples of 2048 classes, losses and gradients
+            have the bits of a call with all the classes, for class indices without options that bend the
+            logits or the targets.
         sample_weight, mask : array_like, optional
             As for calling the loss, one per row.
 
@@ -630,9 +631,9 @@ class _Softmax(_Loss):
         TypeError
             As for calling the loss.
         ValueError
-            As for calling the loss; also if the classes are not among `n_classes`, `maximum` is below a logit,
-            or the loss needs more than one exchange: `focal_gamma` with soft or smoothed targets, and
-            `from_probabilities`.
+            As for calling the loss; also if the classes are not among `n_classes`, `maximum` is below a
+            logit, or the loss needs more than one exchange: `focal_gamma` with soft or smoothed targets,
+            and `from_probabilities`.
 
         See Also
         --------

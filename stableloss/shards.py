@@ -1,8 +1,8 @@
 """Losses of rows whose classes are in shards: what is known of a shard, and of several that are merged.
 
-A part is an array of float64 with one line per row: a head, and for each 2048 classes sums of the exponentials (see
-`_kernels/_shards.pxi`). Merging puts the sums of shards one after the other, and adds nothing up: it is exact, and
-so is whatever grouping the parts are merged in.
+A part is an array of float64 with one line per row: a head, and for each 2048 classes sums of the
+exponentials (see `_kernels/_shards.pxi`). Merging puts the sums of shards one after the other, and adds
+nothing up: it is exact, and so is whatever grouping the parts are merged in.
 """
 
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
     mask: Any
 
     def require_classes(self, k: int) -> None:
-        if not (0 <= self.first_class and self.first_class + k <= self.n_classes):
+        if self.first_class < 0 or self.first_class + k > self.n_classes:
             raise ValueError(
                 f"first_class is {self.first_class}, but a shard of {k} classes from there is not within "
                 f"n_classes={self.n_classes}"
@@ -60,8 +60,8 @@ def refuse_option(loss: Any, hard: bool) -> None:
     if options.get("focal_gamma") and (not hard or options.get("label_smoothing")):
         targets = "smoothed" if hard else "soft"
         raise ValueError(
-            f"{loss!r} with {targets} targets needs the probability of every class, and with it another exchange "
-            "between the shards: use class indices without label_smoothing, or shards of the rows"
+            f"{loss!r} with {targets} targets needs the probability of every class, and with it another "
+            "exchange between the shards: use class indices without label_smoothing, or shards of the rows"
         )
 
 
@@ -71,8 +71,8 @@ def refuse_option(loss: Any, hard: bool) -> None:
 class Part:
     """What is known of a shard of the classes, or of several that have been merged.
 
-    It is made by a loss's `partial` and by `merge`. The part that `partial` returns refers to its shard as well,
-    and `finish` needs it there; pickling, merging and `array` carry the sums alone.
+    It is made by a loss's `partial` and by `merge`. The part that `partial` returns refers to its shard as
+    well, and `finish` needs it there; pickling, merging and `array` carry the sums alone.
 
     Parameters
     ----------
@@ -113,7 +113,8 @@ class Part:
         numbers = np.ascontiguousarray(array)
         if numbers.ndim != 2 or numbers.dtype != np.float64:
             raise ValueError(
-                f"array has shape {numbers.shape} and dtype {numbers.dtype}, not those of a part's, (n, f) and float64"
+                f"array has shape {numbers.shape} and dtype {numbers.dtype}, not those of a part's: (n, f), "
+                "float64"
             )
         n, columns = numbers.shape
         if n:
@@ -131,8 +132,8 @@ class Part:
                 row = above[0]
                 place = _arrays.place_of(int(row), np.shape(inputs.maximum))
                 raise ValueError(
-                    f"maximum at {place} is below the shard's own: it has to be that of the raw logits of the whole "
-                    "row, from all shards"
+                    f"maximum at {place} is below the shard's own: it has to be that of the raw logits of "
+                    "the whole row, from all shards"
                 )
         part = cls(array)
         part._inputs = inputs
@@ -151,8 +152,8 @@ class Part:
         inputs = self._inputs
         if inputs is None:
             raise ValueError(
-                "part has no shard: it has been merged, pickled or made from an array; finish takes the part that "
-                "partial returned"
+                "part has no shard: it has been merged, pickled or made from an array; finish takes the part "
+                "that partial returned"
             )
         if loss != inputs.loss:
             raise ValueError(f"part was made by {inputs.loss!r}, not by {loss!r}")
@@ -166,8 +167,8 @@ class Part:
                 raise ValueError("part and whole come from losses or targets of different kinds")
             if head[FIRST] != 0 or head[STOP] != inputs.n_classes or head[CLASSES] != inputs.n_classes:
                 raise ValueError(
-                    f"whole has the classes {int(head[FIRST])} to {int(head[STOP])} of {int(head[CLASSES])}, not all "
-                    f"{inputs.n_classes}: merge the parts of all shards"
+                    f"whole has the classes {int(head[FIRST])} to {int(head[STOP])} of {int(head[CLASSES])}, "
+                    f"not all {inputs.n_classes}: merge the parts of all shards"
                 )
         return inputs
 
@@ -194,11 +195,11 @@ def _head(width: float) -> int:
     return PEAKED_HEAD if width == PEAKED_WIDTH else HEAD
 
 
-
 def _refuse_order(index: int, stop: int, first: int) -> NoReturn:
     what = "leave out classes" if stop < first else "overlap, or are not in the order of their classes,"
     raise ValueError(
-        f"parts {what} between {index - 1} and {index}: one ends before class {stop}, the next begins at {first}"
+        f"parts {what} between {index - 1} and {index}: one ends before class {stop}, the next begins at "
+        f"{first}"
     )
 
 
@@ -276,7 +277,7 @@ def merge(parts: Iterable[Part]) -> Part:
     width = int(arrays[0][0, WIDTH])
     for i, array in enumerate(arrays[1:], 1):
         if array[0, WIDTH] != width or array[0, CLASSES] != arrays[0][0, CLASSES]:
-            raise ValueError(f"parts {i - 1} and {i} are from different losses, targets or numbers of classes")
+            raise ValueError(f"parts {i - 1} and {i} are of different losses, targets or numbers of classes")
         if array[0, FIRST] != arrays[i - 1][0, STOP]:
             _refuse_order(i, int(arrays[i - 1][0, STOP]), int(array[0, FIRST]))
     pieces = [(array.shape[1] - _head(width)) // width for array in arrays]

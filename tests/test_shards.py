@@ -75,7 +75,7 @@ CUTS = {
 
 def special_rows(logits, targets):
     """Confident, wrong, tied, infinite and undefined rows, their targets in the first and the last shard."""
-    n, k = logits.shape
+    k = logits.shape[1]
     logits[0, targets[0]] = 70
     logits[1, [1, k - 1]] = 70
     targets[1] = k - 1
@@ -186,7 +186,9 @@ def test_quadratic_cost_within_bounds(rng, shape, kind, dtype, given):
 @pytest.mark.parametrize("cls", [sl.SoftmaxCE, sl.SoftmaxMSE])
 def test_far_apart_shards(cls, kind):
     """Maxima that differ by more than the exponential's range, and by less than the spacing of the logits."""
-    logits = np.array([[0.0, -1e300, 5, 5], [1e4, 1e4, -1e4, 0], [1e-20, 0, -1e-20, 2e-20], [-740, 0, 1, -739]])
+    logits = np.array(
+        [[0.0, -1e300, 5, 5], [1e4, 1e4, -1e4, 0], [1e-20, 0, -1e-20, 2e-20], [-740, 0, 1, -739]]
+    )
     targets = np.array([3, 0, 2, 0])
     if kind != INDICES:
         targets = np.eye(4)[targets] if kind == ONE_HOT else np.array([[0.4, 0.1, 0.5, 0]] * 4)
@@ -232,7 +234,9 @@ def test_infinities_and_nan(loss, kind, given):
         ]
     )
     if getattr(loss, "focal_gamma", 0) and kind != INDICES:
-        pytest.skip("refused")
+        with pytest.raises(ValueError, match="soft targets needs"):
+            sharded(loss, logits, targets_of(kind, np.random.default_rng(0), len(logits), 6), [3])
+        return
     for y in range(6):
         targets = np.full(len(logits), y)
         if kind == ONE_HOT:
@@ -443,7 +447,12 @@ def test_options_that_shards_do_not_have(options, targets, message):
     ],
 )
 def test_arguments_that_do_not_fit(change, message):
-    arguments = {"logits": [[1.0, 2.0], [0.0, -1.0]], "targets": [0, 3], "first_class": 0, "n_classes": 4} | change
+    arguments = {
+        "logits": [[1.0, 2.0], [0.0, -1.0]],
+        "targets": [0, 3],
+        "first_class": 0,
+        "n_classes": 4,
+    } | change
     with pytest.raises(ValueError, match=message):
         sl.softmax_ce.partial(**arguments)
 
@@ -455,8 +464,7 @@ def test_arguments_of_the_wrong_type():
         sl.softmax_ce.partial([["a"]], [0], 0, 2)
     with pytest.raises(TypeError, match="parts must be Part objects, not ndarray"):
         sl.merge([np.zeros((1, 12))])
-    with pytest.raises(AttributeError):
-        sl.sigmoid_bce.partial
+    assert not hasattr(sl.sigmoid_bce, "partial")
 
 
 def test_parts_that_do_not_fit(rng):
@@ -482,7 +490,7 @@ def test_parts_that_do_not_fit(rng):
     with pytest.raises(TypeError, match="whole must be a Part"):
         sl.softmax_ce.finish(a, whole.array)
     for bad in (np.zeros(3), np.zeros((2, 8)), np.zeros((2, 12)), np.zeros((2, 12), "f")):
-        with pytest.raises(ValueError, match="not (that|those) of a part"):
+        with pytest.raises(ValueError, match=r"not (that|those) of a part"):
             sl.Part(bad)
 
 

@@ -11,6 +11,8 @@
 `thinc`        thinc: loss objects and their registry names
 `xgboost`      XGBoost: custom objectives and metrics
 `lightgbm`     LightGBM: custom objectives and metrics
+`dask`         Dask arrays: losses of logits in chunks, larger than memory or a machine
+`mpi`          MPI: ranks that share the classes, ``ClassParallel``, or the rows, ``RowParallel``
 `torch`        PyTorch: functions of CPU tensors with first and second derivatives
 =============  ============================================================================
 
