@@ -12,7 +12,7 @@ import stableloss.adapters
 
 LIBRARIES = ("autograd", "dask", "lightgbm", "mpi4py", "sklearn", "thinc", "torch", "xgboost")
 # not what every test environment has
-OPTIONAL = {"dask": "dask.array", "mpi": "mpi4py", "torch": "torch"}
+OPTIONAL = {"dask": "dask.array", "torch": "torch"}
 MODULES = sorted(path.stem for path in Path(stableloss.adapters.__file__).parent.glob("[!_]*.py"))
 
 
@@ -43,6 +43,8 @@ def test_module(name):
     assert module.__doc__
     for public in module.__all__:
         assert hasattr(module, public)
+    if name == "mpi":
+        return  # its examples run where mpiexec starts them: test_adapters_mpi.py
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted
     assert not result.failed

@@ -49,6 +49,12 @@ def test_ranks_agree_with_one_process(n, tmp_path):
     assert sorted(run.stdout.splitlines()) == [f"rank {i} of {n} agrees" for i in range(n)]
 
 
+def test_examples(tmp_path):
+    code = "import doctest, stableloss.adapters.mpi as m; failed, n = doctest.testmod(m); assert n and not failed"
+    run = run_ranks(1, "-c", code, folder=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_losses_of_another_kind():
     with pytest.raises(TypeError, match="loss must be a softmax loss"):
         ClassParallel(sl.sigmoid_bce, None)

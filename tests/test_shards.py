@@ -475,7 +475,7 @@ def test_parts_that_do_not_fit(rng):
         "parts leave out classes between 0 and 1: one ends before class 2, the next begins at 4": [a, c],
         "parts overlap, or are not in the order of their classes, between 0 and 1": [b, a],
         "parts have 2, 1 rows": [a, sl.softmax_ce.partial(logits[:1, 2:], [0], 2, 6)],
-        "from different losses": [a, sl.softmax_mse.partial(logits[:, 2:], targets, 2, 6)],
+        "of different losses": [a, sl.softmax_mse.partial(logits[:, 2:], targets, 2, 6)],
     }
     for message, parts in cases.items():
         with pytest.raises(ValueError, match=re.escape(message)):
