@@ -581,9 +581,14 @@ class _CrossEntropy(_Loss):
 
 
 class _Softmax(_Loss):
-    """What the softmax losses have beside: rows whose classes are in shards."""
+    """What the softmax losses have beside: rows whose classes are in shards.
+
+    Their kernels have to know whether a loss is the quadratic cost.
+    """
 
     __slots__ = ()
+
+    _quadratic: ClassVar[bool] = False
 
     @implemented_by(kernels.partial)
     def partial(
@@ -647,7 +652,7 @@ class _Softmax(_Loss):
         >>> a = sl.softmax_ce.partial(logits[:, :1], targets, 0, 3)
         >>> b = sl.softmax_ce.partial(logits[:, 1:], targets, 1, 3)
         >>> sl.softmax_ce.finish(a, sl.merge([a, b]))
-        (1.579670497150416e-17, array([[-1.5796705e-17]]))
+        (1.5796578428307375e-17, array([[-1.57965784e-17]]))
         """
         raise NotImplementedError
 
@@ -1097,6 +1102,7 @@ class SoftmaxMSE(_Softmax):
 
     __slots__ = ()
     _stem = "softmax_mse"
+    _quadratic = True
     _target_range = (0.0, math.inf)
 
     axis: int

@@ -62,6 +62,7 @@ cdef class ShardCall:
     cdef int convert(self, Loss loss, object logits, object targets, object maximum) except -1:
         self.logits = floating(readable(logits, "logits"))
         self.targets = readable(targets, "targets")
+        self.shard.quadratic = loss._quadratic
         self.axis = counted_axis(self.logits, loss.axis)
         if self.axis == NO_AXIS:
             raise ValueError(f"logits of shape {(<object>self.logits).shape} have no axis {loss.axis}")
@@ -100,7 +101,6 @@ cdef class ShardCall:
         shard.settings = loss.settings
         if shard.settings.class_weight != NULL:
             shard.settings.class_weight += first
-        shard.quadratic = loss.kernel is softmax_mse
         shard.indexed = shard.whole.hard and not shard.whole.has_options
         self.set_job()
         shard.width = piece_width(shard)
