@@ -49,7 +49,14 @@ def test_ranks_agree_with_one_process(n, tmp_path):
     assert sorted(run.stdout.splitlines()) == [f"rank {i} of {n} agrees" for i in range(n)]
 
 
-def test_examples(tmp_path):
+@pytest.mark.parametrize("n", [2, 4])
+def test_example(n, tmp_path):
+    run = run_ranks(n, TESTS.parent / "examples" / "mpi_vocab_parallel.py", folder=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.splitlines()[-1] == "the bits of one process"
+
+
+def test_examples_of_docstrings(tmp_path):
     code = "from doctest import testmod; from stableloss.adapters import mpi; assert not testmod(mpi).failed"
     run = run_ranks(1, "-c", code, folder=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr

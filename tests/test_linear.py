@@ -136,7 +136,7 @@ def assert_same_bits(result, expected):
 @pytest.mark.parametrize("max_memory", MEMORIES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("make", HARD)
-def test_class_indices(rng, make, reduction, max_memory):
+def test_class_indices(rng, by_classes, make, reduction, max_memory):
     loss = make(reduction=reduction)
     hidden, weight, bias = layer(rng)
     targets = indices(rng, loss)
@@ -149,7 +149,9 @@ def test_class_indices(rng, make, reduction, max_memory):
                 result, reference(loss, hidden, weight, targets, bias, with_stats=with_stats, **chosen)
             )
             alone = head(hidden, weight, targets, bias, with_stats=with_stats, **chosen)
-            np.testing.assert_array_equal(alone[0] if with_stats else alone, result[0])
+            # without a tile for the weight's gradient there is room for other chunks
+            rtol = 1e-14 if by_classes else 0
+            np.testing.assert_allclose(alone[0] if with_stats else alone, result[0], rtol=rtol)
 
 
 @pytest.mark.parametrize("max_memory", MEMORIES)
@@ -170,7 +172,7 @@ def test_soft_targets(rng, make, reduction, max_memory):
 @pytest.mark.parametrize("max_memory", MEMORIES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("make", SIGMOID)
-def test_sigmoid_losses(rng, make, reduction, max_memory, by):
+def test_sigmoid_losses(rng, by_classes, make, reduction, max_memory, by):
     """As for extreme multi-label classification: most labels 0, of some rows or elements nothing is known."""
     loss = make(reduction=reduction)
     hidden, weight, bias = layer(rng)
@@ -187,7 +189,7 @@ def test_sigmoid_losses(rng, make, reduction, max_memory, by):
         result = head.value_and_grad(hidden, weight, targets, bias, with_stats=with_stats, **options)
         assert_close(result, reference(loss, hidden, weight, targets, bias, with_stats=with_stats, **options))
     value, stats = head(hidden, weight, targets, bias, with_stats=True, **options)
-    np.testing.assert_array_equal(value, result[0])
+    np.testing.assert_allclose(value, result[0], rtol=1e-14 if by_classes else 0, atol=1e-300)
     assert stats.correct == result[2].correct
 
 

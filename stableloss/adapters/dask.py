@@ -281,7 +281,9 @@ class DaskLoss:
     With several, which the softmax losses have, the maximum of each row is exchanged first, and then a part
     of each chunk (see `SoftmaxCE.partial`): 24 bytes per 2048 classes of a row and 72 more. Chunks of a
     multiple of 2048 classes give the gradient the bits of a call with all the classes; the loss is a sum of
-    those of the chunks of rows. The outputs of sigmoid losses are brought into one chunk.
+    those of the chunks of rows. The divisor of a mean needs the targets, weights and masks of all chunks
+    before any gradient; where they are made from the same data as the logits, `denominator` spares keeping
+    that. The outputs of sigmoid losses are brought into one chunk.
 
     See Also
     --------
