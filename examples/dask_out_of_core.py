@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 import stableloss as sl
 from stableloss.adapters.dask import DaskLoss
 
-COPIES, CHUNK, STEPS, RATE = 900, 8192, 3, 4.0
+COPIES, CHUNK, STEPS, RATE = 900, 8192, 3, 2.5
 MIB = 1 << 20
 
 digits = load_digits()
