@@ -620,7 +620,7 @@ class LinearLoss:
 
     Parameters
     ----------
-    loss : SoftmaxCE, SigmoidBCE, SoftmaxMSE or SigmoidMSE
+    loss : loss object
         The loss, with all its options but `axis` and `from_probabilities`: classes, or outputs, are on
         the last axis of the logits.
     max_memory : int, default: 134217728 (128 MiB)

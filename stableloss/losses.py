@@ -1,4 +1,4 @@
-"""The four losses: callable objects whose options are set once; no arithmetic is done here.
+"""The losses: callable objects whose options are set once; no arithmetic is done here.
 
 A loss is defined by its formula in the kernel file of its stem and by a class here, whose ready-made
 instance carries the stem as its name.
@@ -149,15 +149,15 @@ def _rebuild(cls: "type[_Loss]", options: dict[str, Any], extra: Mapping[str, An
 class _Loss(kernels.Loss):
     """What the losses share: calls and identity.
 
-    A class of losses names its kernel (`_stem`), whose unit is the row or the element, and the range of
-    targets that are no class indices; the arguments of its `__init__` are its options.
+    A class of losses names its kernel (`_stem`), whose unit is the row or the element, and up to what
+    number (from 0) its targets go that are no class indices; the arguments of its `__init__` are its options.
     """
 
     __slots__ = ()
 
     _stem: ClassVar[str]
     _rowwise: ClassVar[bool]
-    _target_range: ClassVar[tuple[float, float]]
+    _target_max: ClassVar[float]
     _defaults: ClassVar[dict[str, Any]]
 
     reduction: str
@@ -188,7 +188,7 @@ class _Loss(kernels.Loss):
             for name in _OF_LOGITS:
                 if options.get(name) != defaults.get(name):
                     raise ValueError(f"from_probabilities=True leaves no logits for {name} to work on")
-        self._set(getattr(kernels, self._stem), options, self._target_range[1])
+        self._set(getattr(kernels, self._stem), options, self._target_max)
 
     @overload
     def __call__(
@@ -280,7 +280,8 @@ class _Loss(kernels.Loss):
             If an argument does not hold real numbers or is a masked array.
         ValueError
             If shapes do not agree, a target, weight or denominator is out of range, or the total
-            weight of the rows that count, by which "mean" divides, is not positive.
+            weight of the rows that count, by which "mean" divides, is not positive; or if `with_stats`
+            is asked of a loss by element whose targets may exceed 1: no probabilities are behind it.
 
         Notes
         -----
@@ -805,7 +806,7 @@ class SigmoidBCE(_CrossEntropy):
 
     __slots__ = ()
     _stem = "sigmoid_bce"
-    _target_range = (0.0, 1.0)
+    _target_max = 1.0
 
     class_weight: tuple[float, ...] | None
     pos_weight: float | tuple[float, ...] | None
@@ -945,7 +946,7 @@ class SoftmaxCE(_CrossEntropy, _Softmax):
 
     __slots__ = ()
     _stem = "softmax_ce"
-    _target_range = (0.0, math.inf)
+    _target_max = math.inf
 
     class_weight: tuple[float, ...] | None
     ignore_index: int | tuple[int, ...] | None
@@ -1038,7 +1039,7 @@ class SigmoidMSE(_Loss):
 
     __slots__ = ()
     _stem = "sigmoid_mse"
-    _target_range = (0.0, 1.0)
+    _target_max = 1.0
 
 
 class SoftmaxMSE(_Softmax):
@@ -1047,9 +1048,8 @@ class SoftmaxMSE(_Softmax):
     With ``p = softmax(z)`` and target probabilities t (one-hot for a class index), the loss of one
     row is::
 
-        d    = p - t
-        loss = sum_k d[k]**2 / 2
-        grad = p[k] b[k],  b = d - sum(p d)
+        loss = sum_k (p[k] - t[k])**2 / 2
+        grad = p[k] b[k],  b = d - sum(p d),  d = p - t
         hess = p[k] (b[k] (1 - 2 p[k]) + p[k] (1 - 2 p[k] + sum(p**2)))
 
     Parameters
@@ -1103,7 +1103,7 @@ class SoftmaxMSE(_Softmax):
     __slots__ = ()
     _stem = "softmax_mse"
     _quadratic = True
-    _target_range = (0.0, math.inf)
+    _target_max = math.inf
 
     axis: int
 

@@ -52,6 +52,16 @@ def by_rows(name):
     return type(value)._rowwise if name in LOSSES else "axis" in inspect.signature(value).parameters
 
 
+def target_max(stem):
+    """Up to where the targets of a loss go that are no class indices."""
+    return type(getattr(sl, stem))._target_max
+
+
+def has_statistics(stem):
+    """Whether the activations of a loss are probabilities."""
+    return by_rows(stem) or target_max(stem) <= 1
+
+
 # ---- inputs --------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,7 @@ class Results(NamedTuple):
 
 
 class LossContract:
-    """Tests common to the four losses. `n` rows and `k` classes; a sigmoid loss has n x k elements.
+    """Tests common to all losses. `n` rows and `k` classes; a sigmoid loss has n x k elements.
 
     Subclasses set `stem`, the name of the instance, and give `targets_for`.
     """
@@ -840,7 +840,8 @@ class SigmoidContract(LossContract):
     wrong_target_shapes = ((), (1,), (3,), (4,), (3, 1), (1, 4), (4, 3), (3, 4, 1), (1, 3, 4))
 
     def targets_for(self, rng, shape):
-        return rng.integers(0, 2, shape)
+        """Whole numbers: 0 and 1, or some more where the loss takes them."""
+        return rng.integers(0, 1 + min(bits.target_max(self.stem), 7), shape)
 
     def repeat(self, targets, n):
         return np.broadcast_to(targets, (n, targets.shape[-1]))
@@ -879,15 +880,16 @@ class SigmoidContract(LossContract):
     @pytest.mark.parametrize("dtype", DTYPE_ONLY)
     def test_target_dtypes(self, dtype, target_dtype):
         logits, targets, _ = self.batch(dtype, (40,), 7)
+        targets = targets.astype(target_dtype)
         expected = self.results(logits, targets.astype(dtype))
-        assert_all_same_bits(self.results(logits, targets.astype(target_dtype)), expected)
+        assert_all_same_bits(self.results(logits, targets), expected)
 
     @pytest.mark.parametrize("shape", [(), (7,), (7, 1), (3, 4, 5)], ids=str)
     @pytest.mark.parametrize(("dtype", "limit"), DTYPES)
     def test_any_shape(self, dtype, limit, shape):
         rng = generator(self.stem, shape)
         logits = rng.normal(scale=4, size=shape).astype(dtype)
-        targets = rng.integers(0, 2, shape)
+        targets = self.targets_for(rng, shape)
         if shape:
             self.check(logits, targets, limit)
         value, grad = self.instance.value_and_grad(logits, targets)
@@ -953,9 +955,13 @@ class SigmoidContract(LossContract):
         ],
     )
     def test_bad_target(self, target_dtype, bad):
+        """Refused, unless the loss takes targets of any size, which has to be right then."""
         for shape, position in [((40, 3), (33, 1)), ((4, 6, 5), (2, 5, 4)), ((9,), (8,))]:
             logits = np.zeros(shape, np.float32)
             targets = np.zeros(shape, target_dtype)
             targets[position] = bad
+            if 0 <= targets[position] <= min(bits.target_max(self.stem), np.finfo(np.float64).max):
+                self.check(logits, targets, 4)
+                continue
             fragments = [*(str(i) for i in position), str(bad)]
             self.assert_rejected(ValueError, fragments, logits, targets)

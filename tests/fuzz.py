@@ -202,7 +202,7 @@ def exact_units(call, at, weight):
     targets = np.where((w == 0) if by_index or not call.by_rows else (w == 0)[:, None], 0, targets)
     targets = targets.astype(np.int64 if by_index else np.float64)
     if not by_index:  # beyond its bounds by rounding
-        targets = np.clip(targets, 0, np.inf if call.by_rows else 1)
+        targets = np.clip(targets, 0, bits.target_max(call.name))
     if call.options.get("from_probabilities"):
         logits = np.clip(logits, 0, 1)
     options = exact_options(call, at)
@@ -259,8 +259,8 @@ def documented(call, name, at):
         known &= ~np.isnan(x).any(axis=1)
         known &= not call.by_rows or ~np.isneginf(x).all(axis=1)
     if call.options.get("z_loss"):
-        # of an infinite logsumexp; and float32 derivatives, in which two parts of one size cancel
-        known &= ~np.isposinf(x).any(axis=1) & (name == "loss" or name in STATISTICS)
+        # of an infinite logsumexp
+        known &= ~np.isposinf(x).any(axis=1)
     return known
 
 

@@ -371,8 +371,9 @@ DEFAULTS = {
     stem: {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
     for stem, cls in CLASSES.items()
 }
+NOT_TAKEN = {stem: () if bits.has_statistics(stem) else ("with_stats", "probabilities") for stem in CLASSES}
 TAKES = {
-    (stem, method): parameters_of(getattr(cls, method))
+    (stem, method): [name for name in parameters_of(getattr(cls, method)) if name not in NOT_TAKEN[stem]]
     for stem, cls in CLASSES.items()
     for method in METHODS
     if hasattr(cls, method)
@@ -619,7 +620,10 @@ class LossCall(Call):
         if not self.by_rows and kind != "dense":
             t = np.rint(t)
         whole = kind == "one-hot" or (not self.by_rows and kind != "dense")
-        t = beyond_bounds(r, cast(t, r.choice(REAL if whole else FLOATS)), INF if self.by_rows else 1)
+        dtype, highest = r.choice(REAL if whole else FLOATS), bits.target_max(self.name)
+        if not self.by_rows and highest > 1:
+            t = t * np.float64(2.0 ** r.choice((0, 3, 10, 10 if dtype.itemsize < 4 else 40)))
+        t = beyond_bounds(r, cast(t, dtype), highest)
         return sometimes_constant(r, t if self.by_rows else self.put_labels(t))
 
     def draw_indices(self):

@@ -7,6 +7,7 @@ to spoil.
 import math
 from typing import Any
 
+import bits
 import fuzz_calls
 import numpy as np
 
@@ -74,7 +75,8 @@ def dense_target(r, call):
     if targets.dtype.kind not in "iu":
         bad += [-0.25, NAN, INF, -INF]
     if not call.by_rows:
-        bad = [value for value in [*bad, 2] if value not in call.labels]
+        bad += [2] if bits.target_max(call.name) < 2 else []
+        bad = [value for value in bad if value not in call.labels]
     if not bad:
         return None
     targets[somewhere(r, targets)] = targets.dtype.type(r.choice(bad))
@@ -165,7 +167,7 @@ def same_output_twice(r, call):
     array = call.memory.output(call.given_shape, call.dtype)
     if call.method == "grad_and_hess" and array.size:
         call.given["out"] = array, array
-    elif call.method == "value_and_grad" and array.size:
+    elif call.method == "value_and_grad" and array.size and "with_stats" in call.takes:
         call.given |= {"with_stats": True, "out": array, "probabilities": array}
     else:
         return None

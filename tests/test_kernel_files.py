@@ -72,7 +72,8 @@ def definitions(stem):
         if match := DEFINITION.match(block):
             found.add(next(filter(None, match.groups())))
         elif re.match(r"cdef (enum|extern)\b", block):
-            found.update(name for line in block.splitlines()[1:] for name in declared(line.strip()))
+            lines = re.sub(r"\(\s+", "(", block).splitlines()[1:]
+            found.update(name for line in lines for name in declared(line.strip()))
     for several, one in IMPORT.findall(code_of(stem)):
         found.update(part.split()[-1] for part in (several or one).split(",") if part.strip())
     return found

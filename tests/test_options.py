@@ -869,6 +869,39 @@ def test_axis_that_is_no_integer(axis):
         sl.SoftmaxCE(axis=axis)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("z_loss", [1e-9, 1e-4])
+def test_z_part_beside_a_confident_row(dtype, gamma, z_loss):
+    # p (1 - p + 2 z lse): no digit of z's part is lost beside the 1 that p is there, nor of 1 - p
+    logits = np.zeros((40, 5), dtype)
+    logits[:, 2] = np.linspace(1, 60, 40)
+    loss = sl.SoftmaxCE(z_loss=z_loss, focal_gamma=gamma, reduction="none")
+    value, grad = loss.value_and_grad(logits, np.full(40, 2))
+    hess = loss.grad_and_hess(logits, np.full(40, 2))[1]
+    with gmpy2.context(precision=400):
+        for row, found_value, found_grad, found_hess in zip(logits.tolist(), value, grad, hess, strict=True):
+            e = [gmpy2.exp(gmpy2.mpfr(x)) for x in row]
+            total = sum(e)
+            lse = gmpy2.log(total)
+            p = e[2] / total
+            rest = (total - e[2]) / total
+            s = lse - gmpy2.mpfr(row[2])
+            focus = rest**gamma
+            # by log p, and once more
+            first = -focus if gamma == 0 else gamma * rest ** (gamma - 1) * -p * s - focus
+            exact = first * rest + 2 * z_loss * lse * p
+            terms = abs(first * rest) + 2 * z_loss * lse * p
+            eps = np.finfo(dtype).eps
+            assert abs(
+                float(gmpy2.mpfr(float(found_value)) - (focus * s + z_loss * lse**2))
+            ) <= 4 * eps * float(focus * s + z_loss * lse**2)
+            assert abs(float(gmpy2.mpfr(float(found_grad[2])) - exact)) <= 2 * eps * float(terms)
+            if gamma == 0:
+                exact = p * rest + 2 * z_loss * (p * p + lse * p * rest)
+                assert abs(float(gmpy2.mpfr(float(found_hess[2])) - exact)) <= 4 * eps * float(exact)
+
+
 @pytest.mark.parametrize("cls", [sl.SoftmaxCE, sl.SigmoidBCE])
 @pytest.mark.parametrize("option", ["logit_scale", "softcap", "logit_clip", "z_loss"])
 def test_probabilities_have_no_logits(cls, option):

@@ -110,7 +110,7 @@ def encode(values):
         return values
     values = np.asarray(values)
     if values.dtype.kind in "iu":
-        return int(values)
+        return int(values.item())
     return [float(v).hex() for v in values] if values.ndim else float(values).hex()
 
 

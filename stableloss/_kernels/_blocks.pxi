@@ -1,8 +1,9 @@
 # The rows of a job, shared out in blocks among threads.
 #
 # uses _job: Job Kernel
-# uses _options: WANT_HESS
-# uses _sums: Sum add evaluate
+# uses _operand: Operand
+# uses _options: WANT_GRAD WANT_HESS
+# uses _sums: Sum add_sum clear_sum
 
 import os
 import sys
@@ -36,16 +37,18 @@ cdef extern from "sl_platform.h":
 
 cdef enum:
     RELEASE_GIL = 2048      # logits below which dropping the GIL costs more than it gives
+    STREAMS = 131072        # logits that the caches nearest to the core do not hold beside their gradient
 
 # Nanoseconds of work that make a thread worth its while: starting one costs about 10000, and where it gets no
 # CPU to itself the call has lost some 6000.
 cdef double THREAD_WORK = 40000
 
-# Nanoseconds that a logit takes with value and gradient, in arrays that fit the cache; computed in float32, in
-# float64, and the same for what is computed in tiles (soft targets, options, Hessians, statistics). Lower bounds
-# over the losses and numbers of classes: plain kernels of v4 as on Zen 5, the others 0.7 of the least on Sapphire
-# Rapids (best of 15 calls of 60000 logits each). What costs ten times as much, as a focal loss does, is shared
-# from two blocks on anyway; too low a figure makes a call of some 0.1 ms use one thread where two would be faster.
+# Nanoseconds that a logit takes with value and gradient, in arrays that fit the cache; computed in float32,
+# in float64, and the same for what is computed in tiles (soft targets, options, Hessians, statistics). Lower
+# bounds over the losses and numbers of classes: plain kernels of v4 as on Zen 5, the others 0.7 of the least
+# on Sapphire Rapids (best of 15 calls of 60000 logits each). What costs ten times as much, as a focal loss
+# does, is shared from two blocks on anyway; too low a figure makes a call of some 0.1 ms use one thread where
+# two would be faster.
 cdef double[3][4] COST = [
     [1.4, 4.0, 4.0, 8.0],       # base
     [0.5, 1.2, 1.4, 2.8],       # v3
@@ -90,17 +93,12 @@ cdef struct Blocks:
 cdef void run_block(void* context, Py_ssize_t block, void* scratch) noexcept nogil:
     cdef Blocks* blocks = <Blocks*>context
     cdef Sum part
-    part.hi = part.lo = 0
+    clear_sum(&part)
     blocks.summand(blocks.context, block, scratch, &part)
     if blocks.part == NULL:
-        add_part(&blocks.total, &part)
+        add_sum(&blocks.total, &part)
     else:
         blocks.part[block] = part
-
-
-cdef inline void add_part(Sum* total, const Sum* part) noexcept nogil:
-    add(total, part.hi)
-    total.lo += part.lo
 
 
 cdef int helpers_for(Py_ssize_t count, double nanoseconds) except -1:
@@ -111,8 +109,10 @@ cdef int helpers_for(Py_ssize_t count, double nanoseconds) except -1:
     return <int>min(threads, <double>get_num_threads()) - 1
 
 
-cdef double sum_blocks(Summand summand, const void* context, void** running, Py_ssize_t count, double nanoseconds) except? -1:
-    """The sum over `count` blocks, which take so long in all; the same bits however many threads add it up.
+cdef int sum_blocks(
+    Summand summand, const void* context, void** running, Py_ssize_t count, double nanoseconds, Sum* total
+) except -1:
+    """Sum over `count` blocks, which take so long in all; the same bits however many threads add it up.
     Raises what the handler of a signal raises meanwhile. `running` is where `stopped` looks for the call."""
     cdef Blocks blocks
     cdef sl_call call
@@ -123,7 +123,7 @@ cdef double sum_blocks(Summand summand, const void* context, void** running, Py_
     blocks.summand = summand
     blocks.context = context
     blocks.part = NULL
-    blocks.total.hi = blocks.total.lo = 0
+    clear_sum(&blocks.total)
     if helpers:
         blocks.part = <Sum*>malloc(count * sizeof(Sum))
         if blocks.part == NULL:
@@ -138,14 +138,13 @@ cdef double sum_blocks(Summand summand, const void* context, void** running, Py_
         status = sl_run(&call, run_block, &blocks, count, helpers, own)
         if helpers and status == 0:
             for block in range(count):
-                add_part(&blocks.total, &blocks.part[block])
+                add_sum(&blocks.total, &blocks.part[block])
     if running != NULL:
         running[0] = NULL
     sl_give_workspace(own)
     free(blocks.part)
-    if status:
-        return -1
-    return evaluate(&blocks.total)
+    total[0] = blocks.total
+    return -1 if status else 0
 
 
 cdef struct Task:
@@ -164,25 +163,35 @@ cdef void run_rows(const void* context, Py_ssize_t block, void* scratch, Sum* pa
         task.kernel.single(job, start, stop, part, <float*>scratch)
 
 
-cdef double run(Job* job, const Kernel* kernel) except? -1:
-    """All rows of a job; returns the sum of their weighted losses."""
+cdef bint rows_in_order(const Job* job, const Operand* op) noexcept:
+    """Whether the rows of an operand follow each other in memory, of the type of the arithmetic."""
+    cdef bint single = op.kind == np.NPY_FLOAT and not job.in_float64
+    return ((single or op.kind == np.NPY_DOUBLE) and op.inner == (4 if single else 8)
+            and op.ndim == 1 and op.stride[0] == job.k * op.inner)
+
+
+cdef int run(Job* job, const Kernel* kernel, Sum* total) except -1:
+    """All rows of a job, and the sum of their weighted losses."""
     cdef Task task = Task(job, kernel)
     cdef bint plain = (job.hard or job.k == 1) and not job.has_options and not job.want & WANT_HESS
     cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
     cdef int column = (0 if plain else 2) + (1 if job.in_float64 or job.x.kind == np.NPY_DOUBLE else 0)
     cdef sl_workspace* own
     cdef Py_ssize_t block
-    cdef Sum total, part
+    cdef Sum part
+    if job.n * job.k >= STREAMS:
+        job.streams = rows_in_order(job, &job.x) and (not job.want & WANT_GRAD or rows_in_order(job, &job.g))
     if job.n * job.k >= RELEASE_GIL:
-        return sum_blocks(run_rows, &task, &job.call, blocks, <double>job.n * job.k * COST[SL_LEVEL][column])
+        return sum_blocks(run_rows, &task, &job.call, blocks,
+                          <double>job.n * job.k * COST[SL_LEVEL][column], total)
     job.call = NULL
     own = sl_take_workspace()
     if own == NULL:
         raise MemoryError()
-    total.hi = total.lo = 0
+    clear_sum(total)
     for block in range(blocks):
-        part.hi = part.lo = 0
+        clear_sum(&part)
         run_rows(&task, block, own.scratch, &part)
-        add_part(&total, &part)
+        add_sum(total, &part)
     sl_give_workspace(own)
-    return evaluate(&total)
+    return 0

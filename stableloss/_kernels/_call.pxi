@@ -1,19 +1,20 @@
 # One call of a loss or an activation, from Python to a job and back.
 #
-# Arguments are converted first: that may run code of the caller's (`__array__`, `__float__`), which may change
-# or resize any array. Then memory is allocated, and arrays are checked and bound: from there until the kernel
-# has returned no line of Python runs in this thread but handlers of signals, so that what was checked is what
-# is read and written.
+# Arguments are converted first: that may run code of the caller's (`__array__`, `__float__`), which may
+# change or resize any array. Then memory is allocated, and arrays are checked and bound: from there until the
+# kernel has returned no line of Python runs in this thread but handlers of signals, so that what was checked
+# is what is read and written.
 #
 # uses _blocks: run sl_default_environment sl_restore_environment
-# uses _checks: DOUBLE_MAX NO_EXPONENT activations_in_range counted_in_range counted_rows_in_range divisor_of
-# uses _checks: in_range largest_exponent mark_counted targets_in_range weights_in_range
+# uses _checks: DOUBLE_MAX NO_EXPONENT activations_in_range counted_in_range counted_rows_in_range
+# uses _checks: find_divisor in_range largest_exponent mark_counted targets_in_range weights_in_range
 # uses _job: Job open_job
 # uses _loss: Loss bounded_axis
 # uses _operand: NO_AXIS Operand bind bind_weights disjoint element_kind empty_like empty_per_row gather
 # uses _operand: is_floating load_flat one_per_row prefix_of_rows row_offsets same_memory same_shape
 # uses _options: ORDINARY_DIVISOR ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD
-# uses _options: WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
+# uses _options: WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
+# uses _sums: Sum quotient
 # uses _weights: drops_by_class frexp ldexp load_weights
 
 from stableloss._arrays import (
@@ -43,8 +44,8 @@ cdef double python_number(object value) noexcept:
 
 
 cdef np.ndarray listed_numbers(object value):
-    """A list or tuple of Python integers and floats as an array, in a fifth of the time that numpy takes for a short
-    one; None where anything else is in it."""
+    """A list or tuple of Python integers and floats as an array, in a fifth of the time that numpy takes for
+    a short one; None where anything else is in it."""
     cdef np.npy_intp length = len(value), i = 0
     cdef bint integers = length > 0
     cdef int overflow = 0
@@ -205,7 +206,8 @@ cdef Py_ssize_t correct_rows(const Job* job) noexcept nogil:
             for i in range(n):
                 target[i] = first_largest(job.t.data + offset[i], &job.t, job.k)
         for i in range(n):
-            correct += predicted[start + i] >= 0 and predicted[start + i] == target[i] and is_number(job, start + i)
+            correct += (predicted[start + i] >= 0 and predicted[start + i] == target[i]
+                        and is_number(job, start + i))
     return correct
 
 
@@ -219,7 +221,8 @@ cdef Py_ssize_t correct_elements(const Job* job) noexcept nogil:
         load_flat(&job.t, start, n, target)
         load_weights(job, start, n, True, False, weight)
         for i in range(n):
-            correct += weight[i] != 0 and job.predicted[start + i] == (target[i] > 0.5) and is_number(job, start + i)
+            correct += (weight[i] != 0 and job.predicted[start + i] == (target[i] > 0.5)
+                        and is_number(job, start + i))
     return correct
 
 
@@ -273,8 +276,8 @@ cdef Py_ssize_t first_unfit_class(const Job* job, int what, Py_ssize_t row) exce
 
 
 cdef enum:
-    # Factors from a row's exponentials to its results are down to 2**-230 of the results' own factor: one that is
-    # smaller than 2**-400 is left out, and its power of two multiplied in at the end.
+    # Factors from a row's exponentials to its results are down to 2**-230 of the results' own factor: one
+    # that is smaller than 2**-400 is left out, and its power of two multiplied in at the end.
     FAR_BELOW_1 = 400
 
 
@@ -285,8 +288,8 @@ cdef enum:
 @cython.freelist(8)
 @cython.auto_pickle(False)
 cdef class Call:
-    """A call of a loss: its arguments as arrays, and its results. It keeps their memory alive, and lasts as long as
-    the default floating-point environment is in force."""
+    """A call of a loss: its arguments as arrays, and its results. It keeps their memory alive, and lasts as
+    long as the default floating-point environment is in force."""
 
     cdef sl_environment environment     # the caller's
     cdef Loss loss
@@ -342,10 +345,12 @@ cdef class Call:
             self.mask = without_labels(self.loss, self.targets, self.mask)
         return 0
 
-    # Nothing below runs Python before the kernel has returned, but what raises an error, and handlers of signals.
+    # Nothing below runs Python before the kernel has returned, but what raises an error, and handlers of
+    # signals.
 
     cdef np.ndarray memory_for(self, np.ndarray out, bint over_logits):
-        """Where the kernel writes a result: to `out`, or to memory of its own where that would disturb an input."""
+        """Where the kernel writes a result: to `out`, or to memory of its own where that would disturb an
+        input."""
         if out is None:
             return empty_like(self.logits)
         if (np.PyArray_ISALIGNED(out) and disjoint(out, self.targets)
@@ -369,13 +374,15 @@ cdef class Call:
         if self.want & WANT_LOSS and self.loss.reduction == REDUCE_NONE:
             self.losses = empty_per_row(self.logits, row_axis, value_kind)
         if self.want & WANT_STATS:
-            self.predicted = empty_per_row(self.logits, row_axis, np.NPY_INT64 if self.loss.rowwise else np.NPY_BOOL)
+            self.predicted = empty_per_row(
+                self.logits, row_axis, np.NPY_INT64 if self.loss.rowwise else np.NPY_BOOL)
             self.lse = empty_per_row(self.logits, row_axis, value_kind)
             self.entropy = empty_per_row(self.logits, row_axis, value_kind)
         return 0
 
     cdef bint weights_fit(self, np.ndarray weight) noexcept:
-        """Whether weights or a mask have a number for each row or, for a loss by element, for each element."""
+        """Whether weights or a mask have a number for each row or, for a loss by element, for each
+        element."""
         return (weight is None or prefix_of_rows(weight, self.logits, self.axis)
                 or one_per_row(weight, self.logits, self.axis)
                 or (not self.loss.rowwise and same_shape(weight, self.logits)))
@@ -387,7 +394,8 @@ cdef class Call:
 
     cdef bint shapes_fit(self, const Job* job) noexcept:
         cdef const Settings* o = job.o
-        if job.hard and (self.want & WANT_TARGET_GRAD or not one_per_row(self.targets, self.logits, self.axis)):
+        if job.hard and (self.want & WANT_TARGET_GRAD
+                         or not one_per_row(self.targets, self.logits, self.axis)):
             return False
         if not job.hard and not same_shape(self.targets, self.logits):
             return False
@@ -395,14 +403,16 @@ cdef class Call:
             return False
         if self.vector is not None and not same_shape(self.vector, self.logits):
             return False
-        if not (self.output_fits(self.grad) and self.output_fits(self.hess) and self.output_fits(self.probabilities)):
+        if not (self.output_fits(self.grad) and self.output_fits(self.hess)
+                and self.output_fits(self.probabilities)):
             return False
         return ((o.class_weight == NULL or self.outputs_fit(job, o.n_class_weight))
                 and (o.pos_weight == NULL or o.pos_weight_shared or self.outputs_fit(job, o.n_pos_weight)))
 
     cdef bint outputs_fit(self, const Job* job, Py_ssize_t weights) noexcept:
         """A number for each class or output, or the one output of logits without an axis of outputs."""
-        return weights == job.outputs or (weights == 1 and not self.loss.rowwise and np.PyArray_NDIM(self.logits) == 1)
+        return weights == job.outputs or (
+            weights == 1 and not self.loss.rowwise and np.PyArray_NDIM(self.logits) == 1)
 
     cdef void bind_results(self, Job* job, int axis) noexcept:
         if self.grad is not None:
@@ -489,19 +499,19 @@ cdef class Call:
         return targets is not None or logits is not None
 
     cdef int set_total(self, Job* job, int reduction) except -1:
-        """What a mean divides by, with weights far from 1 over a power of two as they are; 0 where nothing counts."""
-        cdef int64_t largest
+        """What a mean divides by, with weights far from 1 over a power of two as they are; 0 where nothing
+        counts."""
+        cdef int largest
         if job.extreme and self.loss.rowwise and reduction == REDUCE_MEAN:
             largest = largest_exponent(job)
-            job.exponent = 0 if largest == NO_EXPONENT else <int>largest
-        job.divisor = divisor_of(job, reduction, self.loss.rowwise)
-        return 0
+            job.exponent = 0 if largest == NO_EXPONENT else largest
+        return find_divisor(job, reduction, self.loss.rowwise)
 
     cdef int set_job_divisor(self, Job* job) except -1:
         """What the sum is divided by; with weights far from 1, weights and divisor over one power of two."""
         cdef Loss loss = self.loss
         cdef int exponent
-        cdef int64_t largest
+        cdef int largest
         if self.divisor > 0:
             job.divisor = self.divisor
             if job.extreme or not 1 / ORDINARY_DIVISOR <= self.divisor <= ORDINARY_DIVISOR:
@@ -509,7 +519,7 @@ cdef class Call:
                 job.divisor = frexp(self.divisor, &exponent)
                 largest = largest_exponent(job) if loss.rowwise and exponent > FAR_BELOW_1 else exponent
                 if largest != NO_EXPONENT and exponent - largest > FAR_BELOW_1:
-                    self.missing = exponent - <int>largest
+                    self.missing = exponent - largest
                 job.exponent = exponent - self.missing
         elif loss.reduction >= REDUCE_MEAN and not self.want & WANT_HESS:
             self.set_total(job, loss.reduction)
@@ -564,7 +574,8 @@ cdef class Call:
         if self.rounded:
             # numpy has run: everything is looked at again
             if not self.describe(job):
-                refuse_shapes(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector, False, False)
+                refuse_shapes(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
+                              False, False)
             unfit = self.unfit_values(job)
         if unfit:
             self.refuse(job, unfit)
@@ -573,9 +584,11 @@ cdef class Call:
     cdef int compute(self) except -1:
         """Run the kernel."""
         cdef Job job
+        cdef Sum total
         self.open(&job)
         self.set_job_divisor(&job)
-        self.value = run(&job, &self.loss.kernel.functions) / job.divisor
+        run(&job, &self.loss.kernel.functions, &total)
+        self.value = quotient(&total, job.divisor)
         if self.missing:
             if self.grad is not None:
                 multiply_by_power(self.grad, -self.missing)
@@ -595,14 +608,17 @@ cdef class Call:
         return 0
 
     cdef np.ndarray marked(self, Job* job, bint classes):
-        """For each row whether it counts, with the weight of its class index or without; None where all do."""
+        """For each row whether it counts, with the weight of its class index or without; None where all
+        do."""
         cdef np.npy_intp rows = job.n if self.loss.rowwise else job.n // job.outputs
         cdef np.ndarray marks = np.PyArray_EMPTY(1, &rows, np.NPY_BOOL, 0)
-        return None if mark_counted(job, self.loss.rowwise, classes, <uint8_t*>np.PyArray_DATA(marks)) else marks
+        if mark_counted(job, self.loss.rowwise, classes, <uint8_t*>np.PyArray_DATA(marks)):
+            return None
+        return marks
 
     cdef tuple survey(self):
-        """What a mean divides by, and whether that has to be positive; which rows count, for loss and gradient and
-        for statistics (None: all); whether the targets are rounded to their bounds."""
+        """What a mean divides by, and whether that has to be positive; which rows count, for loss and
+        gradient and for statistics (None: all); whether the targets are rounded to their bounds."""
         cdef Job job
         self.open(&job)
         self.set_total(&job, max(self.loss.reduction, REDUCE_MEAN))
@@ -622,7 +638,8 @@ cdef class Call:
         self.probabilities = plain_output(probabilities, x, "probabilities")
         if self.grad is not None and self.hess is not None and not disjoint(self.grad, self.hess):
             raise ValueError("out shares memory with another array to write to")
-        if self.grad is not None and self.probabilities is not None and not disjoint(self.grad, self.probabilities):
+        if (self.grad is not None and self.probabilities is not None
+                and not disjoint(self.grad, self.probabilities)):
             raise ValueError("probabilities shares memory with another array to write to")
         self.compute()
         value = self.value if self.losses is None else returned(self.losses)
@@ -640,10 +657,14 @@ cdef class Call:
         return (value, stats) if self.want & WANT_STATS else value
 
 
-cdef Call open_call(Loss loss, int want, object logits, object targets, object weight, object mask, object denominator):
+cdef Call open_call(
+    Loss loss, int want, object logits, object targets, object weight, object mask, object denominator
+):
     """A call with the arguments that all have."""
     cdef Call call
     loss.require_configured()
+    if want & WANT_STATS and not loss.has_statistics:
+        raise ValueError(f"{type(loss).__name__} has no statistics: its activations are no probabilities")
     call = Call.__new__(Call)
     call.loss = loss
     call.want = want
@@ -660,16 +681,22 @@ cdef int statistics_wanted(bint with_stats, object probabilities) except -1:
 
 # The methods of losses.py, where they are declared and described.
 
-def value(Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None, bint with_stats=False,
-          probabilities=None):
+def value(
+    Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None,
+    bint with_stats=False, probabilities=None,
+):
     cdef int want = WANT_LOSS | statistics_wanted(with_stats, probabilities)
-    return open_call(self, want, logits, targets, sample_weight, mask, denominator).run(None, None, probabilities)
+    cdef Call call = open_call(self, want, logits, targets, sample_weight, mask, denominator)
+    return call.run(None, None, probabilities)
 
 
-def value_and_grad(Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None, out=None,
-                   bint with_stats=False, probabilities=None):
+def value_and_grad(
+    Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None, out=None,
+    bint with_stats=False, probabilities=None,
+):
     cdef int want = WANT_LOSS | WANT_GRAD | statistics_wanted(with_stats, probabilities)
-    return open_call(self, want, logits, targets, sample_weight, mask, denominator).run(out, None, probabilities)
+    cdef Call call = open_call(self, want, logits, targets, sample_weight, mask, denominator)
+    return call.run(out, None, probabilities)
 
 
 def divisor(Loss self not None, shape, targets, *, sample_weight=None, mask=None):
@@ -679,7 +706,8 @@ def divisor(Loss self not None, shape, targets, *, sample_weight=None, mask=None
 
 
 def survey(Loss self not None, shape, targets, sample_weight, mask):
-    """Of logits of a shape, what linear.py goes by (see Call.survey); arguments that do not fit are refused."""
+    """Of logits of a shape, what linear.py goes by (see Call.survey); arguments that do not fit are
+    refused."""
     return open_call(self, 0, shaped(shape), targets, sample_weight, mask, None).survey()
 
 
@@ -694,12 +722,16 @@ def grad_and_hess(Loss self not None, logits, targets, *, sample_weight=None, ma
     return call.run(grad, hess, None)
 
 
-def hessian_vector_product(Loss self not None, logits, targets, v, *, sample_weight=None, mask=None, denominator=None,
-                           out=None):
+def hessian_vector_product(
+    Loss self not None, logits, targets, v, *, sample_weight=None, mask=None, denominator=None, out=None
+):
     cdef Call call = open_call(self, WANT_PRODUCT, logits, targets, sample_weight, mask, denominator)
     call.vector = readable(v, "v")
     return call.run(out, None, None)
 
 
-def target_grad(Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None, out=None):
-    return open_call(self, WANT_TARGET_GRAD, logits, targets, sample_weight, mask, denominator).run(out, None, None)
+def target_grad(
+    Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None, out=None
+):
+    cdef Call call = open_call(self, WANT_TARGET_GRAD, logits, targets, sample_weight, mask, denominator)
+    return call.run(out, None, None)

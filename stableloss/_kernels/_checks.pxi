@@ -5,7 +5,7 @@
 # uses _math: SL_INFINITY absolute real sl_bits_f64 sl_bits_from_float
 # uses _operand: Operand bind gather is_floating load_flat row_offsets view_flat
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
-# uses _sums: Sum add evaluate
+# uses _sums: Sum add clear_sum quotient
 # uses _weights: CHECKED class_at frexp load_weights
 
 # Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
@@ -14,14 +14,18 @@ cdef double LOOK = 0.03
 cdef double CONVERTED_LOOK = 0.2
 
 cdef enum:
+    # no exponent that the product of two float64 numbers can have, as `frexp` gives them, and the least
     NO_EXPONENT = -1000000
+    LEAST_EXPONENT = -2146
+    EXPONENTS = 4195
 
 cdef double DOUBLE_MAX = 1.7976931348623157e308
 
 
 cdef bint bits_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, double top) noexcept nogil:
-    """Whether 0 <= v <= top for elements start ... start + count - 1, told from their bits as unsigned numbers, in
-    whose order the numbers from 0 up stand. -0 is missed, and what is not contiguous or has 16 bits."""
+    """Whether 0 <= v <= top for elements start ... start + count - 1, told from their bits as unsigned
+    numbers, in whose order the numbers from 0 up stand. -0 is missed, and what is not contiguous or has 16
+    bits."""
     cdef const char* data = op.data + start * op.stride[0]
     cdef const uint8_t* bytes = <const uint8_t*>data
     cdef const uint32_t* words = <const uint32_t*>data
@@ -56,7 +60,9 @@ cdef bint bits_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, d
     return False
 
 
-cdef bint elements_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, double top, bint whole) noexcept nogil:
+cdef bint elements_in_range(
+    const Operand* op, Py_ssize_t start, Py_ssize_t count, double top, bint whole
+) noexcept nogil:
     """Whether 0 <= v <= top for elements start ... start + count - 1, and v is an integer where `whole`."""
     cdef float singles[CHECKED]
     cdef double doubles[CHECKED]
@@ -88,7 +94,8 @@ cdef bint elements_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t coun
 
 
 cdef struct Check:
-    # A look at `count` elements or rows, in blocks of `block` of them. Whoever comes upon something sets a flag.
+    # A look at `count` elements or rows, in blocks of `block` of them. Whoever comes upon something sets a
+    # flag.
     void (*look)(Check*, Py_ssize_t, Py_ssize_t, Sum*) noexcept nogil
     Job* job
     const Operand* op
@@ -106,6 +113,8 @@ cdef struct Check:
     double high
     int extreme             # flag: a weight is
     int negative            # flag: a weight is
+    int* exponents          # flags: a weight has the exponent
+    Sum total               # what all that was looked at adds up to
 
 
 cdef void look_at_block(const void* context, Py_ssize_t block, void* scratch, Sum* part) noexcept nogil:
@@ -115,17 +124,16 @@ cdef void look_at_block(const void* context, Py_ssize_t block, void* scratch, Su
         check.look(check, start, min(check.block, check.count - start), part)
 
 
-cdef double look_at_all(Check* check, Py_ssize_t elements, double nanoseconds) except? -1:
-    """The sum of a look at everything, `elements` numbers of so many nanoseconds each. Few are looked at with
-    the GIL held."""
-    cdef Sum total
+cdef int look_at_all(Check* check, Py_ssize_t elements, double nanoseconds) except -1:
+    """Look at everything, `elements` numbers of so many nanoseconds each. Few are looked at with the GIL
+    held."""
     check.outside = check.ignoring = False
     if elements <= BLOCK_ITEMS:
-        total.hi = total.lo = 0
-        check.look(check, 0, check.count, &total)
-        return evaluate(&total)
+        clear_sum(&check.total)
+        check.look(check, 0, check.count, &check.total)
+        return 0
     return sum_blocks(look_at_block, check, NULL if check.job == NULL else &check.job.call,
-                      (check.count + check.block - 1) // check.block, elements * nanoseconds)
+                      (check.count + check.block - 1) // check.block, elements * nanoseconds, &check.total)
 
 
 cdef void look_for_range(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
@@ -145,7 +153,8 @@ cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) 
     check.block = BLOCK_ITEMS
     check.top = top
     check.whole = whole
-    look_at_all(&check, count, LOOK * op.stride[0] if op.ndim == 1 and 0 < op.stride[0] <= 8 else CONVERTED_LOOK)
+    look_at_all(&check, count,
+                LOOK * op.stride[0] if op.ndim == 1 and 0 < op.stride[0] <= 8 else CONVERTED_LOOK)
     return not check.outside
 
 
@@ -183,8 +192,8 @@ cdef void look_at_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
 
 
 cdef bint weights_in_range(Job* job, double ordinary) except -1:
-    """Whether all sample weights are finite; notes whether any but 0 is not between 1 / ordinary and `ordinary`, and
-    whether any is negative."""
+    """Whether all sample weights are finite; notes whether any but 0 is not between 1 / ordinary and
+    `ordinary`, and whether any is negative."""
     cdef Check check
     check.look = look_at_weights
     check.job = NULL
@@ -233,10 +242,11 @@ cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tot
         n = min(<Py_ssize_t>CHECKED, start + count - at)
         load_weights(check.job, at, n, check.samples, check.classes, weight)
         for i in range(n):
-            add(total, weight[i])
+            add(total, weight[i], 0)
 
 
-cdef double weight_total(Job* job, bint samples, bint classes) except? -1:
+cdef int weight_total(Job* job, bint samples, bint classes) except -1:
+    """To the job's divisor."""
     cdef Check check
     check.look = add_weights
     check.job = job
@@ -244,7 +254,9 @@ cdef double weight_total(Job* job, bint samples, bint classes) except? -1:
     check.block = BLOCK_ITEMS
     check.samples = samples
     check.classes = classes
-    return look_at_all(&check, job.n, CONVERTED_LOOK)
+    look_at_all(&check, job.n, CONVERTED_LOOK)
+    job.divisor = quotient(&check.total, 1)
+    return 0
 
 
 cdef void mark_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
@@ -265,7 +277,6 @@ cdef void look_for_exponents(Check* check, Py_ssize_t start, Py_ssize_t count, S
     cdef const Job* job = check.job
     cdef Py_ssize_t at, i, n
     cdef int exponent, of_class
-    cdef int64_t largest = NO_EXPONENT
     cdef bint classes = job.hard and job.o.class_weight != NULL
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
@@ -280,21 +291,25 @@ cdef void look_for_exponents(Check* check, Py_ssize_t start, Py_ssize_t count, S
             if classes:
                 frexp(job.o.class_weight[class_at(label[i], job.k)], &of_class)
                 exponent += of_class
-            largest = max(largest, <int64_t>exponent)
-    total.hi = largest
+            SL_STORE(&check.exponents[exponent - LEAST_EXPONENT], 1)
 
 
-cdef int64_t largest_exponent(Job* job) except? -1:
+cdef int largest_exponent(Job* job) except? -1000001:
     """The exponent of the largest weight of a row; NO_EXPONENT where all are 0."""
     cdef Check check
-    cdef Sum part
-    cdef Py_ssize_t start
-    cdef double largest = NO_EXPONENT
+    cdef int[EXPONENTS] exponents
+    cdef int i
+    memset(exponents, 0, sizeof(exponents))
+    check.look = look_for_exponents
     check.job = job
-    for start from 0 <= start < job.n by BLOCK_ITEMS:
-        look_for_exponents(&check, start, min(<Py_ssize_t>BLOCK_ITEMS, job.n - start), &part)
-        largest = max(largest, part.hi)
-    return <int64_t>largest
+    check.count = job.n
+    check.block = BLOCK_ITEMS
+    check.exponents = exponents
+    look_at_all(&check, job.n, CONVERTED_LOOK)
+    for i in range(EXPONENTS - 1, -1, -1):
+        if exponents[i]:
+            return i + LEAST_EXPONENT
+    return NO_EXPONENT
 
 
 cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
@@ -325,8 +340,8 @@ cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tota
         total.hi += any
 
 
-cdef double rows_that_count(Job* job) except? -1:
-    """Rows of a sigmoid loss with an element that is not masked."""
+cdef int rows_that_count(Job* job) except -1:
+    """Rows of a sigmoid loss with an element that is not masked, to the job's divisor."""
     cdef Check check
     check.look = count_rows
     check.job = job
@@ -334,12 +349,14 @@ cdef double rows_that_count(Job* job) except? -1:
     check.block = max(1, BLOCK_ITEMS // job.outputs)
     check.samples = False
     check.marks = NULL
-    return look_at_all(&check, job.n, CONVERTED_LOOK)
+    look_at_all(&check, job.n, CONVERTED_LOOK)
+    job.divisor = check.total.hi
+    return 0
 
 
 cdef int mark_counted(Job* job, bint rowwise, bint classes, uint8_t* marks) except -1:
-    """Mark, for each row, whether it has a weight other than 0, or an element that has; `classes`: also of its class
-    index. Returns whether all have."""
+    """Mark, for each row, whether it has a weight other than 0, or an element that has; `classes`: also of
+    its class index. Returns whether all have."""
     cdef Check check
     check.look = mark_rows if rowwise else count_rows
     check.job = job
@@ -348,22 +365,22 @@ cdef int mark_counted(Job* job, bint rowwise, bint classes, uint8_t* marks) exce
     check.samples = True
     check.classes = classes
     check.marks = marks
-    return look_at_all(&check, job.n, CONVERTED_LOOK) == check.count
+    look_at_all(&check, job.n, CONVERTED_LOOK)
+    return check.total.hi == check.count
 
 
-cdef double divisor_of(Job* job, int reduction, bint rowwise) except? -1:
-    """What the sum of the losses is divided by; 0 where nothing counts."""
-    if reduction == REDUCE_MEAN:
-        if rowwise:
-            return weight_total(job, True, True) if job.any_weight else job.n
-        return weight_total(job, False, False) if job.masked else job.n
-    if reduction == REDUCE_BATCHMEAN:
-        if rowwise:
-            return weight_total(job, False, False) if job.masked or job.ignoring else job.n
-        if job.n == 0:
-            return 0
-        return rows_that_count(job) if job.masked else job.n / job.outputs
-    return 1
+cdef int find_divisor(Job* job, int reduction, bint rowwise) except -1:
+    """What the sum of the losses is divided by, to the job's divisor; 0 where nothing counts."""
+    cdef bint batch = reduction == REDUCE_BATCHMEAN
+    job.divisor = 1
+    if reduction < REDUCE_MEAN:
+        return 0
+    job.divisor = job.n // job.outputs if batch and not rowwise and job.n else job.n
+    if rowwise and (job.masked or job.ignoring if batch else job.any_weight):
+        return weight_total(job, not batch, not batch)
+    if job.masked and not rowwise and job.n:
+        return rows_that_count(job) if batch else weight_total(job, False, False)
+    return 0
 
 
 cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
@@ -383,7 +400,8 @@ cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
                 continue
             if check.whole and job.o.has_ignore_index and target[i] == job.o.ignore_index:
                 SL_STORE(&check.ignoring, 1)
-            elif not (target[i] >= 0 and target[i] <= check.top) or (check.whole and target[i] != <double><int64_t>target[i]):
+            elif not (target[i] >= 0 and target[i] <= check.top) or (
+                    check.whole and target[i] != <double><int64_t>target[i]):
                 SL_STORE(&check.outside, 1)
                 return
 

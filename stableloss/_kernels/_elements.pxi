@@ -9,7 +9,7 @@
 # uses _math: SL_INFINITY absolute fma real
 # uses _operand: load_flat store_flat store_values view_flat
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_TARGET_GRAD
-# uses _sums: CHUNK Sum add lane_sum padded
+# uses _sums: CHUNK FAR Sum add add_far lane_sum padded
 # uses _weights: load_weights output_weights
 
 cdef enum:
@@ -30,11 +30,11 @@ cdef enum:
 
 
 cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
-    """The targets of a chunk. Those that count are in [0, 1], where 64-bit integers need not take the slow
+    """The targets of a chunk. Where those that count are in [0, 1], 64-bit integers need not take the slow
     conversion of all their digits."""
     cdef const int64_t* labels
     cdef Py_ssize_t i
-    if job.t.kind != np.NPY_INT64 or job.t.ndim != 1 or job.t.stride[0] != 8:
+    if job.target_max > 1 or job.t.kind != np.NPY_INT64 or job.t.ndim != 1 or job.t.stride[0] != 8:
         return view_flat(&job.t, start, n, buffer)
     labels = <const int64_t*>job.t.data + start
     for i in range(n):
@@ -66,21 +66,24 @@ cdef void weigh(real* values, const real* weight, Py_ssize_t n) noexcept nogil:
         values[i] = 0 if weight[i] == 0 else values[i] * weight[i]
 
 
-cdef double sum_in_float64(const Job* job, Py_ssize_t n, const real* scratch) noexcept nogil:
-    """The weighted losses of a chunk whose sum float32 does not hold."""
+cdef inline double far_product(double a, double b) noexcept nogil:
+    return 0 if a == 0 else a * FAR * b
+
+
+cdef void add_far_losses(const Job* job, Py_ssize_t n, const real* scratch, Sum* total) noexcept nogil:
+    """Add the weighted losses of a chunk that the type of the arithmetic does not hold, or their sum."""
     cdef const real* value = scratch + VALUE
     cdef const real* weight = scratch + WEIGHT
-    cdef double total = 0, loss
+    cdef double loss
     cdef Py_ssize_t i
     for i in range(n):
         if job.any_weight and weight[i] == 0:
             continue
-        loss = value[i]
+        loss = value[i] * FAR
         if job.has_options and absolute(loss) == SL_INFINITY:
-            loss = ((<double>scratch[POSITIVE + i] * scratch[LOG_ON + i] if scratch[POSITIVE + i] != 0 else 0)
-                    + (<double>scratch[NEGATIVE + i] * scratch[LOG_OFF + i] if scratch[NEGATIVE + i] != 0 else 0))
-        total += loss * weight[i] if job.any_weight else loss
-    return total
+            loss = (far_product(scratch[POSITIVE + i], scratch[LOG_ON + i])
+                    + far_product(scratch[NEGATIVE + i], scratch[LOG_OFF + i]))
+        add_far(total, loss * weight[i] if job.any_weight else loss)
 
 
 cdef void close_chunk(
@@ -96,8 +99,10 @@ cdef void close_chunk(
     cdef real factor = <real>(1 / job.divisor)
     if job.want & WANT_PRODUCT:
         load_flat(&job.v, start, n, product)
+        # a direction that leaves a logit where it is gets nothing from it, however large its Hessian
         for i in range(n):
-            product[i] *= hess[i] * factor
+            product[i] = (0 if product[i] == 0 and absolute(hess[i]) == SL_INFINITY
+                          else product[i] * (hess[i] * factor))
     if job.any_weight:
         load_weights(job, start, n, True, False, scratch + WEIGHT)
         if job.o.class_weight != NULL:
@@ -119,11 +124,10 @@ cdef void close_chunk(
         for i in range(n, padded(n)):
             value[i] = 0
         sum_ = lane_sum(<const real*>value, padded(n), &lo)
-        if real is float:
-            if absolute(sum_) == SL_INFINITY or (job.any_weight and sum_ != sum_):
-                sum_ = sum_in_float64(job, n, <const real*>scratch)
-        add(total, sum_)
-        total.lo += lo
+        if absolute(sum_) == SL_INFINITY or (job.any_weight and sum_ != sum_):
+            add_far_losses(job, n, <const real*>scratch, total)
+        else:
+            add(total, sum_, lo)
     if job.want & (WANT_GRAD | WANT_TARGET_GRAD):
         store_flat(&job.g, start, n, <const real*>(scratch + GRAD))
     if job.want & WANT_PRODUCT:

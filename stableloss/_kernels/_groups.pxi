@@ -1,14 +1,14 @@
 # The rows of a softmax loss, GROUP of them at a time: what its kernels have in common around the arithmetic.
 #
 # uses _job: Job
-# uses _math: real two_sum
+# uses _math: SL_ISFINITE real two_sum
 # uses _operand: Operand row_offsets store_value
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: Row
-# uses _rows: Columns column_maxima finish_exponentials limit_columns load_columns open_tile start_limits
-# uses _rows: sum_losses tile_vector
+# uses _rows: Columns column_maxima finish_exponentials limit_columns load_columns open_tile rows_ahead
+# uses _rows: start_limits sum_losses tile_vector
 # uses _stats: Statistics store_row_statistics store_statistics tile_statistics
-# uses _sums: GROUP NARROW Pairs Sum add fold_all reduce_split sum_exponentials sum_split
+# uses _sums: FAR GROUP NARROW Pairs Sum add add_far fold_all reduce_split sum_exponentials sum_split
 # uses _tiles: TILE_EV TILE_EXPS Tile open_rows place_tile write_tile
 # uses _weights: load_classes load_weights
 
@@ -76,6 +76,12 @@ cdef inline void open_group(const Group* group, real* s, real* m) noexcept nogil
     column_maxima(<const real*>(s + GROUP), group.job.k - 1, m)
     if start_limits(m, limit):
         limit_columns(s, group.job.k, limit)
+
+
+cdef inline sl_ahead* group_ahead(const Group* group, sl_ahead* ahead) noexcept nogil:
+    cdef const Job* job = group.job
+    cdef Py_ssize_t row = job.k * job.x.inner
+    return rows_ahead(job, group.start * row, group.count * row, ahead)
 
 
 cdef void each_row(Group* group, RowStep step, real* s) noexcept nogil:
@@ -151,6 +157,17 @@ cdef void tile_rows(Group* group, int want, TileStep step, real* scratch) noexce
         step(&tile, scratch)
 
 
+cdef inline void add_losses(const Group* group, Sum* total, double sum_, double lo) noexcept nogil:
+    """Add the losses of a group, of which this is the sum if float64 holds it."""
+    cdef int j
+    if SL_ISFINITE(sum_):
+        add(total, sum_, lo)
+        return
+    for j in range(group.count):
+        if group.weight[j] != 0:
+            add_far(total, group.loss[j] * FAR * group.weight[j])
+
+
 cdef void close_group(const Group* group, Sum* total) noexcept nogil:
     """Weigh the losses, and store them or add them up."""
     cdef double value[GROUP]
@@ -159,7 +176,7 @@ cdef void close_group(const Group* group, Sum* total) noexcept nogil:
     if not group.job.want & WANT_LOSS:
         return
     if group.count == 1 and group.job.loss == NULL:
-        add(total, group.loss[0] * group.weight[0] if group.weight[0] != 0 else 0)
+        add_losses(group, total, group.loss[0] * group.weight[0] if group.weight[0] != 0 else 0, 0)
         return
     for j in range(GROUP):
         value[j] = 0 if group.weight[j] == 0 else group.loss[j] * group.weight[j]
@@ -172,8 +189,7 @@ cdef void close_group(const Group* group, Sum* total) noexcept nogil:
         for j in range(GROUP // 2):
             value[j] = two_sum(value[j], value[j + GROUP // 2], &lo[j])
         fold_all(value, lo, GROUP // 2)
-        add(total, value[0])
-        total.lo += lo[0]
+        add_losses(group, total, value[0], lo[0])
 
 
 cdef void softmax_rows(

@@ -29,13 +29,14 @@ cdef struct Job:
     bint masked             # is mask bound?
     bint ignoring           # may a row's target be the ignored index?
     bint any_weight         # may a row's weight differ from 1?
-    bint extreme            # are weights or the divisor so far from 1 that products with them leave float64's range?
+    bint extreme            # are weights or divisor so far from 1 that products with them leave float64?
     bint signed_            # may a weight be negative?
     int exponent            # of the power of two by which weights and divisor are divided, where extreme
     bint hard               # targets are class indices
     bint has_options        # not for a kernel of the plain loss
     bint in_float64         # computed in float64 whatever the logits' type
     bint wants_probabilities    # is p bound?
+    bint streams            # are logits and gradient contiguous rows of one type that come from memory?
     int want
     Py_ssize_t n
     Py_ssize_t k
@@ -60,7 +61,8 @@ cdef struct Kernel:
 @cython.final
 @cython.auto_pickle(False)
 cdef class LossKernel:
-    """The kernel of a loss, as an object that its class finds by the stem; `loss_kernel` alone makes usable ones."""
+    """The kernel of a loss, as an object that its class finds by the stem; `loss_kernel` alone makes usable
+    ones."""
 
     cdef Kernel functions
     cdef readonly bint rowwise      # has it a loss for each row, or for each element?
@@ -93,5 +95,5 @@ cdef void open_job(Job* job, np.ndarray x, int axis) noexcept:
     job.has_weight = job.masked = job.ignoring = job.any_weight = job.hard = False
     job.extreme = job.signed_ = False
     job.exponent = 0
-    job.has_options = job.in_float64 = job.wants_probabilities = False
+    job.has_options = job.in_float64 = job.wants_probabilities = job.streams = False
     bind(&job.x, x, kind, axis)

@@ -53,6 +53,7 @@ cdef class Loss:
     cdef np.ndarray pos_weight
     cdef tuple masked_labels            # ignored labels that the kernels do not look for, or None
     cdef double target_max              # targets that are no class indices lie between 0 and this
+    cdef bint has_statistics            # are its activations probabilities?
     cdef bint rowwise                   # a loss for each row, or for each element?
     cdef int axis
     cdef int reduction
@@ -75,6 +76,7 @@ cdef class Loss:
         self.reduction = REDUCTIONS[options["reduction"]]
         self.rowwise = kernel.rowwise
         self.target_max = target_max
+        self.has_statistics = kernel.rowwise or target_max <= 1
         self.axis = -1
         if "axis" in options:
             self.axis = bounded_axis(options["axis"])
@@ -84,7 +86,8 @@ cdef class Loss:
         # The rounding of a scaled or bent logit, or of a logarithm that is raised to a power, would be
         # many ulps of the result; float64 has the digits to spare.
         self.in_float64 = (self.settings.logit_scale != 1 or self.settings.softcap != 0
-                           or self.settings.focal_gamma != 0 or self.settings.focal_gamma_negative != 0 or self.settings.from_probabilities)
+                           or self.settings.focal_gamma != 0 or self.settings.focal_gamma_negative != 0
+                           or self.settings.from_probabilities)
         self.has_options = (self.in_float64 or self.settings.label_smoothing != 0 or self.settings.z_loss != 0
                             or self.settings.positive != 1 or self.settings.negative != 1
                             or self.settings.pos_weight != NULL)
@@ -127,8 +130,8 @@ cdef class Loss:
             o.n_pos_weight = np.PyArray_SIZE(self.pos_weight)
         for array in (self.class_weight, self.pos_weight):
             if array is not None:
-                self.wide_weights = self.wide_weights or not all_between(array, 1 / ORDINARY_SINGLE, ORDINARY_SINGLE)
-                self.extreme_weights = self.extreme_weights or not all_between(array, 1 / ORDINARY_DOUBLE, ORDINARY_DOUBLE)
+                self.wide_weights |= not all_between(array, 1 / ORDINARY_SINGLE, ORDINARY_SINGLE)
+                self.extreme_weights |= not all_between(array, 1 / ORDINARY_DOUBLE, ORDINARY_DOUBLE)
         return 0
 
     cdef int set_ignore_index(self, object index) except -1:

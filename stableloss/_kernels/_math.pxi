@@ -4,10 +4,10 @@
 cimport cython
 cimport numpy as np
 from libc.stdint cimport (
-    int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t,
 )
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 np.import_array()
 
@@ -32,8 +32,8 @@ cdef extern from "sl_math.h":
     const float SL_EXP0_F32, SL_EXP1_F32, SL_EXP2_F32, SL_EXP3_F32, SL_EXP4_F32
     const double SL_EXP0_F64, SL_EXP1_F64, SL_EXP2_F64, SL_EXP3_F64, SL_EXP4_F64
     const double SL_EXP5_F64, SL_EXP6_F64, SL_EXP7_F64, SL_EXP8_F64, SL_EXP9_F64
-    const float SL_UNIT_F32, SL_UNIT_MAGIC_F32, SL_UNIT_MIN_F32
-    const double SL_UNIT_F64, SL_UNIT_MAGIC_F64, SL_UNIT_MIN_F64
+    const float SL_UNIT_F32
+    const double SL_UNIT_F64
     const float SL_LOG0_F32, SL_LOG1_F32, SL_LOG2_F32, SL_LOG3_F32, SL_LOG4_F32
     const float SL_LOG5_F32, SL_LOG6_F32, SL_LOG7_F32, SL_LOG8_F32, SL_LOG9_F32
 
@@ -168,12 +168,6 @@ cdef inline real exp_tail(real shifted, real r) noexcept nogil:
     return (<real>1 + expm1_reduced(r, r)) * power_of_2(shifted)
 
 
-cdef inline real compensated_tail(real shifted, real r, real r_lo) noexcept nogil:
-    """e**(r + r_lo) * 2**n as from `exp_tail`, with the rounding error of 1 + r carried along."""
-    cdef real one = <real>1 + r
-    return (one + (((<real>1 - one) + r) + expm1_reduced(r, r_lo))) * power_of_2(shifted)
-
-
 cdef inline real exp_negative(real d) noexcept nogil:
     """e**d for d <= 0; NaN for NaN; 0 below the smallest normal number."""
     cdef real shifted
@@ -181,67 +175,13 @@ cdef inline real exp_negative(real d) noexcept nogil:
     return 0 if d < exp_min(d) else exp_tail(shifted, r)
 
 
-# ---- UNIT * e**(x - m) ----------------------------------------------------------------------------
+# ---- exponentials of rows, which come times UNIT: see sl_columns.h --------------------------------
 
 cdef inline real unit(real hint) noexcept nogil:
     if real is float:
         return SL_UNIT_F32
     else:
         return SL_UNIT_F64
-
-
-cdef inline void split_maximum(real m, real* a, real* b_hi, real* b_lo) noexcept nogil:
-    """Split a finite row maximum as m = a + b_hi + b_lo, exactly, for `exp_shifted`.
-
-    Where |m| is large, every x with e**(x - m) > 0 lies within a factor of 2 of m, so that x - m is
-    exact (Sterbenz) and all of m goes into `a`. Below that `a` is 0, and b_hi is m rounded to a grid
-    on which b_hi + n * LN2_HI is exact.
-    """
-    cdef real b
-    if real is float:
-        a[0] = m if absolute(m) >= <real>256 else 0
-        b = m - a[0]
-        b_hi[0] = (b + <real>768) - <real>768
-    else:
-        a[0] = m if absolute(m) >= 2048 else 0
-        b = m - a[0]
-        b_hi[0] = (b + 6144) - 6144
-    b_lo[0] = b - b_hi[0]
-
-
-cdef inline real exp_shifted(real x, real a, real b_hi, real b_lo, bint compensated) noexcept nogil:
-    """UNIT * e**(x - m) for x <= m = a + b_hi + b_lo as split by `split_maximum`.
-
-    Rounding x - m first would cost half an ulp of the difference, 32 ulp of the result at float32
-    and -64. Here only the choice of n sees the rounded difference; the reduced argument is taken as
-    (x - (m + n ln 2)), a subtraction of neighbours, and is as good as if x - m were exact.
-
-    `compensated` is for the losses that take products of exponentials: it carries the rounding errors of
-    the reduced argument and of 1 + r, and leaves little more than the last rounding.
-    """
-    cdef real y, d, low, shifted, n, r, shift, near, part, rest
-    y = x - a
-    d = y - (b_hi + b_lo)
-    if real is float:
-        low = SL_UNIT_MIN_F32
-        shifted = fma(low if d < low else d, SL_LOG2E_F32, SL_UNIT_MAGIC_F32)
-        n = shifted - SL_UNIT_MAGIC_F32
-        shift = fma(n, SL_LN2_HI_F32, b_hi)
-        rest = fma(n, SL_LN2_LO_F32, b_lo)
-    else:
-        low = SL_UNIT_MIN_F64
-        shifted = fma(low if d < low else d, SL_LOG2E_F64, SL_UNIT_MAGIC_F64)
-        n = shifted - SL_UNIT_MAGIC_F64
-        shift = fma(n, SL_LN2_HI_F64, b_hi)
-        rest = fma(n, SL_LN2_LO_F64, b_lo)
-    near = y - shift
-    if compensated:
-        part = near - y
-        rest -= (y - (near - part)) - (shift + part)        # near + shift may not be y: two-sum
-    r = near - rest
-    if compensated:
-        return 0 if d < low else compensated_tail(shifted, r, (near - r) - rest)
-    return 0 if d < low else exp_tail(shifted, r)
 
 
 cdef inline real remainder_of(real e, real sum_max, real sum_rest) noexcept nogil:

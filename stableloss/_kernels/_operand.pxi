@@ -8,6 +8,10 @@ cdef extern from "sl_half.h":
     uint16_t sl_to_half(float) noexcept nogil
     uint16_t sl_to_bfloat(float) noexcept nogil
 
+cdef extern from "sl_columns.h":
+    void sl_copy_f32(const float*, Py_ssize_t, float*) noexcept nogil
+    void sl_copy_f64(const double*, Py_ssize_t, double*) noexcept nogil
+
 cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
     object PyArray_NewLikeArray(np.ndarray, np.NPY_ORDER, void*, int)
@@ -167,7 +171,8 @@ cdef np.ndarray empty_per_row(np.ndarray a, int axis, int kind):
 # ---- arrays as rows -------------------------------------------------------------------------------
 
 cdef inline void add_dimension(Operand* op, Py_ssize_t length, Py_ssize_t stride) noexcept:
-    """Put a dimension around those that an operand has, merged with the outermost where it goes on from it."""
+    """Put a dimension around those that an operand has, merged with the outermost where it goes on from
+    it."""
     cdef int top = op.ndim - 1
     if length == 1:
         return
@@ -188,7 +193,8 @@ cdef inline void close_dimensions(Operand* op) noexcept:
 
 
 cdef void bind(Operand* op, np.ndarray a, int kind, int axis) noexcept:
-    """Describe `a` as rows along an axis, in C order of its other dimensions; element by element for NO_AXIS."""
+    """Describe `a` as rows along an axis, in C order of its other dimensions; element by element for
+    NO_AXIS."""
     cdef int d, ndim = np.PyArray_NDIM(a)
     op.data = np.PyArray_BYTES(a)
     op.kind = kind
@@ -201,9 +207,9 @@ cdef void bind(Operand* op, np.ndarray a, int kind, int axis) noexcept:
 
 
 cdef void bind_weights(Operand* op, np.ndarray a, np.ndarray logits, int axis, bint rowwise) noexcept:
-    """Describe one number per row along `axis` of the logits: once for each row or, unless `rowwise`, repeated for
-    each element of it. An array of as many dimensions as the logits has a number for each element; one of fewer
-    than the rows, a number for all rows of an image or sequence."""
+    """Describe one number per row along `axis` of the logits: once for each row or, unless `rowwise`,
+    repeated for each element of it. An array of as many dimensions as the logits has a number for each
+    element; one of fewer than the rows, a number for all rows of an image or sequence."""
     cdef int d, at, ndim = np.PyArray_NDIM(logits)
     cdef bint per_row = np.PyArray_NDIM(a) < ndim
     op.data = np.PyArray_BYTES(a)
@@ -214,7 +220,8 @@ cdef void bind_weights(Operand* op, np.ndarray a, np.ndarray logits, int axis, b
             add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[d])
         elif d != axis:
             at = d - 1 if d > axis else d
-            add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[at] if at < np.PyArray_NDIM(a) else 0)
+            add_dimension(op, np.PyArray_DIMS(logits)[d],
+                          np.PyArray_STRIDES(a)[at] if at < np.PyArray_NDIM(a) else 0)
         elif not rowwise:
             add_dimension(op, np.PyArray_DIMS(logits)[d], 0)
     close_dimensions(op)
@@ -247,7 +254,9 @@ cdef inline Py_ssize_t locate(const Operand* op, Py_ssize_t row, Py_ssize_t* ind
     return at + row * op.stride[op.ndim - 1]
 
 
-cdef void row_offsets(const Operand* op, Py_ssize_t start, Py_ssize_t count, Py_ssize_t* offset) noexcept nogil:
+cdef void row_offsets(
+    const Operand* op, Py_ssize_t start, Py_ssize_t count, Py_ssize_t* offset
+) noexcept nogil:
     """Byte offsets of rows start ... start + count - 1, in C order of the leading dimensions."""
     cdef Py_ssize_t j, at
     cdef Py_ssize_t index[MAX_DIMS]
@@ -261,7 +270,9 @@ cdef void row_offsets(const Operand* op, Py_ssize_t start, Py_ssize_t count, Py_
         at += advance(op, index, 1)
 
 
-cdef inline void gather_typed(const element* hint, const char* data, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
+cdef inline void gather_typed(
+    const element* hint, const char* data, Py_ssize_t stride, Py_ssize_t n, real* to
+) noexcept nogil:
     cdef Py_ssize_t i
     if stride == <Py_ssize_t>sizeof(element):
         for i in range(n):
@@ -284,7 +295,12 @@ cdef void gather_bool(const uint8_t* data, Py_ssize_t stride, Py_ssize_t n, real
 
 cdef void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
     """Read n numbers of any element type into contiguous floats."""
-    if kind == np.NPY_FLOAT:
+    if kind == kind_of(to[0]) and stride == <Py_ssize_t>sizeof(real):
+        if real is float:
+            sl_copy_f32(<const float*>data, n, to)
+        else:
+            sl_copy_f64(<const double*>data, n, to)
+    elif kind == np.NPY_FLOAT:
         gather_typed(<const float*>NULL, data, stride, n, to)
     elif kind == np.NPY_DOUBLE:
         gather_typed(<const double*>NULL, data, stride, n, to)
@@ -325,7 +341,9 @@ cdef void gather_short(const char* data, int kind, Py_ssize_t stride, Py_ssize_t
             to[i] = sl_from_half(line[0]) if kind == NPY_HALF else sl_from_bfloat(line[0])
 
 
-cdef void scatter_short(const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
+cdef void scatter_short(
+    const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n
+) noexcept nogil:
     cdef uint16_t* line = <uint16_t*>data
     cdef Py_ssize_t i
     if stride == 2 and kind == NPY_HALF:
@@ -345,7 +363,10 @@ cdef void scatter(const real* values, char* data, int kind, Py_ssize_t stride, P
     cdef Py_ssize_t i
     if kind == kind_of(values[0]):
         if stride == <Py_ssize_t>sizeof(real):
-            memcpy(data, values, n * sizeof(real))
+            if real is float:
+                sl_copy_f32(values, n, <float*>data)
+            else:
+                sl_copy_f64(values, n, <double*>data)
         else:
             for i in range(n):
                 (<real*>(data + i * stride))[0] = values[i]
@@ -366,7 +387,9 @@ cdef inline void store_value(char* values, int kind, Py_ssize_t at, double value
         (<double*>values)[at] = value
 
 
-cdef void store_values(char* values, int kind, Py_ssize_t start, const real* from_, Py_ssize_t n) noexcept nogil:
+cdef void store_values(
+    char* values, int kind, Py_ssize_t start, const real* from_, Py_ssize_t n
+) noexcept nogil:
     cdef Py_ssize_t size = 4 if kind == np.NPY_FLOAT else 8
     scatter(from_, values + start * size, kind, size, n)
 
@@ -390,7 +413,9 @@ cdef void load_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, real*
         at += advance(op, index, take)
 
 
-cdef void store_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, const real* values) noexcept nogil:
+cdef void store_flat(
+    const Operand* op, Py_ssize_t start, Py_ssize_t count, const real* values
+) noexcept nogil:
     """Write elements start ... start + count - 1 in C order."""
     cdef Py_ssize_t index[MAX_DIMS]
     cdef Py_ssize_t at, take
@@ -406,7 +431,9 @@ cdef void store_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, cons
         at += advance(op, index, take)
 
 
-cdef inline const real* view_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, real* buffer) noexcept nogil:
+cdef inline const real* view_flat(
+    const Operand* op, Py_ssize_t start, Py_ssize_t count, real* buffer
+) noexcept nogil:
     """Elements start ... start + count - 1 as contiguous floats: in place where they are that already."""
     if op.ndim == 1 and op.kind == kind_of(buffer[0]) and op.stride[0] == <Py_ssize_t>sizeof(real):
         return <const real*>op.data + start

@@ -2,8 +2,6 @@
 #
 # uses _math: SL_INFINITY
 
-from libc.string cimport memset
-
 cdef enum:
     WANT_LOSS = 1
     WANT_GRAD = 2

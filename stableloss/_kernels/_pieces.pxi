@@ -6,7 +6,7 @@
 # uses _logits: indicator_logit
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather kind_of scatter
-# uses _rows: column_maxima load_logits row_exponentials
+# uses _rows: column_maxima load_logits row_exponentials rows_ahead
 # uses _sums: GROUP NARROW PIECE lane_squares lane_sum maximum_of ordered_sum padded
 
 cdef struct Row:
@@ -15,7 +15,7 @@ cdef struct Row:
     char* grad              # NULL where none is wanted
     Py_ssize_t y            # target class
     double weight
-    bint compensated        # exponentials for products of them, see `exp_shifted`
+    bint compensated        # exponentials for products of them, see sl_columns_of.h
     bint cached             # exponentials of several pieces wait in the gradient's place, if it can hold them
     bint in_place           # the gradient is contiguous, and of the type of the arithmetic
     double m                # maximum
@@ -92,13 +92,17 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
     cdef Py_ssize_t lines = 0
     cdef const real* source = s
     cdef real m = <real>row.m
+    cdef sl_ahead ahead
+    cdef const Job* job = row.job
+    cdef sl_ahead* next = rows_ahead(
+        job, row.x - job.x.data + row.first * job.x.inner, job.k * job.x.inner, &ahead)
     if row.pieces > 1:
         source = view_piece(row, s)
     if source != s:
         lines = row.n // GROUP
-        row_exponentials(source, s, lines, m, row.compensated)
+        row_exponentials(source, s, lines, m, row.compensated, next)
     s += lines * GROUP
-    row_exponentials(<const real*>s, s, padded(row.n) // GROUP - lines, m, row.compensated)
+    row_exponentials(<const real*>s, s, padded(row.n) // GROUP - lines, m, row.compensated, next)
 
 
 cdef inline real take_out(real* at) noexcept nogil:

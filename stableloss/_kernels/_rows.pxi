@@ -13,8 +13,8 @@
 #
 # uses _job: Job
 # uses _logits: chain_first indicator_logit smallest_normal transform_logits
-# uses _math: SL_INFINITY absolute exp_shifted fma is_positive_infinity log1p_positive real row_scale
-# uses _math: split_maximum two_sum unit
+# uses _math: SL_INFINITY absolute fma is_positive_infinity log1p_positive real row_scale two_sum uintptr_t
+# uses _math: unit
 # uses _operand: gather kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_PRODUCT WANT_TARGET_GRAD
 # uses _sums: GROUP Pairs Split accumulate clear_pairs clear_split copy_pairs fold_columns maximum_of padded
@@ -23,11 +23,24 @@
 # uses _weights: load_classes
 
 
+cdef extern from "sl_columns.h" nogil:
+    ctypedef struct sl_ahead:
+        uintptr_t read
+        uintptr_t write
+    void sl_column_maxima_f32(const float*, Py_ssize_t, float*) noexcept
+    void sl_column_maxima_f64(const double*, Py_ssize_t, double*) noexcept
+    void sl_column_exponentials_f32(const float*, float*, Py_ssize_t, const float*, bint, sl_ahead*) noexcept
+    void sl_column_exponentials_f64(
+        const double*, double*, Py_ssize_t, const double*, bint, sl_ahead*) noexcept
+    void sl_row_exponentials_f32(const float*, float*, Py_ssize_t, float, bint, sl_ahead*) noexcept
+    void sl_row_exponentials_f64(const double*, double*, Py_ssize_t, double, bint, sl_ahead*) noexcept
+
+
 # ---- columns --------------------------------------------------------------------------------------
 
 cdef struct Columns:
     # What is known of each column: of all columns the same where the tile is wide.
-    bint compensated        # exponentials for products of them, see `exp_shifted`
+    bint compensated        # exponentials for products of them, see sl_columns_of.h
     bint plain              # targets are as they are given, neither smoothed nor weighted
     bint linear             # the loss is sum q S, S = -log p
     bint cached             # exponentials of several tiles wait in the gradient's place
@@ -107,10 +120,10 @@ cdef void load_tile(const Tile* tile, const double* weight, real* x, real* slope
 
 cdef inline void column_maxima(const real* x, Py_ssize_t lines, real* m) noexcept nogil:
     """Raise each m to the maximum of its column. NaN may lose: it comes back as its class's exponential."""
-    cdef Py_ssize_t c, j
-    for c in range(lines):
-        for j in range(GROUP):
-            m[j] = x[c * GROUP + j] if x[c * GROUP + j] > m[j] else m[j]
+    if real is float:
+        sl_column_maxima_f32(x, lines, m)
+    else:
+        sl_column_maxima_f64(x, lines, m)
 
 
 cdef inline bint start_limits(real* m, bint* limit) noexcept nogil:
@@ -201,60 +214,50 @@ cdef void open_columns(Tile* tile, Columns* columns, real* scratch) noexcept nog
 
 # ---- exp ------------------------------------------------------------------------------------------
 
-cdef inline void shifted_lines(
-    const real* x, real* e, Py_ssize_t lines, const real* split, bint compensated
+cdef inline void column_exponentials(
+    const real* x, real* e, Py_ssize_t lines, const real* m, bint compensated, sl_ahead* ahead
 ) noexcept nogil:
-    cdef Py_ssize_t c, j
-    for c in range(lines):
-        for j in range(GROUP):
-            e[c * GROUP + j] = exp_shifted(
-                x[c * GROUP + j], split[j], split[GROUP + j], split[2 * GROUP + j], compensated)
-
-
-cdef inline void exponentials(
-    const real* x, real* e, Py_ssize_t lines, const real* split, bint compensated
-) noexcept nogil:
-    """e = UNIT e**(x - m), in place or not, for the maxima in `split`."""
-    if compensated and x == e:
-        shifted_lines(<const real*>e, e, lines, split, True)
-    elif compensated:
-        shifted_lines(x, e, lines, split, True)
-    elif x == e:
-        shifted_lines(<const real*>e, e, lines, split, False)
+    """e = UNIT e**(x - m), in place or not."""
+    if real is float:
+        sl_column_exponentials_f32(x, e, lines, m, compensated, ahead)
     else:
-        shifted_lines(x, e, lines, split, False)
+        sl_column_exponentials_f64(x, e, lines, m, compensated, ahead)
 
 
-cdef void column_exponentials(
-    const real* x, real* e, Py_ssize_t lines, const real* m, bint compensated
+cdef inline void row_exponentials(
+    const real* x, real* e, Py_ssize_t lines, real m, bint compensated, sl_ahead* ahead
 ) noexcept nogil:
-    cdef real split[3 * GROUP]
-    cdef Py_ssize_t j
-    for j in range(GROUP):
-        split_maximum(m[j], &split[j], &split[GROUP + j], &split[2 * GROUP + j])
-    exponentials(x, e, lines, <const real*>split, compensated)
-
-
-cdef void row_exponentials(const real* x, real* e, Py_ssize_t lines, real m, bint compensated) noexcept nogil:
     """Of lines of one row."""
-    cdef real split[3 * GROUP]
-    cdef real a, b_hi, b_lo
-    cdef Py_ssize_t j
-    split_maximum(m, &a, &b_hi, &b_lo)
-    for j in range(GROUP):
-        split[j] = a
-        split[GROUP + j] = b_hi
-        split[2 * GROUP + j] = b_lo
-    exponentials(x, e, lines, <const real*>split, compensated)
+    if real is float:
+        sl_row_exponentials_f32(x, e, lines, m, compensated, ahead)
+    else:
+        sl_row_exponentials_f64(x, e, lines, m, compensated, ahead)
+
+
+cdef inline sl_ahead* rows_ahead(
+    const Job* job, Py_ssize_t at, Py_ssize_t bytes, sl_ahead* ahead
+) noexcept nogil:
+    """What is next at byte `at` of the logits: those `bytes` further on, and the gradient there; NULL where
+    caches hold it all."""
+    if not job.streams:
+        return NULL
+    ahead.read = <uintptr_t>job.x.data + at + bytes
+    ahead.write = <uintptr_t>job.g.data + at if job.want & WANT_GRAD else ahead.read
+    return ahead
 
 
 cdef void tile_exponentials(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:
     cdef real m[GROUP]
+    cdef sl_ahead ahead
+    cdef const Job* job = tile.job
+    cdef Py_ssize_t row = job.k * job.x.inner
     to_real(columns.m, m)
     if columns.any_limit:
         limit_columns(scratch + TILE_LOGITS, tile.lines, columns.limit)
-    column_exponentials(<const real*>(scratch + TILE_LOGITS), scratch + TILE_EXPS, tile.lines, <const real*>m,
-                        columns.compensated)
+    column_exponentials(
+        <const real*>(scratch + TILE_LOGITS), scratch + TILE_EXPS, tile.lines, <const real*>m,
+        columns.compensated,
+        rows_ahead(job, tile.start * row + tile.first * job.x.inner, tile.count * row, &ahead))
 
 
 cdef void tile_quotients(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:

@@ -13,7 +13,7 @@
 # uses _options: REDUCE_MEAN WANT_GRAD WANT_LOSS
 # uses _shards: INDEX_REST INDEX_SQUARES PART_CLASSES PART_FIRST PART_HEAD PART_PEAK PART_PEAKED_HEAD
 # uses _shards: PART_STOP PART_WIDTH Shard TILE_LOSS finish_rows part_of_rows
-# uses _sums: PIECE Sum
+# uses _sums: PIECE Sum clear_sum quotient
 # uses _weights: ldexp
 
 from stableloss._arrays import require_rows
@@ -39,14 +39,15 @@ cdef void run_finish(const void* context, Py_ssize_t block, void* scratch, Sum* 
         finish_rows(shard, start, stop, part, <float*>scratch)
 
 
-cdef double run_shard(Shard* shard, Summand summand) except? -1:
-    """All rows of a shard, in blocks as large as those of the whole, whose losses are added up in their order."""
+cdef int run_shard(Shard* shard, Summand summand, Sum* total) except -1:
+    """All rows of a shard, in blocks as large as those of the whole, whose losses are added in their order."""
     cdef Job* job = &shard.job
     cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
     cdef int column = 2 + (1 if job.in_float64 or job.x.kind == np.NPY_DOUBLE else 0)
+    clear_sum(total)
     if blocks == 0:
         return 0
-    return sum_blocks(summand, shard, &job.call, blocks, <double>job.n * job.k * COST[SL_LEVEL][column])
+    return sum_blocks(summand, shard, &job.call, blocks, <double>job.n * job.k * COST[SL_LEVEL][column], total)
 
 
 cdef class ShardCall:
@@ -117,6 +118,7 @@ cdef class ShardCall:
         job.k = job.outputs = np.PyArray_DIMS(self.logits)[self.axis]
         job.o = &shard.settings
         job.call = NULL
+        job.streams = False
         shard.pieces = (job.k + PIECE - 1) // PIECE
         bind(&job.x, self.logits, element_kind(self.logits), self.axis)
         if not job.hard and job.k:
@@ -159,6 +161,7 @@ cdef ShardCall open_shard(Loss loss, object inputs, object denominator):
 def partial(Loss self not None, logits, targets, first_class, n_classes, *, maximum=None, sample_weight=None, mask=None):
     cdef ShardCall call
     cdef np.ndarray array
+    cdef Sum total
     self.require_configured()
     inputs = inputs_of(self, logits, targets, first_class, n_classes, maximum, sample_weight, mask)
     call = open_shard(self, inputs, None)
@@ -167,7 +170,7 @@ def partial(Loss self not None, logits, targets, first_class, n_classes, *, maxi
     refuse_option(self, np.PyArray_NDIM(call.targets) < np.PyArray_NDIM(call.logits))
     call.open(inputs.first_class, False)
     array = new_part(&call.shard)
-    run_shard(&call.shard, run_parts)
+    run_shard(&call.shard, run_parts, &total)
     return Part.of(array, inputs)
 
 
@@ -196,6 +199,7 @@ def finish(Loss self not None, part, whole, *, denominator=None, out=None):
     cdef ShardCall call
     cdef Call all_classes
     cdef np.ndarray array
+    cdef Sum total
     self.require_configured()
     inputs = part.inputs_for(self, whole)
     call = open_shard(self, inputs, denominator)
@@ -210,7 +214,8 @@ def finish(Loss self not None, part, whole, *, denominator=None, out=None):
     all_classes.targets = call.targets
     all_classes.grad = all_classes.memory_for(grad, True)
     bind(&call.shard.job.g, all_classes.grad, element_kind(all_classes.grad), call.axis)
-    all_classes.value = run_shard(&call.shard, run_finish) / call.shard.job.divisor
+    run_shard(&call.shard, run_finish, &total)
+    all_classes.value = quotient(&total, call.shard.job.divisor)
     if all_classes.missing:
         multiply_by_power(all_classes.grad, -all_classes.missing)
         all_classes.value = ldexp(all_classes.value, -all_classes.missing)

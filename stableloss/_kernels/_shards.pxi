@@ -9,8 +9,7 @@
 # uses _groups: Group clear_row close_group
 # uses _job: Job
 # uses _logits: chain_first indicator_logit transform_logits
-# uses _math: SL_INFINITY SL_ISFINITE SL_UNIT_F64 exp_shifted is_positive_infinity product product_error real
-# uses _math: split_maximum two_sum unit
+# uses _math: SL_INFINITY SL_ISFINITE SL_UNIT_F64 is_positive_infinity product product_error real two_sum unit
 # uses _operand: Operand kind_of load_flat row_offsets
 # uses _options: Settings WANT_GRAD WANT_LOSS
 # uses _pieces: Row load_limited piece_exponentials place_piece store_class take_out view_piece write_piece
@@ -117,12 +116,15 @@ cdef struct Rescale:
 
 cdef Rescale rescale_of(double m, double whole) noexcept nogil:
     cdef Rescale to
-    cdef double a, b_hi, b_lo
+    cdef double factor[GROUP]
+    cdef int j
     to.same = m == whole
     to.factor = 0
     if not (to.same or m == -SL_INFINITY or whole == SL_INFINITY):
-        split_maximum(whole, &a, &b_hi, &b_lo)
-        to.factor = exp_shifted(m, a, b_hi, b_lo, True)
+        for j in range(GROUP):
+            factor[j] = m
+        row_exponentials(<const double*>factor, factor, 1, whole, True, NULL)
+        to.factor = factor[0]
         # so near that exponentials equal to UNIT remain so
         to.same = to.factor == SL_UNIT_F64
     return to
@@ -322,7 +324,7 @@ cdef real open_whole(const Shard* shard, Row* row, Py_ssize_t at, real* s) noexc
     m = <real>row.m
     for offset in range(GROUP):
         s[offset] = <real>row.x_target
-    row_exponentials(<const real*>s, s, 1, m, row.compensated)
+    row_exponentials(<const real*>s, s, 1, m, row.compensated, NULL)
     return s[0]
 
 
@@ -673,7 +675,7 @@ cdef void whole_focal(
     to_real(state.columns.m, m)
     for j in range(GROUP):
         e[j] = <real>x
-    column_exponentials(<const real*>e, e, 1, <const real*>m, False)
+    column_exponentials(<const real*>e, e, 1, <const real*>m, False, NULL)
     focal_columns(&shard.job, &state.columns, &focal)
     loss = focal_entry(&focal, 0, e[0], x, target, &first, &second)
     clear_pairs(&state.loss)

@@ -11,23 +11,63 @@ cdef extern from "sl_sizes.h":
     enum: TILE "SL_TILE"
     enum: CHUNK "SL_CHUNK"
 
+cdef extern from "sl_columns.h":
+    void sl_column_sums_f32(const float*, Py_ssize_t, double*) noexcept nogil
+    void sl_column_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
+    void sl_narrow_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
+
+
+cdef double FAR = 2.0**-128     # what a sum that float64 does not hold is multiplied by: it is to be divided
+
 
 cdef struct Sum:
-    # An unevaluated hi + lo. Block sums are added in block order, whatever thread made them.
+    # An unevaluated hi + lo, times FAR where `far`. Block sums are added in block order, whatever thread
+    # made them.
     double hi
     double lo
+    bint far
 
 
-cdef inline void add(Sum* total, double value) noexcept nogil:
+cdef inline void clear_sum(Sum* total) noexcept nogil:
+    total.hi = total.lo = 0
+    total.far = False
+
+
+cdef void add_far(Sum* total, double value) noexcept nogil:
+    """Add value / FAR."""
     cdef double lo
+    if not total.far:
+        total.hi *= FAR
+        total.lo *= FAR
+        total.far = True
     total.hi = two_sum(total.hi, value, &lo)
     total.lo += lo
 
 
-cdef inline double evaluate(const Sum* total) noexcept nogil:
+cdef inline void add(Sum* total, double value, double value_lo) noexcept nogil:
+    cdef double lo
+    cdef double s = two_sum(total.hi, value, &lo)
+    if total.far or not SL_ISFINITE(s):
+        add_far(total, value * FAR)
+        return
+    total.hi = s
+    total.lo += lo + value_lo
+
+
+cdef inline void add_sum(Sum* total, const Sum* part) noexcept nogil:
+    if part.far:
+        add_far(total, part.hi)
+        total.lo += part.lo
+    else:
+        add(total, part.hi, 0)
+        total.lo += part.lo * FAR if total.far else part.lo
+
+
+cdef inline double quotient(const Sum* total, double divisor) noexcept nogil:
     cdef double s = total.hi + total.lo
     # the error term of an infinite sum is inf - inf
-    return s if SL_ISFINITE(s) else total.hi
+    s = (s if SL_ISFINITE(s) else total.hi) / divisor
+    return s / FAR if total.far else s
 
 
 # ---- terms ----------------------------------------------------------------------------------------
@@ -116,9 +156,14 @@ cdef inline double sum_in_lanes(
     cdef Py_ssize_t i, j
     for j in range(width):
         hi[j] = lost[j] = 0
-    for i in range(n // width):
-        for j in range(width):
-            add_term(v[i * width + j], squared, &hi[j], &lost[j])
+    if squared:
+        for i in range(n // width):
+            for j in range(width):
+                accumulate_square(v[i * width + j], &hi[j], &lost[j])
+    elif real is float:
+        sl_column_sums_f32(v, n // width, hi)
+    else:
+        sl_narrow_sums_f64(v, n // width, hi, lost)
     fold_all(hi, lost, width)
     lo[0] = lost[0] if real is double else 0
     return hi[0]
@@ -201,14 +246,17 @@ cdef void reduce_split(Split* split, bint wide) noexcept nogil:
 
 
 cdef inline void column_sums(const real* s, Py_ssize_t k, bint squared, Pairs* sums) noexcept nogil:
-    """Sums in registers, where they are known to lie apart from s."""
     cdef Py_ssize_t c, j
     for j in range(GROUP):
         sums.hi[j] = sums.lo[j] = 0
-        add_term(s[j], squared, &sums.hi[j], &sums.lo[j])
-    for c in range(1, k):
-        for j in range(GROUP):
-            add_term(s[c * GROUP + j], squared, &sums.hi[j], &sums.lo[j])
+    if squared:
+        for c in range(k):
+            for j in range(GROUP):
+                accumulate_square(s[c * GROUP + j], &sums.hi[j], &sums.lo[j])
+    elif real is float:
+        sl_column_sums_f32(s, k, sums.hi)
+    else:
+        sl_column_sums_f64(s, k, sums.hi, sums.lo)
 
 
 cdef void sum_exponentials(const real* e, Py_ssize_t lines, Split* sums) noexcept nogil:

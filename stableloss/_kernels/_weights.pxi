@@ -3,8 +3,9 @@
 # An array of the caller's may change during a call. A label is therefore clamped at each place where it
 # becomes an address, however often it has been checked before.
 #
-# Only a weight over the divisor matters. Where one of the two is far from 1, both are divided by one power of two,
-# and a product of weights is formed from mantissas and exponents, so that it is in range wherever that quotient is.
+# Only a weight over the divisor matters. Where one of the two is far from 1, both are divided by one power of
+# two, and a product of weights is formed from mantissas and exponents, so that it is in range wherever that
+# quotient is.
 #
 # uses _job: Job
 # uses _math: real
@@ -53,8 +54,8 @@ cdef void load_weights(
     const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, real* weight
 ) noexcept nogil:
     """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
-    or ignored, else the product of their weight (`samples`) and that of their class index (`classes`), over the
-    job's power of two."""
+    or ignored, else the product of their weight (`samples`) and that of their class index (`classes`), over
+    the job's power of two."""
     cdef double label[CHECKED]
     cdef real kept[CHECKED]
     cdef double of_class

@@ -155,6 +155,7 @@ cdef bint activation_fits(np.ndarray out, np.ndarray x, int axis, bint per_row) 
 
 cdef object activation(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
     cdef Job job
+    cdef Sum total
     cdef np.ndarray result
     cdef np.ndarray memory
     cdef bint per_row = rowwise and want == LOGSUMEXP
@@ -169,7 +170,8 @@ cdef object activation(object value, object out, bint rowwise, object axis, int 
     else:
         result = empty_per_row(x, along, np.PyArray_TYPE(x)) if per_row else empty_like(x)
     memory = result
-    if not (np.PyArray_ISALIGNED(result) and (disjoint(result, x) or (not per_row and same_memory(result, x)))):
+    if not (np.PyArray_ISALIGNED(result)
+            and (disjoint(result, x) or (not per_row and same_memory(result, x)))):
         memory = empty_like(result)
     # from here on no line of Python runs but handlers of signals: see _call.pxi
     if not activation_fits(memory, x, along, per_row):
@@ -177,7 +179,7 @@ cdef object activation(object value, object out, bint rowwise, object axis, int 
     open_job(&job, x, along)
     job.want = want
     bind(&job.g, memory, job.x.kind, NO_AXIS if per_row else along)
-    run(&job, kernel)
+    run(&job, kernel, &total)
     return returned(memory) if out is None else delivered(out, memory)
 
 

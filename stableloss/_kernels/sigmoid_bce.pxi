@@ -169,8 +169,9 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
         value[i] = bounded_product(on[i] * b_power, log_on[i]) + bounded_product(off[i] * a_power, log_off[i])
         grad[i] = off[i] * a_power * (a + b_log) - on[i] * b_power * (b + a_log)
         if curved:
-            hess[i] = (on[i] * b_power * (a * b * (<real>1 + <real>2 * gamma) + a_log * (gamma * a - b))
-                       + off[i] * a_power * (a * b * (<real>1 + <real>2 * gamma_off) + b_log * (gamma_off * b - a)))
+            hess[i] = (
+                on[i] * b_power * (a * b * (<real>1 + <real>2 * gamma) + a_log * (gamma * a - b))
+                + off[i] * a_power * (a * b * (<real>1 + <real>2 * gamma_off) + b_log * (gamma_off * b - a)))
 
 
 cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:

@@ -7,7 +7,7 @@
 # with e_k = e**(x_k - m), m the maximum, sum their sum, rest the sum without the target's (see _rows.pxi).
 # Here are loss and gradient of class indices without further options; all else is in softmax_ce_options.pxi.
 #
-# uses _groups: FEW Group TargetSums each_row open_group softmax_rows
+# uses _groups: FEW Group TargetSums each_row group_ahead open_group softmax_rows
 # uses _job: Job loss_kernel
 # uses _math: log1p_positive real row_scale two_sum unit
 # uses _options: WANT_GRAD
@@ -17,6 +17,11 @@
 # uses _sums: GROUP NARROW Sum column_sums
 # uses _tiles: columns_to_rows transposable write_columns
 # uses softmax_ce_options: tile_cross_entropy
+
+
+cdef extern from "sl_columns.h":
+    void sl_scale_f32(const float*, Py_ssize_t, float, float*) noexcept nogil
+    void sl_scale_f64(const double*, Py_ssize_t, double, double*) noexcept nogil
 
 
 cdef inline double whole_rest(real hint, double rest, double rest_lo) noexcept nogil:
@@ -113,6 +118,7 @@ cdef void index_columns(Group* group, real* s) noexcept nogil:
     # for float32 they are, and GCC makes more of them than of an array of its own
     cdef TargetSums apart
     cdef TargetSums* sums = &group.sums if real is float else &apart
+    cdef sl_ahead ahead
     cdef Py_ssize_t i, j, k = group.job.k
     open_group(group, s, m)
     for j in range(GROUP):
@@ -122,7 +128,7 @@ cdef void index_columns(Group* group, real* s) noexcept nogil:
             target[j] = s[place[j]]
     for j in range(GROUP):
         sums.gap[j] = <double>m[j] - <double>target[j]
-    column_exponentials(<const real*>s, s, k, <const real*>m, False)
+    column_exponentials(<const real*>s, s, k, <const real*>m, False, group_ahead(group, &ahead))
     # the target leaves its column for the sum of the others
     for i from 0 <= i < GROUP by 8:
         for j in range(i, i + 8):
@@ -140,14 +146,14 @@ cdef void index_columns(Group* group, real* s) noexcept nogil:
 cdef inline void scale_values(
     const real* values, Py_ssize_t n, double factor, bint extreme, real* to
 ) noexcept nogil:
-    cdef real scale = <real>factor
     cdef Py_ssize_t i
     if extreme:
         for i in range(n):
             to[i] = <real>(values[i] * factor)
+    elif real is float:
+        sl_scale_f32(values, n, <float>factor, to)
     else:
-        for i in range(n):
-            to[i] = values[i] * scale
+        sl_scale_f64(values, n, factor, to)
 
 
 cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
@@ -181,10 +187,7 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
             return
         e = return_to_piece(row, s)
         to = <real*>row.grad + row.first if row.in_place else s
-        if e == to:
-            scale_values(<const real*>to, row.n, factor, extreme, to)
-        else:
-            scale_values(e, row.n, factor, extreme, to)
+        scale_values(e, row.n, factor, extreme, to)
         if not row.in_place:
             write_piece(row, <const real*>s)
     store_class(row, row.y, <real>(-(rest + rest_lo) * factor))

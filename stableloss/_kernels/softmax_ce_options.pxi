@@ -35,6 +35,7 @@ cdef struct CrossEntropy:
     Split first
     Split second
     Split hvp                   # second d
+    double mass[GROUP]          # -G
     double shift[GROUP]         # -2 z lse
     double slope_total[GROUP]   # G - 2 z lse
     double inverse[GROUP]       # 1 / sum
@@ -184,6 +185,7 @@ cdef void finish_losses(const Tile* tile, CrossEntropy* state, real hint) noexce
         if columns.limit[j] and z != 0:
             # in place of inf, whose product with a probability of 0 has to be 0
             state.shift[j] = -1e37 if real is float else -1e300
+        state.mass[j] = mass
         state.slope_total[j] = state.shift[j] - mass
         if tile.want & WANT_LOSS:
             tile.loss[j] = (2 * columns.loss.hi[j] + mass * columns.log_sum[j] if columns.linear
@@ -191,6 +193,7 @@ cdef void finish_losses(const Tile* tile, CrossEntropy* state, real hint) noexce
             if z != 0:
                 # not multiplied by a weight that stands for the class
                 tile.loss[j] += z * lse * lse
+    broadcast(state.mass, tile.wide)
     broadcast(state.shift, tile.wide)
     broadcast(state.slope_total, tile.wide)
 
@@ -226,7 +229,7 @@ cdef void plain_gradient(const Tile* tile, const CrossEntropy* state, real* scra
     to_real(state.columns.sum_max, sum_max)
     to_real(state.columns.sum_rest, sum_rest)
     for j in range(GROUP):
-        mass[j] = -<real>state.slope_total[j]
+        mass[j] = <real>state.mass[j]
         factor[j] = <real>(1 if extreme else state.factor[j])
     for c in range(tile.lines):
         for j in range(GROUP):
@@ -246,8 +249,6 @@ cdef void focal_gradient(const Tile* tile, const CrossEntropy* state, real* scra
     cdef real sum_rest[GROUP]
     cdef real g_max[GROUP]
     cdef real g_rest[GROUP]
-    cdef real g_max_shifted[GROUP]
-    cdef real g_rest_shifted[GROUP]
     cdef real factor[GROUP]
     cdef real e_max = unit(e[0])
     cdef real first, rest
@@ -257,20 +258,44 @@ cdef void focal_gradient(const Tile* tile, const CrossEntropy* state, real* scra
     to_real(state.first.max.hi, g_max)
     to_real(state.first.rest.hi, g_rest)
     to_real(state.factor, factor)
-    for j in range(GROUP):
-        g_max_shifted[j] = <real>(state.first.max.hi[j] + state.shift[j])
-        g_rest_shifted[j] = <real>(state.first.rest.hi[j] + state.shift[j])
     for c in range(tile.lines):
         for j in range(GROUP):
             i = c * GROUP + j
             first = scratch[TILE_FIRST + i]
-            rest = ((g_max[j] - first) + g_rest_shifted[j] if e[i] == e_max
-                    else (g_rest[j] - first) + g_max_shifted[j])
+            rest = without(first, e[i] == e_max, g_rest[j], g_max[j])
             to[i] = fma(-e[i], rest, first * remainder_of(e[i], sum_max[j], sum_rest[j])) * factor[j]
 
 
+cdef void z_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
+    """With z, whose part 2 z lse p is added to the cross-entropy's as it is: for the target's entry they have
+    opposite signs. In float64, since each would have a rounding of its own where they cancel."""
+    cdef const real* e = scratch + TILE_EXPS
+    cdef const real* q = scratch + TILE_TARGETS
+    cdef const real* first = scratch + TILE_FIRST
+    cdef real* to = scratch + TILE_GRAD
+    cdef const Columns* columns = &state.columns
+    cdef bint focal = tile.job.o.focal_gamma != 0
+    cdef double e_max = unit(e[0])
+    cdef double own, others, value
+    cdef Py_ssize_t c, i, j
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            i = c * GROUP + j
+            value = e[i]
+            others = remainder_of(value, columns.sum_max[j], columns.sum_rest[j])
+            if focal:
+                own = without(<double>first[i], value == e_max,
+                              state.first.rest.hi[j], state.first.max.hi[j])
+                own = SL_FMA(-value, own, first[i] * others)
+            else:
+                own = SL_FMA(value, state.mass[j] - q[i], -(q[i] * others))
+            to[i] = <real>(SL_FMA(-value, state.shift[j], own) * state.factor[j])
+
+
 cdef void ce_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
-    if tile.job.o.focal_gamma != 0:
+    if tile.job.o.z_loss != 0:
+        z_gradient(tile, state, scratch)
+    elif tile.job.o.focal_gamma != 0:
         focal_gradient(tile, state, scratch)
     else:
         plain_gradient(tile, state, scratch)

@@ -14,7 +14,7 @@
 # Each result is a product of several quantities, so float32 goes through float64 from the exponentials
 # on, and float64 carries along, in a second number x_lo beside x, what the roundings lost.
 #
-# uses _groups: FEW Group each_row open_group softmax_rows sum_tiles
+# uses _groups: FEW Group each_row group_ahead open_group softmax_rows sum_tiles
 # uses _job: Job loss_kernel
 # uses _math: SL_FMA product product_error real remainder_of row_scale two_sum unit
 # uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
@@ -171,10 +171,11 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
     cdef RestSums rest
     cdef Gradients out
     cdef real e_max = unit(s[0])
+    cdef sl_ahead ahead
     cdef Py_ssize_t c, k = group.job.k
     cdef int j
     open_group(group, s, m)
-    column_exponentials(<const real*>s, s, k, <const real*>m, real is double)
+    column_exponentials(<const real*>s, s, k, <const real*>m, real is double, group_ahead(group, &ahead))
     last_maxima(<const real*>s, k, at)
     for j in range(GROUP):
         rest.target[j] = take_out(s + group.y[j] * GROUP + j)

@@ -1,0 +1,124 @@
+/* Maxima, exponentials and sums of tiles: matrices of SL_GROUP columns, line after line. A column is a row of
+   the batch, or a lane of one row. sl_columns_of.h has what is the same text for both types. */
+
+#ifndef SL_COLUMNS_H
+#define SL_COLUMNS_H
+
+#include "sl_math.h"
+#include "sl_sizes.h"
+#include "sl_vector.h"
+
+/* Memory that is to be read and written soon; an address at which there is none does no harm. */
+typedef struct {
+    uintptr_t read, write;
+} sl_ahead;
+
+static SL_ALWAYS_INLINE void sl_fetch(sl_ahead *ahead, int bytes) {
+    int at;
+#pragma GCC unroll 2
+    for (at = 0; at < bytes; at += 64) {
+        __builtin_prefetch((const void *)(ahead->read + at), 0);
+        __builtin_prefetch((const void *)(ahead->write + at), 1);
+    }
+    ahead->read += bytes;
+    ahead->write += bytes;
+}
+
+#define SL_OF(name) name##_f32
+#define SL_CONSTANT(name) name##_F32
+#define SL_REAL float
+#define SL_MAGNITUDE SL_ABSF
+#define SL_SPLIT_FROM 256.0f
+#define SL_NOTHING -110.0f      /* -158.7 ln 2: n is -159 */
+#define SL_REAL_BITS 23
+#include "sl_columns_of.h"
+#undef SL_OF
+#undef SL_CONSTANT
+#undef SL_REAL
+#undef SL_MAGNITUDE
+#undef SL_SPLIT_FROM
+#undef SL_NOTHING
+#undef SL_REAL_BITS
+
+#define SL_OF(name) name##_f64
+#define SL_CONSTANT(name) name##_F64
+#define SL_REAL double
+#define SL_MAGNITUDE SL_ABS
+#define SL_SPLIT_FROM 2048.0
+#define SL_NOTHING -753.4       /* -1086.9 ln 2: n is -1087 */
+#define SL_REAL_BITS 52
+#include "sl_columns_of.h"
+#undef SL_OF
+#undef SL_CONSTANT
+#undef SL_REAL
+#undef SL_MAGNITUDE
+#undef SL_SPLIT_FROM
+#undef SL_NOTHING
+#undef SL_REAL_BITS
+
+/* Columns whose sums stay in registers together, with float64's what their roundings lost: few enough to find
+   room there, and enough for additions not to wait for each other. */
+#define SL_SUMS_F32 (SL_VECTOR_BYTES == 16 ? 16 : 32)
+#define SL_SUMS_F64 (SL_VECTOR_BYTES == 16 ? 8 : 16)
+#define SL_DOUBLES (SL_VECTOR_BYTES / 8)
+
+/* Add lines of `width` columns, GROUP or half of it, to hi. */
+static SL_ALWAYS_INLINE void sl_add_lines_f32(const float *v, Py_ssize_t lines, int width, double *hi) {
+    sl_vector_f64 sum[SL_SUMS_F32 / SL_DOUBLES];
+    Py_ssize_t c;
+    int i, j;
+    for (j = 0; j < width; j += SL_SUMS_F32) {
+#pragma GCC unroll 16
+        for (i = 0; i < SL_SUMS_F32 / SL_DOUBLES; i++) sum[i] = SL_READ(sl_vector_f64, hi + j + i * SL_DOUBLES);
+        for (c = 0; c < lines; c++)
+#pragma GCC unroll 16
+            for (i = 0; i < SL_SUMS_F32 / SL_DOUBLES; i++)
+                sum[i] += sl_read_as_f64(v + c * width + j + i * SL_DOUBLES);
+#pragma GCC unroll 16
+        for (i = 0; i < SL_SUMS_F32 / SL_DOUBLES; i++) SL_WRITE(sl_vector_f64, hi + j + i * SL_DOUBLES, sum[i]);
+    }
+}
+
+/* The same with what the roundings lose added to lo. The short form of the two-sum is enough: a sum of
+   non-negative terms is rarely smaller than the term that it meets, and such a step costs one rounding. */
+static SL_ALWAYS_INLINE void sl_add_lines_f64(
+        const double *v, Py_ssize_t lines, int width, double *hi, double *lo) {
+    sl_vector_f64 sum[SL_SUMS_F64 / SL_DOUBLES], lost[SL_SUMS_F64 / SL_DOUBLES], s, x;
+    Py_ssize_t c;
+    int i, j;
+    for (j = 0; j < width; j += SL_SUMS_F64) {
+#pragma GCC unroll 16
+        for (i = 0; i < SL_SUMS_F64 / SL_DOUBLES; i++) {
+            sum[i] = SL_READ(sl_vector_f64, hi + j + i * SL_DOUBLES);
+            lost[i] = SL_READ(sl_vector_f64, lo + j + i * SL_DOUBLES);
+        }
+        for (c = 0; c < lines; c++)
+#pragma GCC unroll 16
+            for (i = 0; i < SL_SUMS_F64 / SL_DOUBLES; i++) {
+                x = SL_READ(sl_vector_f64, v + c * width + j + i * SL_DOUBLES);
+                s = sum[i] + x;
+                lost[i] += (sum[i] - s) + x;
+                sum[i] = s;
+            }
+#pragma GCC unroll 16
+        for (i = 0; i < SL_SUMS_F64 / SL_DOUBLES; i++) {
+            SL_WRITE(sl_vector_f64, hi + j + i * SL_DOUBLES, sum[i]);
+            SL_WRITE(sl_vector_f64, lo + j + i * SL_DOUBLES, lost[i]);
+        }
+    }
+}
+
+static void sl_column_sums_f32(const float *v, Py_ssize_t lines, double *hi) {
+    sl_add_lines_f32(v, lines, SL_GROUP, hi);
+}
+
+static void sl_column_sums_f64(const double *v, Py_ssize_t lines, double *hi, double *lo) {
+    sl_add_lines_f64(v, lines, SL_GROUP, hi, lo);
+}
+
+/* of half as many columns */
+static void sl_narrow_sums_f64(const double *v, Py_ssize_t lines, double *hi, double *lo) {
+    sl_add_lines_f64(v, lines, SL_GROUP / 2, hi, lo);
+}
+
+#endif

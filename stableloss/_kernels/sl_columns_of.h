@@ -1,0 +1,186 @@
+/* What sl_columns.h includes once for each type. */
+
+#define V SL_OF(sl_vector)
+#define ALL(x) SL_OF(sl_all)(SL_CONSTANT(x))
+#define FMA SL_OF(sl_fma)
+#define WIDTH ((int)(SL_VECTOR_BYTES / sizeof(SL_REAL)))
+
+/* Returns a of a finite maximum m = a + b, b = hi + lo, exactly, for the exponentials of x - m; `least` is what
+   x - a counts as at least: there n is so small that the exponent field of 2**n is 0, and with it the result.
+
+   Where |m| is large, every x with e**(x - m) > 0 lies within a factor of 2 of m, so that x - m is exact
+   (Sterbenz) and all of m goes into a. Below that a is 0, and hi is m rounded to a grid on which
+   hi + n * LN2_HI is exact. */
+static SL_ALWAYS_INLINE SL_REAL SL_OF(sl_split)(
+        SL_REAL m, SL_REAL *b, SL_REAL *hi, SL_REAL *lo, SL_REAL *least) {
+    SL_REAL a = SL_MAGNITUDE(m) >= SL_SPLIT_FROM ? m : 0;
+    *b = m - a;
+    *hi = (*b + 3 * SL_SPLIT_FROM) - 3 * SL_SPLIT_FROM;
+    *lo = *b - *hi;
+    *least = *b + SL_NOTHING;
+    return a;
+}
+
+/* e**r - 1 for |r| <= ln(2)/2, where `start` is r; without r where it is 0. */
+static SL_ALWAYS_INLINE V SL_OF(sl_expm1_reduced)(V r, V start) {
+#if SL_REAL_BITS == 23
+    V q = FMA(ALL(SL_EXP4), r, ALL(SL_EXP3));
+#else
+    V q = FMA(ALL(SL_EXP9), r, ALL(SL_EXP8));
+    q = FMA(q, r, ALL(SL_EXP7));
+    q = FMA(q, r, ALL(SL_EXP6));
+    q = FMA(q, r, ALL(SL_EXP5));
+    q = FMA(q, r, ALL(SL_EXP4));
+    q = FMA(q, r, ALL(SL_EXP3));
+#endif
+    q = FMA(q, r, ALL(SL_EXP2));
+    q = FMA(q, r, ALL(SL_EXP1));
+    q = FMA(q, r, ALL(SL_EXP0));
+    return FMA(r * r, q, start);
+}
+
+/* UNIT * e**(x - m) for x <= m; NaN for NaN.
+
+   Rounding x - m first would cost half an ulp of the difference, 32 ulp of the result at float32 and -64.
+   Here only the choice of n sees the rounded difference; the reduced argument is taken as
+   (x - (m + n ln 2)), a subtraction of neighbours, and is as good as if x - m were exact.
+
+   `compensated` is for losses that take products of exponentials: it carries the rounding errors of the
+   reduced argument and of 1 + r, and leaves little more than the last rounding. */
+static SL_ALWAYS_INLINE V SL_OF(sl_exp_shifted)(V x, V a, V b, V hi, V lo, V least, int compensated) {
+    V y = SL_OF(sl_max)(least, x - a);
+    V shifted = FMA(y - b, ALL(SL_LOG2E), ALL(SL_UNIT_MAGIC));
+    V n = shifted - ALL(SL_UNIT_MAGIC);
+    V shift = FMA(n, ALL(SL_LN2_HI), hi);
+    V rest = FMA(n, ALL(SL_LN2_LO), lo);
+    V near = y - shift, r;
+    V power = (V)((SL_OF(sl_bits_vector))shifted << SL_REAL_BITS);
+    if (compensated) {
+        V part = near - y, one;
+        rest -= (y - (near - part)) - (shift + part);       /* near + shift may not be y: two-sum */
+        r = near - rest;
+        one = 1 + r;
+        return (one + (((1 - one) + r) + SL_OF(sl_expm1_reduced)(r, (near - r) - rest))) * power;
+    }
+    r = near - rest;
+    return (1 + SL_OF(sl_expm1_reduced)(r, r)) * power;
+}
+
+/* The lanes of one vector, line by line: `step` apart, up to n. Meanwhile as much memory comes closer that will
+   be read and written next, if that lies out of the caches: in one go it would be waited for. */
+static SL_ALWAYS_INLINE void SL_OF(sl_exp_lanes)(
+        const SL_REAL *x, SL_REAL *e, Py_ssize_t step, Py_ssize_t n,
+        V a, V b, V hi, V lo, V least, int compensated, sl_ahead *ahead) {
+    Py_ssize_t i = 0;
+    for (; i + step < n; i += 2 * step) {
+        V upper = SL_READ(V, x + i), lower = SL_READ(V, x + i + step);
+        if (ahead != NULL) sl_fetch(ahead, 2 * sizeof(V));
+        SL_WRITE(V, e + i, SL_OF(sl_exp_shifted)(upper, a, b, hi, lo, least, compensated));
+        SL_WRITE(V, e + i + step, SL_OF(sl_exp_shifted)(lower, a, b, hi, lo, least, compensated));
+    }
+    if (i < n)
+        SL_WRITE(V, e + i, SL_OF(sl_exp_shifted)(SL_READ(V, x + i), a, b, hi, lo, least, compensated));
+}
+
+static SL_ALWAYS_INLINE void SL_OF(sl_exp_columns)(
+        const SL_REAL *x, SL_REAL *e, Py_ssize_t lines, const SL_REAL *m, int compensated, sl_ahead *ahead) {
+    SL_REAL a[SL_GROUP], b[SL_GROUP], hi[SL_GROUP], lo[SL_GROUP], least[SL_GROUP];
+    int j;
+    for (j = 0; j < SL_GROUP; j++) a[j] = SL_OF(sl_split)(m[j], &b[j], &hi[j], &lo[j], &least[j]);
+    /* so that what belongs to a column stays in registers */
+    for (j = 0; j < SL_GROUP; j += WIDTH)
+        SL_OF(sl_exp_lanes)(x + j, e + j, SL_GROUP, lines * SL_GROUP, SL_READ(V, a + j), SL_READ(V, b + j),
+                            SL_READ(V, hi + j), SL_READ(V, lo + j), SL_READ(V, least + j), compensated, ahead);
+}
+
+static SL_ALWAYS_INLINE void SL_OF(sl_exp_row)(
+        const SL_REAL *x, SL_REAL *e, Py_ssize_t lines, SL_REAL m, int compensated, sl_ahead *ahead) {
+    SL_REAL b, hi, lo, least, a = SL_OF(sl_split)(m, &b, &hi, &lo, &least);
+    SL_OF(sl_exp_lanes)(x, e, WIDTH, lines * SL_GROUP, SL_OF(sl_all)(a), SL_OF(sl_all)(b), SL_OF(sl_all)(hi),
+                        SL_OF(sl_all)(lo), SL_OF(sl_all)(least), compensated, ahead);
+}
+
+/* e = UNIT * e**(x - m), in place or not: of columns, each with its maximum, or of lines of one row. `ahead` may
+   be NULL. */
+static void SL_OF(sl_column_exponentials)(
+        const SL_REAL *x, SL_REAL *e, Py_ssize_t lines, const SL_REAL *m, int compensated,
+        sl_ahead *ahead) {
+    sl_ahead next;
+    if (ahead != NULL) {
+        next = *ahead;
+        if (compensated)
+            SL_OF(sl_exp_columns)(x, e, lines, m, 1, &next);
+        else
+            SL_OF(sl_exp_columns)(x, e, lines, m, 0, &next);
+    } else if (compensated)
+        SL_OF(sl_exp_columns)(x, e, lines, m, 1, NULL);
+    else
+        SL_OF(sl_exp_columns)(x, e, lines, m, 0, NULL);
+}
+
+static void SL_OF(sl_row_exponentials)(
+        const SL_REAL *x, SL_REAL *e, Py_ssize_t lines, SL_REAL m, int compensated, sl_ahead *ahead) {
+    sl_ahead next;
+    if (ahead != NULL) {
+        next = *ahead;
+        if (compensated)
+            SL_OF(sl_exp_row)(x, e, lines, m, 1, &next);
+        else
+            SL_OF(sl_exp_row)(x, e, lines, m, 0, &next);
+    } else if (compensated)
+        SL_OF(sl_exp_row)(x, e, lines, m, 1, NULL);
+    else
+        SL_OF(sl_exp_row)(x, e, lines, m, 0, NULL);
+}
+
+/* Raise each m to the maximum of its column. NaN may lose: it comes back as its class's exponential. */
+static void SL_OF(sl_column_maxima)(const SL_REAL *x, Py_ssize_t lines, SL_REAL *m) {
+    V top[SL_GROUP / WIDTH > 8 ? 8 : SL_GROUP / WIDTH];
+    const SL_REAL *at;
+    Py_ssize_t c;
+    int i, j;
+    for (j = 0; j < SL_GROUP; j += sizeof top / sizeof(SL_REAL)) {
+#pragma GCC unroll 8
+        for (i = 0; i < (int)(sizeof top / sizeof(V)); i++) top[i] = SL_READ(V, m + j + i * WIDTH);
+        for (c = 0; c + 1 < lines; c += 2)
+#pragma GCC unroll 8
+            for (i = 0; i < (int)(sizeof top / sizeof(V)); i++) {
+                at = x + c * SL_GROUP + j + i * WIDTH;
+                top[i] = SL_OF(sl_max)(SL_READ(V, at + SL_GROUP), SL_OF(sl_max)(SL_READ(V, at), top[i]));
+            }
+        if (c < lines)
+#pragma GCC unroll 8
+            for (i = 0; i < (int)(sizeof top / sizeof(V)); i++)
+                top[i] = SL_OF(sl_max)(SL_READ(V, x + c * SL_GROUP + j + i * WIDTH), top[i]);
+#pragma GCC unroll 8
+        for (i = 0; i < (int)(sizeof top / sizeof(V)); i++) SL_WRITE(V, m + j + i * WIDTH, top[i]);
+    }
+}
+
+/* Inline, where memcpy would be called: rows are short. */
+static SL_ALWAYS_INLINE void SL_OF(sl_copy)(const SL_REAL *x, Py_ssize_t n, SL_REAL *to) {
+    Py_ssize_t i = 0;
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        V upper = SL_READ(V, x + i), lower = SL_READ(V, x + i + WIDTH);
+        SL_WRITE(V, to + i, upper);
+        SL_WRITE(V, to + i + WIDTH, lower);
+    }
+    for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(V, to + i, SL_READ(V, x + i));
+    for (; i < n; i++) to[i] = x[i];
+}
+
+/* to = x * factor, in place or not. */
+static void SL_OF(sl_scale)(const SL_REAL *x, Py_ssize_t n, SL_REAL factor, SL_REAL *to) {
+    Py_ssize_t i = 0;
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        V upper = SL_READ(V, x + i) * factor, lower = SL_READ(V, x + i + WIDTH) * factor;
+        SL_WRITE(V, to + i, upper);
+        SL_WRITE(V, to + i + WIDTH, lower);
+    }
+    for (; i < n; i++) to[i] = x[i] * factor;
+}
+
+#undef V
+#undef ALL
+#undef FMA
+#undef WIDTH
