@@ -59,12 +59,16 @@ def targets_of(kind, rng, n, k):
 # ---- the same bits --------------------------------------------------------------------------------
 
 PLAIN = {
+    "ce, z": lambda k, **o: sl.SoftmaxCE(z_loss=1e-3, class_weight=np.arange(k) % 7 / 4, **o),
+    "ce, bent": lambda k, **o: sl.SoftmaxCE(softcap=9.0, logit_scale=1.5, **o),
+    "ce, focal": lambda k, **o: sl.SoftmaxCE(focal_gamma=2.0, **o),
     "ce": lambda k, **o: sl.SoftmaxCE(**o),
     "ce, class weights": lambda k, **o: sl.SoftmaxCE(class_weight=np.arange(k) % 7 / 4, **o),
     "ce, clipped": lambda k, **o: sl.SoftmaxCE(logit_clip=9.0, ignore_index=3, **o),
     "mse": lambda k, **o: sl.SoftmaxMSE(**o),
     "mse, clipped": lambda k, **o: sl.SoftmaxMSE(logit_clip=9.0, **o),
 }
+BENT = ("ce, z", "ce, bent", "ce, focal")
 CUTS = {
     100: [[]],
     300: [[]],
@@ -94,6 +98,8 @@ def special_rows(logits, targets):
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.filterwarnings("ignore:invalid value|overflow")
 def test_bits_of_the_whole(rng, name, k, dtype, reduction):
+    if k <= 128 and name in BENT:
+        return  # rows are columns there, of which a part has none
     loss = PLAIN[name](k, reduction=reduction)
     n = 40 if k < PIECE else 12
     logits = (rng.normal(size=(n, k)) * 6).astype(dtype)
@@ -106,6 +112,19 @@ def test_bits_of_the_whole(rng, name, k, dtype, reduction):
         got, got_grad = sharded(loss, logits, targets, cuts, given=True, **options)
         assert_same_bits(got, value)
         assert_same_bits(got_grad, grad)
+
+
+@pytest.mark.parametrize("dtype", ["f", "d"])
+@pytest.mark.parametrize("options", [{}, {"z_loss": 1e-3}, {"softcap": 9.0}])
+def test_bits_of_the_whole_of_soft_targets(rng, options, dtype):
+    loss, k = sl.SoftmaxCE(class_weight=np.arange(5000) % 7 / 4, **options), 5000
+    logits = (rng.normal(size=(9, k)) * 6).astype(dtype)
+    for targets in (rng.dirichlet(np.full(k, 0.3), 9), np.eye(k)[rng.integers(0, k, 9)].astype(dtype)):
+        value, grad = loss.value_and_grad(logits, targets)
+        for cuts in CUTS[4100]:
+            got, got_grad = sharded(loss, logits, targets, cuts, given=True)
+            assert_same_bits(got, value)
+            assert_same_bits(got_grad, grad)
 
 
 def test_bits_do_not_depend_on_threads(rng):

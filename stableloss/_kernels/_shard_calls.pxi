@@ -1,11 +1,11 @@
 # Calls for a shard of the classes, from Python to a job and back; their arithmetic is in _shards.pxi.
 #
-# A call is opened as one for all the classes, with an array of no memory in the place of their logits: so targets,
-# weights and divisor are checked and found as ever. Then the shard's logits take that array's place.
+# A call is opened as one for all the classes, with an array of no memory in the place of their logits: so
+# targets, weights and divisor are checked and found as ever. Then the shard's logits take that array's place.
 #
 # uses _blocks: SL_LEVEL Summand sum_blocks
-# uses _call: Call UNFIT_TARGET counted_axis delivered floating multiply_by_power open_call plain_output
-# uses _call: readable returned rounded_to_bounds shaped
+# uses _call: Call UNFIT_TARGET counted_axis delivered floating multiply_by_power plain_output readable
+# uses _call: returned rounded_to_bounds shaped
 # uses _checks: targets_in_range
 # uses _job: Job
 # uses _loss: Loss
@@ -40,14 +40,15 @@ cdef void run_finish(const void* context, Py_ssize_t block, void* scratch, Sum* 
 
 
 cdef int run_shard(Shard* shard, Summand summand, Sum* total) except -1:
-    """All rows of a shard, in blocks as large as those of the whole, whose losses are added in their order."""
+    """All rows of a shard, in blocks as large as those of the whole: losses are added in the same order."""
     cdef Job* job = &shard.job
     cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
     cdef int column = 2 + (1 if job.in_float64 or job.x.kind == np.NPY_DOUBLE else 0)
     clear_sum(total)
     if blocks == 0:
         return 0
-    return sum_blocks(summand, shard, &job.call, blocks, <double>job.n * job.k * COST[SL_LEVEL][column], total)
+    return sum_blocks(
+        summand, shard, &job.call, blocks, <double>job.n * job.k * COST[SL_LEVEL][column], total)
 
 
 cdef class ShardCall:
@@ -69,12 +70,16 @@ cdef class ShardCall:
             raise ValueError(f"logits of shape {(<object>self.logits).shape} have no axis {loss.axis}")
         if maximum is not None:
             self.maximum = require_rows(readable(maximum, "maximum"), self.logits, self.axis, "maximum")
-        if np.PyArray_NDIM(self.targets) >= np.PyArray_NDIM(self.logits) and not same_shape(self.targets, self.logits):
+        dense = np.PyArray_NDIM(self.targets) >= np.PyArray_NDIM(self.logits)
+        if dense and not same_shape(self.targets, self.logits):
             shape, own = (<object>self.targets).shape, (<object>self.logits).shape
-            raise ValueError(f"targets have shape {shape} where the shard's logits have {own}: pass the shard's targets")
+            raise ValueError(
+                f"targets have shape {shape} where the shard's logits have {own}: pass the shard's targets")
         return 0
 
-    cdef int open_call(self, Loss loss, Py_ssize_t n_classes, object weight, object mask, object denominator) except -1:
+    cdef int open_call(
+        self, Loss loss, Py_ssize_t n_classes, object weight, object mask, object denominator
+    ) except -1:
         cdef Call call = Call.__new__(Call)
         self.call = call
         call.loss = loss
@@ -158,7 +163,10 @@ cdef ShardCall open_shard(Loss loss, object inputs, object denominator):
     return call
 
 
-def partial(Loss self not None, logits, targets, first_class, n_classes, *, maximum=None, sample_weight=None, mask=None):
+def partial(
+    Loss self not None, logits, targets, first_class, n_classes, *, maximum=None, sample_weight=None,
+    mask=None,
+):
     cdef ShardCall call
     cdef np.ndarray array
     cdef Sum total

@@ -1,10 +1,10 @@
-# Rows of a softmax loss whose classes are in shards. A part has, for each row, what the loss needs to know of a
-# shard: a head, and for each PIECE of the shard's classes sums relative to a maximum. Parts are merged by writing
-# their pieces one after the other (see shards.py), and all sums of the whole are formed when it is finished.
+# Rows of a softmax loss whose classes are in shards. A part has, for each row, what the loss needs to know of
+# a shard: a head, and for each PIECE of the shard's classes sums relative to a maximum. Parts are merged by
+# writing their pieces one after the other (see shards.py), and all sums of the whole are formed in the end.
 #
-# With the maximum of the whole row at hand, the pieces of shards that are cut at multiples of PIECE are those of
-# the row itself: they are added in its order, and results have its bits. Otherwise each piece has the maximum of
-# its shard, and is multiplied by e**(its maximum - that of the row) in the end.
+# With the maximum of the whole row at hand, the pieces of shards that are cut at multiples of PIECE are those
+# of the row itself: they are added in its order, and results have its bits. Otherwise each piece has the
+# maximum of its shard, and is multiplied by e**(its maximum - that of the row) in the end.
 #
 # uses _groups: Group clear_row close_group
 # uses _job: Job
@@ -39,7 +39,7 @@ cdef enum:
     PART_OWNED = 7          # ... where the target is one of its classes: 0 or 1
     PART_LIVE = 8           # classes above -inf
     PART_HEAD = 9
-    # and for class indices with the quadratic cost the class that is left out as the row's maximum (-1: none), its
+    # and for class indices with the quadratic cost the class that is left out as the maximum (-1: none), its
     # piece, and the sums of that piece without it
     PART_PEAK = 9
     PART_PEAK_PIECE = 10
@@ -90,7 +90,7 @@ cdef inline Py_ssize_t whole_pieces(const Shard* shard) noexcept nogil:
 # ---- maxima ---------------------------------------------------------------------------------------
 
 cdef real part_maximum(const Shard* shard, Py_ssize_t row, real own) noexcept nogil:
-    """What the pieces of a row are relative to: the given maximum, as it enters the softmax, or the shard's own."""
+    """What the pieces of a row are relative to: the given maximum as it enters the softmax, or the shard's."""
     cdef real m[1]
     cdef real slope[1]
     cdef double* part = part_row(shard, row)
@@ -104,7 +104,7 @@ cdef real part_maximum(const Shard* shard, Py_ssize_t row, real own) noexcept no
 
 
 cdef inline real finite_reference(real m) noexcept nogil:
-    """The maximum that exponentials are formed with: of a limit, and of a shard of nothing but -inf, it is 0."""
+    """The maximum that exponentials are formed with: of a limit, and of nothing but -inf, it is 0."""
     return 0 if is_positive_infinity(m) or m == -SL_INFINITY else m
 
 
@@ -592,7 +592,9 @@ cdef inline double pair_value(const double* pair) noexcept nogil:
     return pair[0] + pair[1] if SL_ISFINITE(pair[0]) else pair[0]
 
 
-cdef void whole_losses(const Shard* shard, const double* whole, Columns* columns, double target) noexcept nogil:
+cdef void whole_losses(
+    const Shard* shard, const double* whole, Columns* columns, double target
+) noexcept nogil:
     """q (m - x) / 2 and q of all classes, smoothed or not; `target` is q of a class index."""
     cdef const double* piece = whole + shard.head
     cdef double given[4]        # of the targets: both sums as hi and lo
@@ -607,7 +609,8 @@ cdef void whole_losses(const Shard* shard, const double* whole, Columns* columns
         to = rescale_of(piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
         i = TILE_LOSS
         if not shard.job.hard:
-            add_shifted_losses(&piece[i], &to, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM], &given[0], &given[2])
+            add_shifted_losses(
+                &piece[i], &to, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM], &given[0], &given[2])
             i += 4
         if stays != 1:
             add_shifted_losses(&piece[i], &to, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM], &live[0], &live[2])
@@ -742,8 +745,8 @@ cdef void finish_entropy_tiles(
 # ---- quadratic cost of soft targets ---------------------------------------------------------------
 #
 # With S the sum, (d S)**2 = (e - t S)**2 of the exponentials below UNIT is e**2 - 2 S e t + S**2 t**2, and
-# e d S is e**2 - S e t: differences no larger than their terms, in twice the digits. At an exponential U of UNIT,
-# where t may be 1 and S nearly U, d S is U (1 - t) - t R with R = S - U, which needs sums of its own.
+# e d S is e**2 - S e t: differences no larger than their terms, in twice the digits. At an exponential U of
+# UNIT, where t may be 1 and S nearly U, d S is U (1 - t) - t R with R = S - U, which needs sums of its own.
 
 cdef void quadratic_part(const Tile* tile, const real* scratch, double* to) noexcept nogil:
     """Eight sums of a tile."""
