@@ -620,10 +620,10 @@ class _Softmax(_Loss):
         n_classes : int
             The number of all classes, as many as `class_weight` has weights.
         maximum : array_like, optional
-            The maximum of the raw logits of each whole row, of the shape of `logits` without the class
-            axis. With it, and with shards that are cut at multiples of 2048 classes, losses and gradients
-            have the bits of a call with all the classes, for class indices without options that bend the
-            logits or the targets.
+            The maximum of the raw logits of each whole row, of the shape of `logits` without the class axis.
+            With it, and with shards that are cut at multiples of 2048 classes, losses and gradients have the
+            bits of a call with all the classes: but with `label_smoothing`, with the quadratic cost of soft
+            targets, and with options where there are no more than 128 classes.
         sample_weight, mask : array_like, optional
             As for calling the loss, one per row.
 

@@ -90,7 +90,7 @@ cdef inline Py_ssize_t whole_pieces(const Shard* shard) noexcept nogil:
 # ---- maxima ---------------------------------------------------------------------------------------
 
 cdef real part_maximum(const Shard* shard, Py_ssize_t row, real own) noexcept nogil:
-    """What the pieces of a row are relative to: the given maximum as it enters the softmax, or the shard's."""
+    """What the pieces of a row are relative to: the given maximum, transformed, or the shard's own."""
     cdef real m[1]
     cdef real slope[1]
     cdef double* part = part_row(shard, row)

@@ -76,8 +76,8 @@ class ClassParallel(_Parallel):
     A call exchanges 24 bytes per rank, then the maximum of each row (one all-reduce, 8 bytes a row), then
     the parts (one all-gather): for class indices 24 bytes per 2048 classes of a row and 72 per rank, for
     131072 classes on four ranks 1.8 kB a row where its logits take 512 kB in float32. Where the ranks have
-    multiples of 2048 classes, loss and gradient have the bits of one process with all of them, for class
-    indices without options that bend the logits or the targets.
+    multiples of 2048 classes, loss and gradient have the bits of one process with all of them, with few
+    exceptions (see `SoftmaxCE.partial`).
 
     See Also
     --------
