@@ -32,7 +32,7 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 # An adapter imports its library, which the site can be built without. Those that are installed are
 # imported before the others are mocked: thinc looks at the version of torch.
-LIBRARIES = ("autograd", "lightgbm", "sklearn", "thinc", "torch", "xgboost")
+LIBRARIES = ("autograd", "dask", "lightgbm", "sklearn", "thinc", "torch", "xgboost")
 autodoc_mock_imports = [name for name in LIBRARIES if find_spec(name) is None]
 for name in LIBRARIES:
     if name not in autodoc_mock_imports:

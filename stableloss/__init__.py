@@ -7,15 +7,18 @@ from stableloss.linear import *  # noqa: F403
 from stableloss.linear import __all__ as _linear
 from stableloss.losses import *  # noqa: F403
 from stableloss.losses import __all__ as _losses
+from stableloss.shards import Part, merge
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Part",
     "cpu_level",
     "get_num_threads",
     "log_sigmoid",
     "log_softmax",
     "logsumexp",
+    "merge",
     "num_threads",
     "set_num_threads",
     "sigmoid",

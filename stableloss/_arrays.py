@@ -261,7 +261,7 @@ def refuse_denominator(value: Any, divisor: float) -> NoReturn:
     )
 
 
-def shaped(shape: Any) -> np.ndarray:
+def shaped(shape: Any, dtype: Any = np.float32) -> np.ndarray:
     """An array of a shape that takes no memory, in the place of logits that are not looked at."""
     try:
         lengths = tuple(operator.index(length) for length in shape)
@@ -269,7 +269,7 @@ def shaped(shape: Any) -> np.ndarray:
         raise TypeError(f"shape must be that of the logits, a tuple of integers, not {shape!r}") from None
     if any(length < 0 for length in lengths):
         raise ValueError(f"shape is {shape!r}, which has a negative length")
-    return np.broadcast_to(np.zeros((), np.float32), lengths)
+    return np.broadcast_to(np.zeros((), dtype), lengths)
 
 
 def multiply_by_power(array: np.ndarray, exponent: int) -> None:
@@ -431,6 +431,16 @@ def require_shape(
 def without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     """What is left of a shape without one of its axes."""
     return shape[:axis] + shape[axis:][1:]
+
+
+def require_rows(array: np.ndarray, logits: np.ndarray, axis: int, name: str) -> np.ndarray:
+    """That an array has one value per row."""
+    rows = without(logits.shape, axis)
+    if array.shape != rows:
+        raise ValueError(
+            f"{name} has shape {array.shape} where a shard of shape {logits.shape} has rows of {rows}"
+        )
+    return array
 
 
 def per_row(array: np.ndarray, ndim: int) -> np.ndarray:

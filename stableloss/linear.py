@@ -2,19 +2,22 @@
 
 The rows that count are taken in chunks. The logits of a chunk are computed, overwritten with their gradient
 by the loss, and multiplied into the gradients by the layer's inputs: three matrix products, as without it.
+Where few rows go into memory, classes are taken in chunks too: first for the sums of their exponentials, and
+then again for the gradient, with a fourth product.
 """
 
 import math
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, NoReturn, overload
+from typing import Any, Literal, NamedTuple, NoReturn, cast, overload
 
 import numpy as np
 
 from stableloss import _arrays
 from stableloss._dispatch import kernels
-from stableloss.losses import Stats, Value, _Loss
+from stableloss.losses import Stats, Value, _Loss, _Softmax
+from stableloss.shards import PIECE, Part, inputs_of, merge
 
 __all__ = ["LinearGrads", "LinearLoss"]
 
@@ -25,6 +28,10 @@ TILE_BYTES = 2 << 20
 # Up to here tiles, and sums by class, go on top of max_memory: a power of two is to hold as many rows of a
 # power of two of classes as it can.
 SPARE_BYTES = 5 << 20
+# With fewer rows than this at a time it takes less to compute the logits twice, in chunks of classes for many
+# rows: the weight, and the sum that is its gradient, go through the processor once for each chunk of rows.
+FEW_ROWS = 128
+MANY_ROWS = 768
 # What the loss may take for a target per element that it has to convert, compare or round first.
 CONVERSION_BYTES = 32
 
@@ -171,6 +178,7 @@ class _Layer:
         self.bias = None if bias is None else self.inputs["bias"].astype(self.dtype, copy=False)
         # otherwise it is converted tile by tile
         self.plain = self.weight.dtype == self.dtype and _blas_takes(self.weight)
+        self.everything = slice(0, self.k)
         self.tile = max(1, min(self.k, TILE_BYTES // max(1, self.d * self.dtype.itemsize)))
 
     def require_shapes(self) -> None:
@@ -186,25 +194,29 @@ class _Layer:
         if bias is not None and bias.shape != (k,):
             raise ValueError(f"bias has shape {bias.shape} where weight of shape {weight.shape} needs ({k},)")
 
-    def tiles(self) -> Iterator[slice]:
-        return _blocks(self.k, self.tile)
+    def tiles(self, of: slice) -> Iterator[tuple[slice, slice]]:
+        """Tiles of a stretch of classes: their places in it, and among all classes."""
+        for tile in _blocks(of.stop - of.start, self.tile):
+            yield tile, slice(of.start + tile.start, of.start + tile.stop)
 
-    def logits(self, h: np.ndarray, out: np.ndarray) -> None:
+    def logits(self, h: np.ndarray, out: np.ndarray, of: slice) -> None:
+        """The logits of a stretch of classes."""
         if self.plain:
-            np.matmul(h, self.weight.T, out=out)
+            np.matmul(h, self.weight[of].T, out=out)
         else:
-            for classes in self.tiles():
-                np.matmul(h, self.weight[classes].astype(self.dtype, order="C").T, out=out[:, classes])
+            for tile, classes in self.tiles(of):
+                np.matmul(h, self.weight[classes].astype(self.dtype, order="C").T, out=out[:, tile])
         if self.bias is not None:
-            out += self.bias
+            out += self.bias[of]
 
-    def hidden_grad(self, grad: np.ndarray, out: np.ndarray) -> None:
+    def hidden_grad(self, grad: np.ndarray, out: np.ndarray, of: slice) -> None:
+        """What a stretch of classes gives."""
         if self.plain:
-            np.matmul(grad, self.weight, out=out)
+            np.matmul(grad, self.weight[of], out=out)
             return
         out[...] = 0
-        for classes in self.tiles():
-            out += grad[:, classes] @ self.weight[classes].astype(self.dtype, order="C")
+        for tile, classes in self.tiles(of):
+            out += grad[:, tile] @ self.weight[classes].astype(self.dtype, order="C")
 
 
 class _Gradients:
@@ -224,21 +236,25 @@ class _Gradients:
 
     def add(self, rows: Rows, grad: np.ndarray, h: np.ndarray) -> None:
         """Add what rows give, by the gradient of their logits; their hidden values `h` are overwritten."""
-        if "weight" in self.to:
-            self.add_weight(grad, h)
-        if "bias" in self.to:
-            self.bias_sums += grad.sum(axis=0, dtype=np.float64)
+        self.add_classes(grad, h, self.layer.everything)
         if "hidden" in self.to:
-            self.layer.hidden_grad(grad, out=h)
+            self.layer.hidden_grad(grad, h, self.layer.everything)
             self.hidden[rows] = h
         self.first = False
 
-    def add_weight(self, grad: np.ndarray, h: np.ndarray) -> None:
+    def add_classes(self, grad: np.ndarray, h: np.ndarray, of: slice) -> None:
+        """Add to the gradients that have a line per class, for a stretch of these."""
+        if "weight" in self.to:
+            self.add_weight(grad, h, of)
+        if "bias" in self.to:
+            self.bias_sums[of] += grad.sum(axis=0, dtype=np.float64)
+
+    def add_weight(self, grad: np.ndarray, h: np.ndarray, of: slice) -> None:
         weight = self.to["weight"]
         direct = self.first and weight.dtype == grad.dtype and _blas_takes(weight)
-        for classes in self.layer.tiles():
+        for tile, classes in self.layer.tiles(of):
             to = weight[classes]
-            part = np.matmul(grad.T[classes], h, out=to if direct else self.product[: len(to)])
+            part = np.matmul(grad.T[tile], h, out=to if direct else self.product[: len(to)])
             if not self.first:
                 to += part
             elif not direct:
@@ -426,21 +442,40 @@ class _Call:
         layer = self.layer
         hidden = _Rows(layer.hidden, layer.rows)
         room = self.max_memory + SPARE_BYTES - self.other_bytes()
-        parts = -(-self.total // max(1, room // max(1, self.bytes_per_row(hidden))))
-        logits = np.empty((-(-self.total // max(1, parts)), layer.k), layer.dtype)
-        values = []
+        size = max(1, room // max(1, self.bytes_per_row(hidden)))
         with np.errstate(all="ignore"):
             gradients = _Gradients(layer, self.to)
-            for rows in _chunks(self.chosen, self.total, parts):
-                h = np.array(hidden[rows], layer.dtype, order="C")
-                z = logits[: len(h)]
-                layer.logits(h, out=z)
-                values.append(self.apply_loss(rows, z))
-                if self.measured_only is not None:
-                    h[self.measured_only[rows]] = 0
-                gradients.add(rows, z, h)
+            if size < min(FEW_ROWS, self.total) and self.has_shards():
+                values = _ClassChunks(self, hidden, gradients, room).run()
+            else:
+                values = self.run_rows(hidden, gradients, -(-self.total // size))
             gradients.finish(self.absent)
         return _sum(values) if self.losses is None else self.losses if self.losses.ndim else self.losses[()]
+
+    def run_rows(self, hidden: _Rows, gradients: _Gradients, parts: int) -> list[float]:
+        """Rows in so many parts, with all their logits."""
+        layer = self.layer
+        logits = np.empty((-(-self.total // max(1, parts)), layer.k), layer.dtype)
+        values = []
+        for rows in _chunks(self.chosen, self.total, parts):
+            h = np.array(hidden[rows], layer.dtype, order="C")
+            z = logits[: len(h)]
+            layer.logits(h, z, layer.everything)
+            values.append(self.apply_loss(rows, z))
+            if self.measured_only is not None:
+                h[self.measured_only[rows]] = 0
+            gradients.add(rows, z, h)
+        return values
+
+    def has_shards(self) -> bool:
+        """Whether the loss can be computed from chunks of the classes, without what needs a row at once."""
+        options = self.loss._options
+        focal = options.get("focal_gamma") and options.get("label_smoothing")
+        return (
+            isinstance(self.loss, _Softmax)
+            and self.layer.k > 2 * PIECE
+            and not (focal or self.with_stats or self.arguments.dense)
+        )
 
     def apply_loss(self, rows: Rows, z: np.ndarray) -> float:
         """The loss of some rows, whose logits are overwritten with their gradient, if one is needed."""
@@ -459,6 +494,84 @@ class _Call:
         if self.losses is not None:
             _Rows(self.losses, self.layer.rows)[rows] = value
             return 0.0
+        return value
+
+
+class _ClassChunks:
+    """A call that takes the classes in chunks, for many rows at a time."""
+
+    def __init__(self, call: _Call, hidden: _Rows, gradients: _Gradients, room: int) -> None:
+        self.call, self.hidden, self.gradients = call, hidden, gradients
+        self.layer, self.loss = call.layer, cast(_Softmax, call.loss)
+        self.columns = self.loss.partial(np.zeros((1, 1)), [0], 0, self.layer.k).array.shape[1]
+        # as few chunks as leave room for many rows
+        self.size, self.rows = PIECE, 1
+        for pieces in range(1, -(-self.layer.k // PIECE) + 1):
+            rows = room // self.bytes_per_row(pieces * PIECE)
+            if pieces == 1 or rows >= min(MANY_ROWS, call.total):
+                self.size, self.rows = pieces * PIECE, max(1, rows)
+        self.chunks = list(_blocks(self.layer.k, self.size))
+
+    def bytes_per_row(self, size: int) -> int:
+        """What a row takes, of so many classes at a time; its parts are there twice where they are merged."""
+        itemsize, layer, gathered = self.layer.dtype.itemsize, self.layer, self.call.chosen is not None
+        chunks = -(-layer.k // size)
+        parts = chunks * self.columns * -(-size // PIECE) * 2 * 8
+        taken = size * itemsize + 3 * layer.d * itemsize + parts
+        return taken + self.hidden.copied_bytes(gathered) + self.call.arguments.bytes_per_row(gathered)
+
+    def run(self) -> list[float]:
+        call, layer = self.call, self.layer
+        parts = -(-call.total // self.rows)
+        rows_at_most = -(-call.total // parts)
+        self.memory = np.empty(rows_at_most * min(self.size, layer.k), layer.dtype)
+        values = []
+        for rows in _chunks(call.chosen, call.total, parts):
+            h = np.array(self.hidden[rows], layer.dtype, order="C")
+            value = self.run_block(rows, h, call.arguments.of(rows))
+            if call.losses is not None:
+                _Rows(call.losses, layer.rows)[rows] = value
+            values.append(0.0 if call.losses is not None else value)
+            self.gradients.first = False
+        return values
+
+    def logits(self, h: np.ndarray, classes: slice) -> np.ndarray:
+        shape = len(h), classes.stop - classes.start
+        z = self.memory[: math.prod(shape)].reshape(shape)
+        self.layer.logits(h, z, classes)
+        return z
+
+    def run_block(self, rows: Rows, h: np.ndarray, arguments: dict[str, Any]) -> Any:
+        """Value of some rows, and what they add to the gradients."""
+        call, targets = self.call, arguments.pop("targets")
+        parts = []
+        for classes in self.chunks:
+            z = self.logits(h, classes)
+            part = self.loss.partial(z, targets, classes.start, self.layer.k, **arguments)
+            parts.append(Part(part.array))
+        whole = merge(parts)
+        del parts
+        given = {} if call.divisor is None else {"denominator": call.divisor}
+        weights = arguments.get("sample_weight"), arguments.get("mask")
+
+        def finish(z: np.ndarray, first: int) -> Any:
+            inputs = inputs_of(self.loss, z, targets, first, self.layer.k, None, *weights)
+            return self.loss.finish(Part.of(whole.array, inputs), whole, out=z, **given)[0]
+
+        value = finish(self.memory[:0].reshape(len(h), 0), 0)
+        if not call.to:
+            return value
+        total = np.zeros_like(h)
+        product = np.empty_like(h)
+        for classes in self.chunks:
+            z = self.logits(h, classes)
+            finish(z, classes.start)
+            self.gradients.add_classes(z, h, classes)
+            if "hidden" in call.to:
+                self.layer.hidden_grad(z, product, classes)
+                total += product
+        if "hidden" in call.to:
+            self.gradients.hidden[rows] = total
         return value
 
 

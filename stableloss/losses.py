@@ -13,6 +13,7 @@ import numpy as np
 
 from stableloss._arrays import Stats, index, number, positive
 from stableloss._dispatch import implemented_by, kernels
+from stableloss.shards import Part
 
 __all__ = [
     "SigmoidBCE",
@@ -582,6 +583,118 @@ class _CrossEntropy(_Loss):
         raise NotImplementedError
 
 
+class _Softmax(_Loss):
+    """What the softmax losses have beside: rows whose classes are in shards.
+
+    Their kernels have to know whether a loss is the quadratic cost.
+    """
+
+    __slots__ = ()
+
+    _quadratic: ClassVar[bool] = False
+
+    @implemented_by(kernels.partial)
+    def partial(
+        self,
+        logits: Any,
+        targets: Any,
+        first_class: int,
+        n_classes: int,
+        *,
+        maximum: Any = None,
+        sample_weight: Any = None,
+        mask: Any = None,
+    ) -> Part:
+        """What has to be known of some of the classes, to be merged with the same of the others.
+
+        With the classes of each row spread over arrays, processes or machines: each makes the part of its
+        classes, all parts are exchanged and merged, and `finish` gives the loss, and the gradient of the
+        shard.
+
+        Parameters
+        ----------
+        logits : array_like
+            Those of the classes ``first_class ... first_class + m - 1``, m along `axis`; m may be 0.
+        targets : array_like
+            Class indices among all the classes; or probabilities, of the shape of `logits`.
+        first_class : int
+            The first class of the shard.
+        n_classes : int
+            The number of all classes, as many as `class_weight` has weights.
+        maximum : array_like, optional
+            The maximum of the raw logits of each whole row, of the shape of `logits` without the class axis.
+            With it, and with shards that are cut at multiples of 2048 classes, losses and gradients have the
+            bits of a call with all the classes: but with `label_smoothing`, with the quadratic cost of soft
+            targets, and with options where there are no more than 128 classes.
+        sample_weight, mask : array_like, optional
+            As for calling the loss, one per row.
+
+        Returns
+        -------
+        Part
+            Which refers to `logits` and the other arguments: they must not change before `finish`.
+
+        Raises
+        ------
+        TypeError
+            As for calling the loss.
+        ValueError
+            As for calling the loss; also if the classes are not among `n_classes`, `maximum` is below a
+            logit, or the loss needs more than one exchange: `focal_gamma` with soft or smoothed targets,
+            and `from_probabilities`.
+
+        See Also
+        --------
+        merge : parts of all the classes as one.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import stableloss as sl
+        >>> logits, targets = np.array([[40.0, 0.0, 1.0]]), [0]
+        >>> a = sl.softmax_ce.partial(logits[:, :1], targets, 0, 3)
+        >>> b = sl.softmax_ce.partial(logits[:, 1:], targets, 1, 3)
+        >>> sl.softmax_ce.finish(a, sl.merge([a, b]))
+        (1.5796578428307375e-17, array([[-1.57965784e-17]]))
+        """
+        raise NotImplementedError
+
+    @implemented_by(kernels.finish)
+    def finish(
+        self, part: Part, whole: Part, *, denominator: float | None = None, out: np.ndarray | None = None
+    ) -> tuple[Value, np.ndarray]:
+        """Loss of rows whose classes are in shards, and its gradient by one of these.
+
+        Parameters
+        ----------
+        part : Part
+            What `partial` returned for the shard.
+        whole : Part
+            The parts of all the classes, merged.
+        denominator : float, optional
+            As for calling the loss.
+        out : ndarray, optional
+            Where to write the gradient, as for `value_and_grad`; the shard's logits may be overwritten.
+
+        Returns
+        -------
+        loss : float or ndarray
+            Of all the classes, the same for every shard: not to be added up over them.
+        grad : ndarray
+            Its derivative with respect to the shard's logits, of their shape, dtype and memory order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `value_and_grad`; also if `part` has no shard, or `whole` is not of all the classes.
+
+        See Also
+        --------
+        merge : parts of all the classes as one.
+        """
+        raise NotImplementedError
+
+
 class SigmoidBCE(_CrossEntropy):
     """Sigmoid activation and binary cross-entropy, from logits.
 
@@ -727,7 +840,7 @@ class SigmoidBCE(_CrossEntropy):
         self._configure(locals())
 
 
-class SoftmaxCE(_CrossEntropy):
+class SoftmaxCE(_CrossEntropy, _Softmax):
     """Softmax activation and cross-entropy, from logits.
 
     With ``p = softmax(z)``, the loss of one row with target class y, or target probabilities t, is::
@@ -931,7 +1044,7 @@ class SigmoidMSE(_Loss):
     _target_max = 1.0
 
 
-class SoftmaxMSE(_Loss):
+class SoftmaxMSE(_Softmax):
     """Softmax activation and quadratic cost, from logits.
 
     With ``p = softmax(z)`` and target probabilities t (one-hot for a class index), the loss of one
@@ -991,6 +1104,7 @@ class SoftmaxMSE(_Loss):
 
     __slots__ = ()
     _stem = "softmax_mse"
+    _quadratic = True
     _target_max = math.inf
 
     axis: int

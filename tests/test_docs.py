@@ -12,7 +12,7 @@ import pytest
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 # these two have tests of their own
 PAGES = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in ("porting", "boosting-on-dask"))
-OPTIONAL = ("autograd", "lightgbm", "ml_dtypes", "sklearn", "thinc", "torch", "xgboost")
+OPTIONAL = ("autograd", "dask", "lightgbm", "ml_dtypes", "sklearn", "thinc", "torch", "xgboost")
 
 SECTION = re.compile(r"^(?=## )", re.MULTILINE)
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -32,7 +32,7 @@ REPOSITORY = TESTS.parent
 STEMS = bits.LOSSES
 CLASSES = [type(getattr(sl, stem)).__name__ for stem in STEMS]
 RESULTS = sorted(name for name in sl.__all__ if hasattr(getattr(sl, name), "_fields"))
-FUNCTIONS = sorted(set(sl.__all__) - set(STEMS) - set(CLASSES) - set(RESULTS) - {"LinearLoss"})
+FUNCTIONS = sorted(set(sl.__all__) - set(STEMS) - set(CLASSES) - set(RESULTS) - {"LinearLoss", "Part"})
 METHODS = ("__call__", "value_and_grad", "grad_and_hess", "hessian_vector_product", "divisor")
 
 # All change results behind the code's back, and linking with the first flushes subnormal numbers
@@ -292,10 +292,12 @@ def assert_parameters_are_documented(documented, signature_of=None):
             assert re.search(rf"^(.*, )?{name}(, .*)? : ", text, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("name", [*CLASSES, "LinearLoss"])
+@pytest.mark.parametrize("name", [*CLASSES, "LinearLoss", "Part"])
 def test_docstring_of_class(name):
     cls = getattr(sl, name)
-    assert {"Parameters", "Notes", "See Also", "Examples"} <= set(sections(cls))
+    assert {"Parameters", "Attributes" if name == "Part" else "Notes", "See Also", "Examples"} <= set(
+        sections(cls)
+    )
     assert_parameters_are_documented(cls, cls)
 
 
@@ -311,6 +313,13 @@ def test_docstring_of_method(name, method):
 def test_docstring_of_method_of_linear_loss(method):
     documented = getattr(sl.LinearLoss, method)
     assert {"Parameters", "Returns", "Raises", "Examples"} <= set(sections(documented))
+    assert_parameters_are_documented(documented)
+
+
+@pytest.mark.parametrize("method", ["partial", "finish"])
+def test_docstring_of_method_of_shards(method):
+    documented = getattr(sl.SoftmaxCE, method)
+    assert {"Parameters", "Returns", "Raises", "See Also"} <= set(sections(documented))
     assert_parameters_are_documented(documented)
 
 
@@ -342,7 +351,13 @@ def test_docstring_of_function(name):
 
 def test_docstring_examples_run():
     found = 0
-    for module in ("stableloss", "stableloss.losses", "stableloss.linear", "stableloss.activations"):
+    for module in (
+        "stableloss",
+        "stableloss.losses",
+        "stableloss.linear",
+        "stableloss.shards",
+        "stableloss.activations",
+    ):
         result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
         assert result.failed == 0
         found += result.attempted

@@ -29,6 +29,9 @@ REVEALED = {
     "sl.sigmoid_mse.hessian_vector_product(x, x, x)": "ndarray",
     "sl.softmax_ce.target_grad(x, x)": "ndarray",
     "sl.softmax_ce.divisor((2, 3), t)": "float",
+    "sl.softmax_mse.partial(x, t, 0, 6, maximum=[1, 2])": "Part",
+    "sl.merge([sl.softmax_ce.partial(x, t, 0, 6)]).array": "ndarray",
+    "sl.softmax_ce.finish(sl.Part(x), sl.Part(x), out=x)": "tuple[float | ndarray, ndarray]",
     "sl.softmax_ce(x, t, with_stats=True)[1].predicted": "ndarray",
     "sl.softmax_ce(x, t, with_stats=True)[1].correct": "int",
     "sl.softmax_ce.reduction": "str",
@@ -46,6 +49,8 @@ ERRORS = {
     "sl.softmax_ce.grad_and_hess(x, t, out=x)": "[arg-type]",
     "sl.softmax_ce.no_such_method(x)": "[attr-defined]",
     "sl.softmax_mse.target_grad(x, x)": "[attr-defined]",
+    "sl.sigmoid_bce.partial(x, x, 0, 6)": "[attr-defined]",
+    "sl.merge([x])": "[list-item]",
     "sl.SoftmaxCE(no_such_option=1)": "[call-arg]",
     "sl.SoftmaxCE(label_smoothing='a')": "[arg-type]",
     "sl.no_such_loss": "[attr-defined]",
@@ -105,7 +110,7 @@ def signature(function):
 
 METHODS = [
     value
-    for cls in (sl.losses._Loss, sl.losses._CrossEntropy)
+    for cls in (sl.losses._Loss, sl.losses._CrossEntropy, sl.losses._Softmax)
     for value in vars(cls).values()
     if hasattr(value, "__wrapped__") and callable(value)
 ]

@@ -8,7 +8,8 @@
 # uses _rows: Columns column_maxima finish_exponentials limit_columns load_columns open_tile rows_ahead
 # uses _rows: start_limits sum_losses tile_vector
 # uses _stats: Statistics store_row_statistics store_statistics tile_statistics
-# uses _sums: FAR GROUP NARROW Pairs Sum add add_far fold_all reduce_split sum_exponentials sum_split
+# uses _sums: FAR GROUP NARROW Pairs Split Sum add add_far clear_pairs clear_split copy_pairs copy_split
+# uses _sums: fold_all fold_columns reduce_split sum_exponentials sum_split
 # uses _tiles: TILE_EV TILE_EXPS Tile open_rows place_tile write_tile
 # uses _weights: load_classes load_weights
 
@@ -109,6 +110,42 @@ cdef void each_row(Group* group, RowStep step, real* s) noexcept nogil:
         step(&row, group, j, s)
 
 
+cdef void add_tile(Pairs* tile, const Pairs* before) noexcept nogil:
+    """Sums of a tile of a wide row to those of the tiles up to it."""
+    cdef double error
+    cdef double hi, lo
+    fold_columns(tile, True)
+    hi = two_sum(before.hi[0], tile.hi[0], &error)
+    lo = before.lo[0] + (tile.lo[0] + error)
+    clear_pairs(tile)
+    tile.hi[0] = hi
+    tile.lo[0] = lo
+
+
+cdef void sum_tile(const Tile* tile, Columns* columns, const real* scratch) noexcept nogil:
+    """Add up a tile; one of several by itself first, as shards of a row do that have some of its tiles."""
+    cdef Split sums
+    cdef Pairs loss
+    cdef Pairs mass
+    if tile.tiles > 1:
+        copy_split(&columns.sums, &sums)
+        clear_split(&columns.sums)
+        if columns.linear:
+            copy_pairs(&columns.loss, &loss)
+            copy_pairs(&columns.mass, &mass)
+            clear_pairs(&columns.loss)
+            clear_pairs(&columns.mass)
+    sum_exponentials(scratch + TILE_EXPS, tile.lines, &columns.sums)
+    if columns.linear:
+        sum_losses(tile, columns, scratch)
+    if tile.tiles > 1:
+        add_tile(&columns.sums.max, &sums.max)
+        add_tile(&columns.sums.rest, &sums.rest)
+        if columns.linear:
+            add_tile(&columns.loss, &loss)
+            add_tile(&columns.mass, &mass)
+
+
 cdef bint sum_tiles(Tile* tile, Columns* columns, Statistics* statistics, real* scratch) noexcept nogil:
     """The first time through the tiles of rows: exponentials, and what is summed without their total.
     False where the call is to end."""
@@ -118,9 +155,7 @@ cdef bint sum_tiles(Tile* tile, Columns* columns, Statistics* statistics, real* 
         if not place_tile(index, tile):
             return False
         open_tile(tile, columns, scratch)
-        sum_exponentials(e, tile.lines, &columns.sums)
-        if columns.linear:
-            sum_losses(tile, columns, <const real*>scratch)
+        sum_tile(tile, columns, <const real*>scratch)
         if tile.want & WANT_PRODUCT:
             tile_vector(tile, columns, scratch)
             sum_split(e, <const real*>(scratch + TILE_EV), tile.lines, &columns.ev)

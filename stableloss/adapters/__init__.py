@@ -12,6 +12,8 @@
 `xgboost`      XGBoost: custom objectives and metrics, ``StableXGBClassifier``
 `lightgbm`     LightGBM: custom objectives and metrics, ``StableLGBMClassifier``
 `torch`        PyTorch: functions of CPU tensors with derivatives by logits, targets and weights
+`dask`         Dask arrays: losses of logits in chunks, larger than memory or a machine
+`mpi`          MPI: ranks that share the classes, ``ClassParallel``, or the rows, ``RowParallel``
 =============  ================================================================================
 
 Import the module by its name, ``from stableloss.adapters import nielsen``. Each one begins with the
