@@ -207,7 +207,10 @@ class Memory:
             items = values.tolist()
             if flavour == "tuple" and values.ndim:
                 items = tuple(tuple(item) if isinstance(item, list) else item for item in items)
-            return items, np.asarray(items)
+            plain = np.asarray(items)
+            # small integers beside some beyond int64 are floats to numpy
+            if plain.dtype.kind != "f" or values.dtype.kind == "f":
+                return items, plain
         if flavour == "memory-mapped" and values.size and values.ndim:
             return self.memory_mapped(values), values
         swaps = flavour == "byte-swapped" and values.dtype.itemsize > 1 and values.dtype not in HALF[1:]

@@ -189,6 +189,7 @@ def cluster():
         yield client
 
 
+@pytest.mark.deployed
 def test_cluster_of_two_processes(cluster, rng):
     logits, targets = rng.normal(size=(24, K)).astype("f"), rng.integers(0, K, 24)
     weight = rng.random(24)
@@ -209,6 +210,7 @@ def test_cluster_of_two_processes(cluster, rng):
     assert all(used.values())
 
 
+@pytest.mark.deployed
 def test_linear_loss_on_a_cluster(cluster, rng):
     hidden, weight = rng.normal(size=(30, 8)), rng.normal(size=(40, 8))
     targets, bias = rng.integers(0, 40, 30), rng.normal(size=40)

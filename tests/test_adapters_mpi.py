@@ -18,7 +18,10 @@ TESTS = Path(__file__).resolve().parent
 MPIEXEC = shutil.which(
     "mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 )
-pytestmark = pytest.mark.skipif(MPIEXEC is None, reason="there is no mpiexec")
+pytestmark = [
+    pytest.mark.deployed,
+    pytest.mark.skipif(MPIEXEC is None, reason="there is no mpiexec"),
+]
 
 
 def run_ranks(n, *command, folder):

@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+# they take half a minute or more
+LONG = ("dask_out_of_core", "linear_large_vocab")
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.deployed] * (path.stem in LONG), id=path.stem)
+        for path in EXAMPLES
+    ],
+)
 def test_example(path, tmp_path):
     """As a copy in a folder of its own, where it puts its figure."""
     source = path.read_text(encoding="utf-8")

@@ -47,7 +47,8 @@ def test_every_argument_is_known():
 def test_every_method_is_known():
     for cls in fuzz_calls.CLASSES.values():
         methods = {name for name in dir(cls) if not name.startswith("_") and callable(getattr(cls, name))}
-        assert methods - {"divisor"} <= set(fuzz_calls.METHODS)
+        # shards of rows have an oracle of their own: test_shards.py
+        assert methods - {"divisor", "partial", "finish"} <= set(fuzz_calls.METHODS)
 
 
 @pytest.mark.usefixtures("_quiet")

@@ -409,7 +409,7 @@ cdef void sum_losses(const Tile* tile, Columns* columns, const real* scratch) no
     cdef Pairs loss
     cdef Pairs mass
     cdef double m[GROUP]
-    cdef double share, gap
+    cdef double share, gap, error
     cdef Py_ssize_t c, j
     copy_pairs(&columns.loss, &loss)
     copy_pairs(&columns.mass, &mass)
@@ -419,7 +419,9 @@ cdef void sum_losses(const Tile* tile, Columns* columns, const real* scratch) no
             share = q[c * GROUP + j]
             gap = gap_of(m[j], x[c * GROUP + j])
             accumulate(x[0], &loss.hi[j], &loss.lo[j], 0 if share == 0 else gap * share)
-            accumulate(x[0], &mass.hi[j], &mass.lo[j], share)
+            # targets in any order: mass without a class of nearly all of it is to keep the digits of the rest
+            mass.hi[j] = two_sum(mass.hi[j], share, &error)
+            mass.lo[j] += error
     copy_pairs(&loss, &columns.loss)
     copy_pairs(&mass, &columns.mass)
 

@@ -35,7 +35,7 @@ cdef struct CrossEntropy:
     Split first
     Split second
     Split hvp                   # second d
-    double mass[GROUP]          # -G
+    Pairs mass                  # -G
     double shift[GROUP]         # -2 z lse
     double slope_total[GROUP]   # G - 2 z lse
     double inverse[GROUP]       # 1 / sum
@@ -185,7 +185,9 @@ cdef void finish_losses(const Tile* tile, CrossEntropy* state, real hint) noexce
         if columns.limit[j] and z != 0:
             # in place of inf, whose product with a probability of 0 has to be 0
             state.shift[j] = -1e37 if real is float else -1e300
-        state.mass[j] = mass
+        state.mass.hi[j] = mass
+        state.mass.lo[j] = (columns.mass.lo[j] if columns.linear
+                            else -(state.first.rest.lo[j] + state.first.max.lo[j]))
         state.slope_total[j] = state.shift[j] - mass
         if tile.want & WANT_LOSS:
             tile.loss[j] = (2 * columns.loss.hi[j] + mass * columns.log_sum[j] if columns.linear
@@ -193,7 +195,8 @@ cdef void finish_losses(const Tile* tile, CrossEntropy* state, real hint) noexce
             if z != 0:
                 # not multiplied by a weight that stands for the class
                 tile.loss[j] += z * lse * lse
-    broadcast(state.mass, tile.wide)
+    broadcast(state.mass.hi, tile.wide)
+    broadcast(state.mass.lo, tile.wide)
     broadcast(state.shift, tile.wide)
     broadcast(state.slope_total, tile.wide)
 
@@ -216,25 +219,27 @@ cdef inline real without(real term, bint at_max, real sum_rest, real sum_max) no
 
 cdef void plain_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
     """p mass - q, as e (mass - q) - q others over the sum: for a one-hot row either term is 0, and the
-    other keeps its digits."""
+    other keeps its digits. So does what a class of nearly all the mass leaves to the others."""
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* q = scratch + TILE_TARGETS
     cdef real* to = scratch + TILE_GRAD
     cdef real sum_max[GROUP]
     cdef real sum_rest[GROUP]
     cdef real mass[GROUP]
+    cdef real mass_lo[GROUP]
     cdef real factor[GROUP]
     cdef bint extreme = any_extreme(tile.job, state.factor, GROUP, e[0])
     cdef Py_ssize_t c, j
     to_real(state.columns.sum_max, sum_max)
     to_real(state.columns.sum_rest, sum_rest)
     for j in range(GROUP):
-        mass[j] = <real>state.mass[j]
+        mass[j] = <real>state.mass.hi[j]
+        mass_lo[j] = <real>((state.mass.hi[j] - mass[j]) + state.mass.lo[j])
         factor[j] = <real>(1 if extreme else state.factor[j])
     for c in range(tile.lines):
         for j in range(GROUP):
             to[c * GROUP + j] = fma(
-                e[c * GROUP + j], mass[j] - q[c * GROUP + j],
+                e[c * GROUP + j], (mass[j] - q[c * GROUP + j]) + mass_lo[j],
                 -(q[c * GROUP + j] * remainder_of(e[c * GROUP + j], sum_max[j], sum_rest[j]))) * factor[j]
     if extreme:
         for c in range(tile.lines):
@@ -249,6 +254,7 @@ cdef void focal_gradient(const Tile* tile, const CrossEntropy* state, real* scra
     cdef real sum_rest[GROUP]
     cdef real g_max[GROUP]
     cdef real g_rest[GROUP]
+    cdef real g_lo[GROUP]
     cdef real factor[GROUP]
     cdef real e_max = unit(e[0])
     cdef real first, rest
@@ -258,11 +264,13 @@ cdef void focal_gradient(const Tile* tile, const CrossEntropy* state, real* scra
     to_real(state.first.max.hi, g_max)
     to_real(state.first.rest.hi, g_rest)
     to_real(state.factor, factor)
+    for j in range(GROUP):
+        g_lo[j] = -<real>state.mass.lo[j]
     for c in range(tile.lines):
         for j in range(GROUP):
             i = c * GROUP + j
             first = scratch[TILE_FIRST + i]
-            rest = without(first, e[i] == e_max, g_rest[j], g_max[j])
+            rest = without(first, e[i] == e_max, g_rest[j], g_max[j]) + g_lo[j]
             to[i] = fma(-e[i], rest, first * remainder_of(e[i], sum_max[j], sum_rest[j])) * factor[j]
 
 
@@ -286,10 +294,11 @@ cdef void z_gradient(const Tile* tile, const CrossEntropy* state, real* scratch)
             if focal:
                 own = without(<double>first[i], value == e_max,
                               state.first.rest.hi[j], state.first.max.hi[j])
-                own = SL_FMA(-value, own, first[i] * others)
+                own = SL_FMA(-value, own - state.mass.lo[j], first[i] * others)
             else:
-                own = SL_FMA(value, state.mass[j] - q[i], -(q[i] * others))
-            to[i] = <real>(SL_FMA(-value, state.shift[j], own) * state.factor[j])
+                own = SL_FMA(value, (state.mass.hi[j] - q[i]) + state.mass.lo[j], -(q[i] * others))
+            # the factor first: a huge logsumexp times an exponential, which comes times UNIT, may overflow
+            to[i] = <real>SL_FMA(-(value * state.factor[j]), state.shift[j], own * state.factor[j])
 
 
 cdef void ce_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
@@ -328,8 +337,33 @@ cdef void plain_hessian(const Tile* tile, const CrossEntropy* state, real* scrat
                                SL_FMA(rest, factor_lo[j], product_error(e[i], others, rest) * factor[j]))
 
 
-cdef void option_hessian(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
-    """With focusing or z."""
+cdef void z_hessian(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
+    """With z, in float64 and exponentials without UNIT: a huge logsumexp times them is not to overflow."""
+    cdef const real* e = scratch + TILE_EXPS
+    cdef const real* second = scratch + TILE_SECOND
+    cdef real* to = scratch + TILE_OUT
+    cdef const Columns* columns = &state.columns
+    cdef double square = 2 * tile.job.o.z_loss
+    cdef bint focal = tile.job.o.focal_gamma != 0
+    cdef double e_max = unit(e[0])
+    cdef double value, others, rest, own
+    cdef Py_ssize_t c, i, j
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            i = c * GROUP + j
+            value = e[i]
+            others = remainder_of(value, columns.sum_max[j], columns.sum_rest[j])
+            rest = square
+            own = 0
+            if focal:
+                rest += without(<double>second[i], value == e_max,
+                                state.second.rest.hi[j], state.second.max.hi[j])
+                own = second[i] * others * others * state.curvature[j]
+            rest = value * (1 / e_max) * rest - others * (1 / e_max) * state.slope_total[j]
+            to[i] = <real>(own + value * (state.curvature[j] * e_max) * rest)
+
+
+cdef void focal_hessian(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* second = scratch + TILE_SECOND
     cdef real* to = scratch + TILE_OUT
@@ -337,8 +371,6 @@ cdef void option_hessian(const Tile* tile, const CrossEntropy* state, real* scra
     cdef real sum_rest[GROUP]
     cdef double curvature[GROUP]
     cdef double total[GROUP]
-    cdef double square = 2 * tile.job.o.z_loss
-    cdef bint focal = tile.job.o.focal_gamma != 0
     cdef real e_max = unit(e[0])
     cdef real others, rest
     cdef double own
@@ -351,13 +383,10 @@ cdef void option_hessian(const Tile* tile, const CrossEntropy* state, real* scra
         for j in range(GROUP):
             i = c * GROUP + j
             others = remainder_of(e[i], sum_max[j], sum_rest[j])
-            rest = 0
-            own = 0
-            if focal:
-                rest = e[i] * without(second[i], e[i] == e_max,
-                                      <real>state.second.rest.hi[j], <real>state.second.max.hi[j])
-                own = second[i] * others * others * curvature[j]
-            to[i] = <real>(own + e[i] * (rest + square * e[i] - others * total[j]) * curvature[j])
+            rest = e[i] * without(second[i], e[i] == e_max,
+                                  <real>state.second.rest.hi[j], <real>state.second.max.hi[j])
+            own = second[i] * others * others * curvature[j]
+            to[i] = <real>(own + e[i] * (rest - others * total[j]) * curvature[j])
 
 
 cdef void emit_values(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
@@ -370,10 +399,12 @@ cdef void emit_values(const Tile* tile, const CrossEntropy* state, real* scratch
     if tile.want & WANT_GRAD or tile.job.o.softcap != 0:
         ce_gradient(tile, state, scratch)
     if tile.want & WANT_HESS:
-        if tile.job.o.z_loss == 0 and tile.job.o.focal_gamma == 0:
-            plain_hessian(tile, state, scratch)
+        if tile.job.o.z_loss != 0:
+            z_hessian(tile, state, scratch)
+        elif tile.job.o.focal_gamma != 0:
+            focal_hessian(tile, state, scratch)
         else:
-            option_hessian(tile, state, scratch)
+            plain_hessian(tile, state, scratch)
         chain_second(tile.job.o, n, <const real*>(scratch + TILE_LOGITS), slope, <const real*>grad, hess)
         write_tile(<const real*>hess, &tile.job.h, tile)
     if tile.want & WANT_GRAD:
