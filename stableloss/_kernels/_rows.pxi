@@ -419,9 +419,12 @@ cdef void sum_losses(const Tile* tile, Columns* columns, const real* scratch) no
             share = q[c * GROUP + j]
             gap = gap_of(m[j], x[c * GROUP + j])
             accumulate(x[0], &loss.hi[j], &loss.lo[j], 0 if share == 0 else gap * share)
-            # targets in any order: mass without a class of nearly all of it is to keep the digits of the rest
-            mass.hi[j] = two_sum(mass.hi[j], share, &error)
-            mass.lo[j] += error
+            if real is float:
+                mass.hi[j] += share
+            else:
+                # in any order: mass without a class of nearly all of it is to keep the digits of the rest
+                mass.hi[j] = two_sum(mass.hi[j], share, &error)
+                mass.lo[j] += error
     copy_pairs(&loss, &columns.loss)
     copy_pairs(&mass, &columns.mass)
 
