@@ -466,7 +466,7 @@ cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) except -1
     cdef bint may_ignore = job.hard and job.o.has_ignore_index and 0 <= job.o.ignore_index <= top
     if not job.masked and not may_ignore:
         bind(&every, targets, job.t.kind, np.PyArray_NDIM(targets))
-        if in_range(&every, np.PyArray_SIZE(targets), top, job.hard):
+        if in_range(&every, job.n if job.hard else job.n * job.k, top, job.hard):
             return True
         if not job.hard:
             return False

@@ -124,17 +124,21 @@ cdef bint same_memory(np.ndarray a, np.ndarray b) noexcept:
     return True
 
 
-cdef void extent(np.ndarray a, char** low, char** high) noexcept:
+cdef bint extent(np.ndarray a, char** low, char** high) noexcept:
+    """The ends of an array's memory; False where it has no element."""
     cdef int d
     cdef Py_ssize_t reach
     low[0] = np.PyArray_BYTES(a)
     high[0] = low[0] + np.PyArray_ITEMSIZE(a)
     for d in range(np.PyArray_NDIM(a)):
+        if np.PyArray_DIMS(a)[d] == 0:
+            return False
         reach = (np.PyArray_DIMS(a)[d] - 1) * np.PyArray_STRIDES(a)[d]
         if reach > 0:
             high[0] += reach
         else:
             low[0] += reach
+    return True
 
 
 cdef bint disjoint(np.ndarray a, np.ndarray b) noexcept:
@@ -143,10 +147,8 @@ cdef bint disjoint(np.ndarray a, np.ndarray b) noexcept:
     cdef char *a_high
     cdef char *b_low
     cdef char *b_high
-    if np.PyArray_SIZE(a) == 0 or np.PyArray_SIZE(b) == 0:
+    if not (extent(a, &a_low, &a_high) and extent(b, &b_low, &b_high)):
         return True
-    extent(a, &a_low, &a_high)
-    extent(b, &b_low, &b_high)
     return a_high <= b_low or b_high <= a_low
 
 

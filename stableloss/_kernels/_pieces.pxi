@@ -73,8 +73,9 @@ cdef void open_row(Row* row, real* s) noexcept nogil:
         if not place_piece(index, row):
             return
         source = view_piece(row, s)
-        lines = row.n // GROUP
-        column_maxima(source, lines, m)
+        lines = 0 if source == s else row.n // GROUP
+        if lines:
+            column_maxima(source, lines, m)
         column_maxima(<const real*>(s + lines * GROUP), padded(row.n) // GROUP - lines, m)
     row.m = maximum_of(m)
     if is_positive_infinity(row.m):
@@ -100,9 +101,11 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
         source = view_piece(row, s)
     if source != s:
         lines = row.n // GROUP
-        row_exponentials(source, s, lines, m, row.compensated, next)
+        row_exponentials(source, s, lines * GROUP, m, row.compensated, next)
     s += lines * GROUP
-    row_exponentials(<const real*>s, s, padded(row.n) // GROUP - lines, m, row.compensated, next)
+    # few classes are added up one by one, without what pads them
+    row_exponentials(<const real*>s, s, (row.n if job.k <= NARROW else padded(row.n)) - lines * GROUP, m,
+                     row.compensated, next)
 
 
 cdef inline real take_out(real* at) noexcept nogil:

@@ -225,13 +225,13 @@ cdef inline void column_exponentials(
 
 
 cdef inline void row_exponentials(
-    const real* x, real* e, Py_ssize_t lines, real m, bint compensated, sl_ahead* ahead
+    const real* x, real* e, Py_ssize_t n, real m, bint compensated, sl_ahead* ahead
 ) noexcept nogil:
-    """Of lines of one row."""
+    """Of n logits of one row, and those that fill the last vector."""
     if real is float:
-        sl_row_exponentials_f32(x, e, lines, m, compensated, ahead)
+        sl_row_exponentials_f32(x, e, n, m, compensated, ahead)
     else:
-        sl_row_exponentials_f64(x, e, lines, m, compensated, ahead)
+        sl_row_exponentials_f64(x, e, n, m, compensated, ahead)
 
 
 cdef inline sl_ahead* rows_ahead(

@@ -123,7 +123,7 @@ cdef Rescale rescale_of(double m, double whole) noexcept nogil:
     if not (to.same or m == -SL_INFINITY or whole == SL_INFINITY):
         for j in range(GROUP):
             factor[j] = m
-        row_exponentials(<const double*>factor, factor, 1, whole, True, NULL)
+        row_exponentials(<const double*>factor, factor, GROUP, whole, True, NULL)
         to.factor = factor[0]
         # so near that exponentials equal to UNIT remain so
         to.same = to.factor == SL_UNIT_F64
@@ -324,7 +324,7 @@ cdef real open_whole(const Shard* shard, Row* row, Py_ssize_t at, real* s) noexc
     m = <real>row.m
     for offset in range(GROUP):
         s[offset] = <real>row.x_target
-    row_exponentials(<const real*>s, s, 1, m, row.compensated, NULL)
+    row_exponentials(<const real*>s, s, GROUP, m, row.compensated, NULL)
     return s[0]
 
 

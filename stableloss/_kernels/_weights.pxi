@@ -25,7 +25,7 @@ cdef inline Py_ssize_t class_at(double label, Py_ssize_t k) noexcept nogil:
 
 cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* y) noexcept nogil:
     """Class indices of rows, at most GROUP of them; those of rows that do not count, which may be anything,
-    and of none as 0. They are copied before they are clamped: a compiler may read an array twice, and GCC
+    as ones in range. They are copied before they are clamped: a compiler may read an array twice, and GCC
     does, once to compare and once to use."""
     cdef double label[GROUP]
     cdef Py_ssize_t at, j, k = job.k
@@ -38,7 +38,7 @@ cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* 
         load_flat(&job.t, start, count, label)
         for j in range(count):
             y[j] = class_at(label[j], k)
-    for j in range(GROUP):
+    for j in range(count):
         at = 0 if y[j] < 0 else y[j]
         y[j] = at if at < k else 0
 

@@ -101,14 +101,14 @@ static SL_ALWAYS_INLINE void SL_OF(sl_exp_columns)(
 }
 
 static SL_ALWAYS_INLINE void SL_OF(sl_exp_row)(
-        const SL_REAL *x, SL_REAL *e, Py_ssize_t lines, SL_REAL m, int compensated, sl_ahead *ahead) {
+        const SL_REAL *x, SL_REAL *e, Py_ssize_t n, SL_REAL m, int compensated, sl_ahead *ahead) {
     SL_REAL b, hi, lo, least, a = SL_OF(sl_split)(m, &b, &hi, &lo, &least);
-    SL_OF(sl_exp_lanes)(x, e, WIDTH, lines * SL_GROUP, SL_OF(sl_all)(a), SL_OF(sl_all)(b), SL_OF(sl_all)(hi),
+    SL_OF(sl_exp_lanes)(x, e, WIDTH, n, SL_OF(sl_all)(a), SL_OF(sl_all)(b), SL_OF(sl_all)(hi),
                         SL_OF(sl_all)(lo), SL_OF(sl_all)(least), compensated, ahead);
 }
 
-/* e = UNIT * e**(x - m), in place or not: of columns, each with its maximum, or of lines of one row.
-   `ahead` may be NULL. */
+/* e = UNIT * e**(x - m), in place or not: of columns, each with its maximum, or of n logits of one row and
+   those that fill the last vector. `ahead` may be NULL. */
 static void SL_OF(sl_column_exponentials)(
         const SL_REAL *x, SL_REAL *e, Py_ssize_t lines, const SL_REAL *m, int compensated,
         sl_ahead *ahead) {
@@ -126,18 +126,18 @@ static void SL_OF(sl_column_exponentials)(
 }
 
 static void SL_OF(sl_row_exponentials)(
-        const SL_REAL *x, SL_REAL *e, Py_ssize_t lines, SL_REAL m, int compensated, sl_ahead *ahead) {
+        const SL_REAL *x, SL_REAL *e, Py_ssize_t n, SL_REAL m, int compensated, sl_ahead *ahead) {
     sl_ahead next;
     if (ahead != NULL) {
         next = *ahead;
         if (compensated)
-            SL_OF(sl_exp_row)(x, e, lines, m, 1, &next);
+            SL_OF(sl_exp_row)(x, e, n, m, 1, &next);
         else
-            SL_OF(sl_exp_row)(x, e, lines, m, 0, &next);
+            SL_OF(sl_exp_row)(x, e, n, m, 0, &next);
     } else if (compensated)
-        SL_OF(sl_exp_row)(x, e, lines, m, 1, NULL);
+        SL_OF(sl_exp_row)(x, e, n, m, 1, NULL);
     else
-        SL_OF(sl_exp_row)(x, e, lines, m, 0, NULL);
+        SL_OF(sl_exp_row)(x, e, n, m, 0, NULL);
 }
 
 /* Raise each m to the maximum of its column. NaN may lose: it comes back as its class's exponential. */
