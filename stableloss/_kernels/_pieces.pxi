@@ -103,9 +103,10 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
         lines = row.n // GROUP
         row_exponentials(source, s, lines * GROUP, m, row.compensated, next)
     s += lines * GROUP
-    # few classes are added up one by one, without what pads them
-    row_exponentials(<const real*>s, s, (row.n if job.k <= NARROW else padded(row.n)) - lines * GROUP, m,
-                     row.compensated, next)
+    # few classes are added up one by one, without what pads them; shards are of several pieces
+    row_exponentials(
+        <const real*>s, s, (row.n if row.pieces == 1 and job.k <= NARROW else padded(row.n)) - lines * GROUP,
+        m, row.compensated, next)
 
 
 cdef inline real take_out(real* at) noexcept nogil:
