@@ -47,7 +47,7 @@ def pytest_ignore_collect(collection_path, config):
 # `pytest -m quick`: of every test the first case and each SAMPLE-th after it, so that every loss, option,
 # dtype, entry and adapter is there, in half a minute. Without those that take most of a second for a case:
 # they train networks or boosters, compile, start processes, or ask the oracle for long rows.
-SAMPLE = 25
+SAMPLE = 40
 LONG_FILES = {
     "test_adapters_boosting_dask.py",
     "test_faults_engine.py",
@@ -56,6 +56,7 @@ LONG_FILES = {
 }
 LONG = {
     "test_class_indices_that_change",
+    "test_classes_in_chunks",
     "test_collector_that_resizes_a_label_array",
     "test_compile",
     "test_environment",
