@@ -55,6 +55,7 @@ LONG_FILES = {
     "test_typing.py",
 }
 LONG = {
+    "test_bits",
     "test_class_indices_that_change",
     "test_classes_in_chunks",
     "test_collector_that_resizes_a_label_array",
