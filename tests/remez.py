@@ -21,10 +21,9 @@ class Format(NamedTuple):
     bits: int  # of the significand
     least: int  # exponent of the smallest normal number
     grid: int  # ln 2 in two parts: the first is a multiple of 2**-grid
-    unit: int  # UNIT is 2**unit
 
 
-FORMATS = {"F32": Format(24, -126, 15, 32), "F64": Format(53, -1022, 41, 64)}
+FORMATS = {"F32": Format(24, -126, 15), "F64": Format(53, -1022, 41)}
 
 
 class Fit(NamedTuple):
@@ -152,7 +151,7 @@ def fitted(name, type_name):
 
 def logarithms(type_name):
     """Name and value of what the reduction of an exponential's argument needs."""
-    bits, least, grid, unit = FORMATS[type_name]
+    bits, least, grid = FORMATS[type_name]
     with mpmath.workdps(DIGITS):
         high = mpmath.nint(mpmath.ln2 * 2**grid) / 2**grid
         values = {
@@ -161,7 +160,6 @@ def logarithms(type_name):
             "LN2_LO": rounded(mpmath.ln2 - high, bits),
             # not below the logarithm itself: there e**x is still a normal number
             "EXP_MIN": rounded(least * mpmath.ln2, bits, "d"),
-            "UNIT_MIN": rounded((least - unit) * mpmath.ln2, bits, "d"),
         }
     return {f"SL_{name}_{type_name}": value for name, value in values.items()}
 

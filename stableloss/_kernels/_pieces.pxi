@@ -58,26 +58,31 @@ cdef const real* view_piece(const Row* row, real* s) noexcept nogil:
     return source
 
 
-cdef void open_row(Row* row, real* s) noexcept nogil:
-    """The maximum of a row and the logit of its target. A row of one piece is left in s."""
+cdef inline real maximum_of_pieces(Row* row, Py_ssize_t pieces, real* s) noexcept nogil:
+    """The maximum of the first pieces of a row; of no use where the call is to end."""
     cdef const real* source
     cdef real m[GROUP]
     cdef Py_ssize_t index, lines, j
-    row.pieces = (row.job.k + PIECE - 1) // PIECE
-    row.cached = row.grad != NULL and row.pieces > 1 and row.job.g.kind == kind_of(s[0])
-    row.in_place = row.job.g.kind == kind_of(s[0]) and row.job.g.inner == <Py_ssize_t>sizeof(real)
-    row.limit = False
     for j in range(GROUP):
         m[j] = -SL_INFINITY
-    for index in range(row.pieces):
+    for index in range(pieces):
         if not place_piece(index, row):
-            return
+            break
         source = view_piece(row, s)
         lines = 0 if source == s else row.n // GROUP
         if lines:
             column_maxima(source, lines, m)
         column_maxima(<const real*>(s + lines * GROUP), padded(row.n) // GROUP - lines, m)
-    row.m = maximum_of(m)
+    return maximum_of(m)
+
+
+cdef void open_row(Row* row, real* s) noexcept nogil:
+    """The maximum of a row and the logit of its target. A row of one piece is left in s."""
+    row.pieces = (row.job.k + PIECE - 1) // PIECE
+    row.cached = row.grad != NULL and row.pieces > 1 and row.job.g.kind == kind_of(s[0])
+    row.in_place = row.job.g.kind == kind_of(s[0]) and row.job.g.inner == <Py_ssize_t>sizeof(real)
+    row.limit = False
+    row.m = maximum_of_pieces(row, row.pieces, s)
     if is_positive_infinity(row.m):
         row.limit = True
         row.m = 0

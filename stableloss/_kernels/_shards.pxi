@@ -12,7 +12,8 @@
 # uses _math: SL_INFINITY SL_ISFINITE SL_UNIT_F64 is_positive_infinity product product_error real two_sum unit
 # uses _operand: Operand kind_of load_flat row_offsets
 # uses _options: Settings WANT_GRAD WANT_LOSS
-# uses _pieces: Row load_limited piece_exponentials place_piece store_class take_out view_piece write_piece
+# uses _pieces: Row load_limited maximum_of_pieces piece_exponentials place_piece store_class take_out
+# uses _pieces: write_piece
 # uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials gap_of
 # uses _rows: given_targets inverse_square load_tile open_tile row_exponentials sum_losses tile_exponentials
 # uses _rows: to_real
@@ -231,22 +232,6 @@ cdef void open_shard_row(const Shard* shard, const Group* group, int j, Row* row
     row.pieces = shard.pieces + 1
 
 
-cdef real shard_maximum(Row* row, Py_ssize_t pieces, real* s) noexcept nogil:
-    cdef const real* source
-    cdef real m[GROUP]
-    cdef Py_ssize_t index, lines, j
-    for j in range(GROUP):
-        m[j] = -SL_INFINITY
-    for index in range(pieces):
-        if not place_piece(index, row):
-            break
-        source = view_piece(row, s)
-        lines = row.n // GROUP
-        column_maxima(source, lines, m)
-        column_maxima(<const real*>(s + lines * GROUP), padded(row.n) // GROUP - lines, m)
-    return maximum_of(m)
-
-
 cdef inline void store_piece_sum(
     const Shard* shard, const Row* row, const real* s, bint squares, double* to
 ) noexcept nogil:
@@ -285,7 +270,7 @@ cdef void part_of_indices(const Shard* shard, const Group* group, int j, real* s
     cdef Row row
     open_shard_row(shard, group, j, &row)
     row.compensated = shard.quadratic and real is double
-    m = part_maximum(shard, group.start + j, shard_maximum(&row, shard.pieces, s))
+    m = part_maximum(shard, group.start + j, maximum_of_pieces(&row, shard.pieces, s))
     if row.y >= 0:
         load_limited(&row, row.y, 1, s)
         part[PART_TARGET] = s[0]

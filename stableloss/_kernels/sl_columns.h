@@ -32,13 +32,6 @@ static SL_ALWAYS_INLINE void sl_fetch(sl_ahead *ahead, int bytes) {
 #define SL_NOTHING -110.0f      /* -158.7 ln 2: n is -159 */
 #define SL_REAL_BITS 23
 #include "sl_columns_of.h"
-#undef SL_OF
-#undef SL_CONSTANT
-#undef SL_REAL
-#undef SL_MAGNITUDE
-#undef SL_SPLIT_FROM
-#undef SL_NOTHING
-#undef SL_REAL_BITS
 
 #define SL_OF(name) name##_f64
 #define SL_CONSTANT(name) name##_F64
@@ -48,13 +41,6 @@ static SL_ALWAYS_INLINE void sl_fetch(sl_ahead *ahead, int bytes) {
 #define SL_NOTHING -753.4       /* -1086.9 ln 2: n is -1087 */
 #define SL_REAL_BITS 52
 #include "sl_columns_of.h"
-#undef SL_OF
-#undef SL_CONSTANT
-#undef SL_REAL
-#undef SL_MAGNITUDE
-#undef SL_SPLIT_FROM
-#undef SL_NOTHING
-#undef SL_REAL_BITS
 
 /* Columns whose sums stay in registers together, with float64's what their roundings lost: few enough to find
    room there, and enough for additions not to wait for each other. */

@@ -1,4 +1,4 @@
-/* What sl_columns.h includes once for each type. */
+/* What sl_columns.h includes once for each type, with these defined: SL_OF and what follows it there. */
 
 #define V SL_OF(sl_vector)
 #define ALL(x) SL_OF(sl_all)(SL_CONSTANT(x))
@@ -191,3 +191,10 @@ static void SL_OF(sl_scale)(const SL_REAL *x, Py_ssize_t n, SL_REAL factor, SL_R
 #undef ALL
 #undef FMA
 #undef WIDTH
+#undef SL_OF
+#undef SL_CONSTANT
+#undef SL_REAL
+#undef SL_MAGNITUDE
+#undef SL_SPLIT_FROM
+#undef SL_NOTHING
+#undef SL_REAL_BITS

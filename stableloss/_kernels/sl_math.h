@@ -36,14 +36,12 @@ static inline double SL_PRODUCT_ERROR(double a, double b, double product) {
 #define SL_MAGIC_F32 0x1.8000fep+23f                /* 12583039 */
 #define SL_MAGIC_F64 0x1.80000000003ffp+52          /* 6755399441056767 */
 
-/* exp_shifted returns its result times UNIT: a sum over 10**9 classes, each far below the smallest
-   normal number, may itself lie above it. The limit is that of exp_shifted's own underflow. */
+/* The exponentials of rows come times UNIT (see sl_columns.h): a sum over 10**9 classes, each far below the
+   smallest normal number, may itself lie above it. */
 #define SL_UNIT_F32 0x1p32f
 #define SL_UNIT_F64 0x1p64
 #define SL_UNIT_MAGIC_F32 0x1.80013ep+23f           /* 12583071 */
 #define SL_UNIT_MAGIC_F64 0x1.800000000043fp+52     /* 6755399441056831 */
-#define SL_UNIT_MIN_F32 -0x1.b611aap+6f             /* -109.517250 */
-#define SL_UNIT_MIN_F64 -0x1.786100d6a6071p+9       /* -752.7578380881006 */
 
 static inline float sl_pow2_f32(float shifted) {
     uint32_t bits;
