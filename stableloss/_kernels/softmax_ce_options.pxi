@@ -21,7 +21,7 @@
 # uses _math: SL_FMA SL_INFINITY exp_negative fma log1p_positive product_error real remainder_of unit
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _rows: Columns any_extreme broadcast columns_of gap_of inverse_square inverse_sum open_columns
-# uses _rows: return_to_tile tile_vector to_real
+# uses _rows: return_to_tile tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
 # uses _sums: sum_split
@@ -501,7 +501,7 @@ cdef void emit_product(const Tile* tile, const CrossEntropy* state, real* scratc
     chain_product(tile.job.o, tile.lines * GROUP, <const real*>(scratch + TILE_LOGITS),
                   <const real*>(scratch + TILE_SLOPE), <const real*>(scratch + TILE_GRAD),
                   <const real*>(scratch + TILE_VECTOR), to)
-    write_tile(<const real*>to, &tile.job.g, tile)
+    write_product(tile, columns, to)
 
 
 cdef void ce_product(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:

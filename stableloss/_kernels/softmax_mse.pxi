@@ -21,7 +21,7 @@
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece store_class take_out
 # uses _pieces: write_piece
 # uses _rows: Columns broadcast column_exponentials columns_of inverse_square open_columns return_to_tile
-# uses _rows: tile_vector to_real
+# uses _rows: tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP NARROW Pairs Split Sum accumulate clear_pairs clear_split column_sums copy_pairs
 # uses _sums: copy_split padded reduce_columns reduce_split sum_split_squares
@@ -572,7 +572,7 @@ cdef void quadratic_emit_product(const Tile* tile, const Quadratic* state, real*
             bracket = SL_FMA(at, brackets.total.hi[j], bracket + lo)
             bracket = (v[i] - state.p_v[j]) * bracket - state.hvp.hi[j]
             to[i] = 0 if at == 0 else scaled_bracket(at, bracket, 0, state.cube.hi[j], state.cube.lo[j], e[0])
-    write_tile(<const real*>to, &tile.job.g, tile)
+    write_product(tile, &state.columns, to)
 
 
 cdef void quadratic_product(Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
