@@ -854,7 +854,9 @@ def test_focal_exponent_of_probabilities(target):
     options = {"focal_gamma": (2, 3), "from_probabilities": True}
     exact = oracle.sigmoid_bce_options(*inputs, reduction="none", **options)
     loss = sl.SigmoidBCE(reduction="none", **options)
-    for result, name in zip((loss(*inputs), *loss.grad_and_hess(*inputs)), ("loss", "grad", "hess"), strict=True):
+    for result, name in zip(
+        (loss(*inputs), *loss.grad_and_hess(*inputs)), ("loss", "grad", "hess"), strict=True
+    ):
         assert_exact(name, result, getattr(exact, name), np.dtype(float))
 
 

@@ -450,8 +450,14 @@ cdef class Call:
         job.hard = rowwise and np.PyArray_NDIM(self.targets) == ndim - 1
         job.target_max = loss.target_max
         job.has_options = loss.has_options or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
+        if loss.scales_exponents and job.hard and not (job.has_options or self.want & WANT_HESS):
+            job.exponent_scale = loss.settings.logit_scale
+        else:
+            job.logit_scale = loss.settings.logit_scale
+            job.has_options = job.has_options or job.logit_scale != 1
         # sums of products of either sign lose digits
-        job.in_float64 = (loss.in_float64 or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
+        job.in_float64 = (loss.in_float64 or job.logit_scale != 1
+                          or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
                           or (loss.wide_weights and not (job.hard and not job.has_options)))
         if not self.shapes_fit(job):
             return False

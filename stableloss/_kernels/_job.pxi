@@ -43,6 +43,8 @@ cdef struct Job:
     Py_ssize_t outputs      # length of the axis of the outputs, rows of a softmax loss
     Py_ssize_t inner        # elements of a sigmoid loss from one output to the next
     Py_ssize_t block        # rows (elements) per block
+    double logit_scale      # logits are multiplied by it when they are loaded ...
+    double exponent_scale   # ... or in the exponent: one of both is 1
     double target_max       # targets that are no class indices lie between 0 and this
     double divisor
     void* call              # of which `stopped` asks; NULL while the GIL is held
@@ -88,7 +90,7 @@ cdef void open_job(Job* job, np.ndarray x, int axis) noexcept:
     if job.block > GROUP:
         job.block -= job.block % GROUP
     job.want = 0
-    job.divisor = 1
+    job.divisor = job.logit_scale = job.exponent_scale = 1
     job.loss = job.lse = job.entropy = job.predicted = NULL
     job.call = NULL
     job.value_kind = np.NPY_DOUBLE if kind == np.NPY_DOUBLE else np.NPY_FLOAT

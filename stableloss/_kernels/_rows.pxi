@@ -29,11 +29,14 @@ cdef extern from "sl_columns.h" nogil:
         uintptr_t write
     void sl_column_maxima_f32(const float*, Py_ssize_t, float*) noexcept
     void sl_column_maxima_f64(const double*, Py_ssize_t, double*) noexcept
-    void sl_column_exponentials_f32(const float*, float*, Py_ssize_t, const float*, bint, sl_ahead*) noexcept
+    void sl_column_exponentials_f32(
+        const float*, float*, Py_ssize_t, const float*, bint, double, const sl_ahead*) noexcept
     void sl_column_exponentials_f64(
-        const double*, double*, Py_ssize_t, const double*, bint, sl_ahead*) noexcept
-    void sl_row_exponentials_f32(const float*, float*, Py_ssize_t, float, bint, sl_ahead*) noexcept
-    void sl_row_exponentials_f64(const double*, double*, Py_ssize_t, double, bint, sl_ahead*) noexcept
+        const double*, double*, Py_ssize_t, const double*, bint, double, const sl_ahead*) noexcept
+    void sl_row_exponentials_f32(
+        const float*, float*, Py_ssize_t, float, bint, double, const sl_ahead*) noexcept
+    void sl_row_exponentials_f64(
+        const double*, double*, Py_ssize_t, double, bint, double, const sl_ahead*) noexcept
 
 
 cdef double ORDINARY_VECTOR = 2.0**600
@@ -94,7 +97,7 @@ cdef void load_columns(
     read_columns(&job.x, start, count, job.k, x)
     if job.any_weight:
         clear_columns(x, job.k, weight)
-    transform_logits(job.o, job.k * GROUP, x, slope)
+    transform_logits(job, job.k * GROUP, x, slope)
 
 
 cdef void load_logits(
@@ -103,7 +106,7 @@ cdef void load_logits(
     """Logits first ... first + n - 1 of a row as they enter the softmax, padded with -inf to whole lines."""
     cdef Py_ssize_t i
     gather(row + first * job.x.inner, job.x.kind, job.x.inner, n, x)
-    transform_logits(job.o, n, x, slope)
+    transform_logits(job, n, x, slope)
     for i in range(n, padded(n)):
         x[i] = -SL_INFINITY
 
@@ -221,23 +224,29 @@ cdef void open_columns(Tile* tile, Columns* columns, real* scratch) noexcept nog
 # ---- exp ------------------------------------------------------------------------------------------
 
 cdef inline void column_exponentials(
-    const real* x, real* e, Py_ssize_t lines, const real* m, bint compensated, sl_ahead* ahead
+    const real* x,
+    real* e,
+    Py_ssize_t lines,
+    const real* m,
+    bint compensated,
+    double scale,
+    const sl_ahead* ahead,
 ) noexcept nogil:
-    """e = UNIT e**(x - m), in place or not."""
+    """e = UNIT e**(scale (x - m)), in place or not."""
     if real is float:
-        sl_column_exponentials_f32(x, e, lines, m, compensated, ahead)
+        sl_column_exponentials_f32(x, e, lines, m, compensated, scale, ahead)
     else:
-        sl_column_exponentials_f64(x, e, lines, m, compensated, ahead)
+        sl_column_exponentials_f64(x, e, lines, m, compensated, scale, ahead)
 
 
 cdef inline void row_exponentials(
-    const real* x, real* e, Py_ssize_t n, real m, bint compensated, sl_ahead* ahead
+    const real* x, real* e, Py_ssize_t n, real m, bint compensated, double scale, const sl_ahead* ahead
 ) noexcept nogil:
     """Of n logits of one row, and those that fill the last vector."""
     if real is float:
-        sl_row_exponentials_f32(x, e, n, m, compensated, ahead)
+        sl_row_exponentials_f32(x, e, n, m, compensated, scale, ahead)
     else:
-        sl_row_exponentials_f64(x, e, n, m, compensated, ahead)
+        sl_row_exponentials_f64(x, e, n, m, compensated, scale, ahead)
 
 
 cdef inline sl_ahead* rows_ahead(
@@ -262,7 +271,7 @@ cdef void tile_exponentials(const Tile* tile, const Columns* columns, real* scra
         limit_columns(scratch + TILE_LOGITS, tile.lines, columns.limit)
     column_exponentials(
         <const real*>(scratch + TILE_LOGITS), scratch + TILE_EXPS, tile.lines, <const real*>m,
-        columns.compensated,
+        columns.compensated, 1,
         rows_ahead(job, tile.start * row + tile.first * job.x.inner, tile.count * row, &ahead))
 
 

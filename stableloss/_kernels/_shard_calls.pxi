@@ -3,7 +3,7 @@
 # A call is opened as one for all the classes, with an array of no memory in the place of their logits: so
 # targets, weights and divisor are checked and found as ever. Then the shard's logits take that array's place.
 #
-# uses _blocks: SL_LEVEL Summand sum_blocks
+# uses _blocks: SL_LEVEL Summand sl_default_environment sl_flush_subnormals sum_blocks
 # uses _call: Call UNFIT_TARGET counted_axis delivered floating multiply_by_power plain_output readable
 # uses _call: returned rounded_to_bounds shaped
 # uses _checks: targets_in_range
@@ -33,10 +33,14 @@ cdef void run_finish(const void* context, Py_ssize_t block, void* scratch, Sum* 
     cdef const Shard* shard = <const Shard*>context
     cdef Py_ssize_t start = block * shard.job.block
     cdef Py_ssize_t stop = min(start + shard.job.block, shard.job.n)
+    if shard.job.o.flushes:
+        sl_flush_subnormals()
     if shard.job.in_float64 or shard.job.x.kind == np.NPY_DOUBLE:
         finish_rows(shard, start, stop, part, <double*>scratch)
     else:
         finish_rows(shard, start, stop, part, <float*>scratch)
+    if shard.job.o.flushes:
+        sl_default_environment()
 
 
 cdef int run_shard(Shard* shard, Summand summand, Sum* total) except -1:

@@ -94,7 +94,7 @@ cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* sc
             off[i] = log_large if a < b else log_small
             x[i] = a - b
         return
-    transform_logits(job.o, n, x, scratch + SLOPE)
+    transform_logits(job, n, x, scratch + SLOPE)
     for i in range(n):
         e[i] = exp_negative(-absolute(x[i]))
     for i in range(n):
@@ -143,8 +143,8 @@ cdef void option_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scr
 
 
 cdef inline real focal_power(real gamma, real minus_log) noexcept nogil:
-    """(1 - a)**gamma from S = -log(1 - a), also where 1 - a is 0: then it is 1 if gamma is 0. What the rounding
-    of a large exponent loses would be many ulp of the power."""
+    """(1 - a)**gamma from S = -log(1 - a), also where 1 - a is 0: 1 if gamma is 0. The rounding of a large
+    exponent, which is many ulp of the power, is made up for."""
     cdef real exponent = bounded_product(gamma, minus_log)
     cdef real lo = product_error(gamma, minus_log, exponent)
     # not a number where the exponent is infinite

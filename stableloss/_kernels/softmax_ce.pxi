@@ -33,10 +33,11 @@ cdef inline double whole_rest(real hint, double rest, double rest_lo) noexcept n
 
 
 cdef inline double index_scale(
-    real hint, const TargetSums* sums, int j, double weight, double divisor
+    real hint, const TargetSums* sums, int j, double weight, const Job* job
 ) noexcept nogil:
     """Factor from an exponential to its gradient."""
-    cdef double lo, total
+    cdef double lo, total, divisor = job.divisor
+    weight *= job.exponent_scale
     if real is float:
         return weight / (divisor * (sums.rest.hi[j] + sums.e_target[j]))
     else:
@@ -95,7 +96,7 @@ cdef inline void index_gradients(
     cdef real scale[GROUP]
     cdef Py_ssize_t c, j
     for j in range(GROUP):
-        factor[j] = index_scale(s[0], sums, j, group.weight[j], group.job.divisor)
+        factor[j] = index_scale(s[0], sums, j, group.weight[j], group.job)
     for j in range(GROUP):
         scale[j] = <real>factor[j]
         target[j] = <real>(0 if group.weight[j] == 0
@@ -127,8 +128,9 @@ cdef void index_columns(Group* group, real* s) noexcept nogil:
         for j in range(i, i + 8):
             target[j] = s[place[j]]
     for j in range(GROUP):
-        sums.gap[j] = <double>m[j] - <double>target[j]
-    column_exponentials(<const real*>s, s, k, <const real*>m, False, group_ahead(group, &ahead))
+        sums.gap[j] = (<double>m[j] - <double>target[j]) * group.job.exponent_scale
+    column_exponentials(
+        <const real*>s, s, k, <const real*>m, False, group.job.exponent_scale, group_ahead(group, &ahead))
     # the target leaves its column for the sum of the others
     for i from 0 <= i < GROUP by 8:
         for j in range(i, i + 8):
@@ -174,13 +176,13 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
         add_piece(row, <const real*>s, False, &rest, &rest_lo)
         if row.cached:
             write_piece(row, <const real*>s)
-    group.sums.gap[j] = row.m - row.x_target
+    group.sums.gap[j] = (row.m - row.x_target) * row.job.exponent_scale
     group.sums.rest.hi[j] = rest
     group.sums.rest.lo[j] = rest_lo
     group.sums.e_target[j] = e_target
     if row.grad == NULL:
         return
-    factor = index_scale(s[0], &group.sums, j, row.weight, row.job.divisor)
+    factor = index_scale(s[0], &group.sums, j, row.weight, row.job)
     extreme = any_extreme(row.job, &factor, 1, s[0])
     for index in range(row.pieces):
         if not place_piece(index, row):

@@ -175,7 +175,7 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
     cdef Py_ssize_t c, k = group.job.k
     cdef int j
     open_group(group, s, m)
-    column_exponentials(<const real*>s, s, k, <const real*>m, real is double, group_ahead(group, &ahead))
+    column_exponentials(<const real*>s, s, k, <const real*>m, real is double, 1, group_ahead(group, &ahead))
     last_maxima(<const real*>s, k, at)
     for j in range(GROUP):
         rest.target[j] = take_out(s + group.y[j] * GROUP + j)
