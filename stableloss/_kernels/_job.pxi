@@ -1,6 +1,7 @@
 # A job: what a kernel is to do with which arrays.
 #
-# uses _operand: Operand bind element_kind
+# uses _math: PyArrayObject
+# uses _operand: Operand PyArray_DIMS PyArray_NDIM PyArray_SIZE bind element_kind
 # uses _options: Settings
 # uses _sums: GROUP Sum
 
@@ -78,12 +79,12 @@ cdef LossKernel loss_kernel(Kernel32 single, Kernel64 double_, bint rowwise):
     return kernel
 
 
-cdef void open_job(Job* job, np.ndarray x, int axis) noexcept:
+cdef void open_job(Job* job, PyArrayObject* x, int axis) noexcept:
     """Bind the logits as rows along an axis that is not empty, or one by one (NO_AXIS)."""
     cdef int kind = element_kind(x)
     job.o = &PLAIN
-    job.k = np.PyArray_DIMS(x)[axis] if axis < np.PyArray_NDIM(x) else 1
-    job.n = np.PyArray_SIZE(x) // job.k
+    job.k = PyArray_DIMS(x)[axis] if axis < PyArray_NDIM(x) else 1
+    job.n = PyArray_SIZE(x) // job.k
     job.outputs = job.k
     job.inner = 1
     job.block = max(1, BLOCK_ITEMS // job.k)
