@@ -7,55 +7,18 @@
 # with e_k = e**(x_k - m), m the maximum, sum their sum, rest the sum without the target's (see _rows.pxi).
 # Here are loss and gradient of class indices without further options; all else is in softmax_ce_options.pxi.
 #
-# uses _groups: FEW Group TargetSums each_row group_ahead open_group softmax_rows
+# uses _groups: FEW Group TargetSums each_row group_ahead index_losses index_scale open_group softmax_rows
+# uses _groups: whole_rest
 # uses _job: Job loss_kernel
-# uses _math: log1p_positive real row_scale two_sum unit
+# uses _math: real
+# uses _operand: kind_of row_offsets
 # uses _options: WANT_GRAD
-# uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece store_class take_out
+# uses _pieces: Row add_piece open_row piece_exponentials place_piece scale_row store_class take_out
 # uses _pieces: write_piece
 # uses _rows: any_extreme column_exponentials
 # uses _sums: GROUP NARROW Sum column_sums
 # uses _tiles: columns_to_rows transposable write_columns
 # uses softmax_ce_options: tile_cross_entropy
-
-
-cdef extern from "sl_columns.h":
-    void sl_scale_f32(const float*, Py_ssize_t, float, float*) noexcept nogil
-    void sl_scale_f64(const double*, Py_ssize_t, double, double*) noexcept nogil
-
-
-cdef inline double whole_rest(real hint, double rest, double rest_lo) noexcept nogil:
-    """The sum without the target, to all of its digits; float32 loses none of them."""
-    if real is float:
-        return rest
-    else:
-        return rest + rest_lo
-
-
-cdef inline double index_scale(
-    real hint, const TargetSums* sums, int j, double weight, const Job* job
-) noexcept nogil:
-    """Factor from an exponential to its gradient."""
-    cdef double lo, total, divisor = job.divisor
-    weight *= job.exponent_scale
-    if real is float:
-        return weight / (divisor * (sums.rest.hi[j] + sums.e_target[j]))
-    else:
-        total = two_sum(sums.rest.hi[j], sums.e_target[j], &lo)
-        return row_scale(weight, divisor, total, lo + sums.rest.lo[j])
-
-
-cdef inline void index_losses(real hint, const TargetSums* sums, int n, double* loss) noexcept nogil:
-    """Losses of the first n rows."""
-    cdef double e_max = unit(hint)
-    cdef double inverse = 1 / e_max
-    cdef double above
-    cdef int j
-    for j in range(n):
-        # where the target is not the maximum, rest holds the maximum's UNIT
-        above = (whole_rest(hint, sums.rest.hi[j], sums.rest.lo[j]) if sums.gap[j] == 0
-                 else (sums.rest.hi[j] - e_max) + whole_rest(hint, sums.e_target[j], sums.rest.lo[j]))
-        loss[j] = sums.gap[j] + log1p_positive(above * inverse)
 
 
 # ---- rows as columns ------------------------------------------------------------------------------
@@ -66,6 +29,7 @@ cdef inline void store_gradients(
     """Scale the exponentials of a group to its gradient; `target` has that of the targets."""
     cdef Py_ssize_t place[GROUP]
     cdef Py_ssize_t c, distance
+    cdef real one[GROUP]
     cdef real* row
     cdef int i, j, aligned = group.count - group.count % 8
     if transposable(&group.job.g, s[0]):
@@ -80,12 +44,19 @@ cdef inline void store_gradients(
         for j in range(aligned, group.count):
             row[place[j]] = target[j]
         return
+    if group.job.g.kind == kind_of(s[0]):
+        write_columns(<const real*>s, scale, &group.job.g, group.start, group.count, group.job.k)
+        row_offsets(&group.job.g, group.start, group.count, place)
+        for j in range(group.count):
+            (<real*>(group.job.g.data + place[j] + group.y[j] * group.job.g.inner))[0] = target[j]
+        return
     for c in range(group.job.k):
         for j in range(GROUP):
             s[c * GROUP + j] *= scale[j]
     for j in range(GROUP):
         s[group.y[j] * GROUP + j] = target[j]
-    write_columns(<const real*>s, &group.job.g, group.start, group.count, group.job.k)
+        one[j] = 1
+    write_columns(<const real*>s, <const real*>one, &group.job.g, group.start, group.count, group.job.k)
 
 
 cdef inline void index_gradients(
@@ -113,6 +84,7 @@ cdef inline void index_gradients(
 cdef void index_columns(Group* group, real* s) noexcept nogil:
     """Losses and gradient of a group as columns."""
     cdef Py_ssize_t place[GROUP]
+    cdef bint limit[GROUP]
     cdef real m[GROUP]
     cdef real target[GROUP]
     # where stores to s can not reach: sums in `group` of float64 would be loaded and stored for every class;
@@ -121,7 +93,7 @@ cdef void index_columns(Group* group, real* s) noexcept nogil:
     cdef TargetSums* sums = &group.sums if real is float else &apart
     cdef sl_ahead ahead
     cdef Py_ssize_t i, j, k = group.job.k
-    open_group(group, s, m)
+    open_group(group, s, m, limit)
     for j in range(GROUP):
         place[j] = group.y[j] * GROUP + j
     for i from 0 <= i < GROUP by 8:
@@ -145,25 +117,9 @@ cdef void index_columns(Group* group, real* s) noexcept nogil:
 
 # ---- a row by itself ------------------------------------------------------------------------------
 
-cdef inline void scale_values(
-    const real* values, Py_ssize_t n, double factor, bint extreme, real* to
-) noexcept nogil:
-    cdef Py_ssize_t i
-    if extreme:
-        for i in range(n):
-            to[i] = <real>(values[i] * factor)
-    elif real is float:
-        sl_scale_f32(values, n, <float>factor, to)
-    else:
-        sl_scale_f64(values, n, factor, to)
-
-
 cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     """Gradient of a row, and what its loss is made from; of few classes with the bits of `index_columns`."""
     cdef double rest = 0, rest_lo = 0, e_target = 1, factor
-    cdef const real* e
-    cdef real* to
-    cdef bint extreme
     cdef Py_ssize_t index
     row.compensated = False
     open_row(row, s)
@@ -183,16 +139,8 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     if row.grad == NULL:
         return
     factor = index_scale(s[0], &group.sums, j, row.weight, row.job)
-    extreme = any_extreme(row.job, &factor, 1, s[0])
-    for index in range(row.pieces):
-        if not place_piece(index, row):
-            return
-        e = return_to_piece(row, s)
-        to = <real*>row.grad + row.first if row.in_place else s
-        scale_values(e, row.n, factor, extreme, to)
-        if not row.in_place:
-            write_piece(row, <const real*>s)
-    store_class(row, row.y, <real>(-(rest + rest_lo) * factor))
+    if scale_row(row, factor, any_extreme(row.job, &factor, 1, s[0]), s):
+        store_class(row, row.y, <real>(-(rest + rest_lo) * factor))
 
 
 cdef void index_cross_entropy(Group* group, real* s) noexcept nogil:
