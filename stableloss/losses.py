@@ -530,8 +530,8 @@ class _Loss(kernels.Loss):
 
     def _flushing(self) -> Any:
         """The same loss, but with 0 for results below the smallest normal number."""
-        loss = _rebuild(type(self), self._changed())
-        loss._flush_subnormals()
+        loss = type(self).__new__(type(self))
+        loss._set(getattr(kernels, self._stem), dict(self._options), self._target_max, True)
         return loss
 
     def __reduce__(self) -> tuple[Any, ...]:
