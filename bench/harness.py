@@ -45,6 +45,8 @@ ISAS = {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_cpu_max_isa=AVX2",
         "NUMBA_CPU_NAME": "haswell",
+        # none beside the named CPU's; left unset, they are those of the CPU at hand
+        "NUMBA_CPU_FEATURES": "",
         "OPENBLAS_CORETYPE": "Haswell",
     }
 }
