@@ -188,12 +188,15 @@ class Case:
             logits = stableloss.softmax(logits, axis=1)
         return arranged(logits.astype(dtype, copy=False), self.layout), targets, given
 
-    def function(self, given):
-        """stableloss's own, with the options that it is made with and those that its calls are given."""
-        function = getattr(stableloss, self.loss)
+    @property
+    def function(self):
+        return getattr(stableloss, self.loss)
+
+    def with_options(self, given):
+        """The loss made with the options, and those that its calls are given."""
         own = {name: value for name, value in given.items() if name not in AT_CALL}
-        at_call = {name: given[name] for name in given if name in AT_CALL}
-        return (type(function)(**own) if own else function), at_call
+        at_call = {name: value for name, value in given.items() if name in AT_CALL}
+        return (type(self.function)(**own) if own else self.function), at_call
 
 
 def plain_cases():

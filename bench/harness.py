@@ -40,6 +40,7 @@ ISAS = {
     "avx2": {
         "STABLELOSS_CPU": "v3",
         "ATEN_CPU_CAPABILITY": "avx2",
+        # what the compiler behind torch.compile may use beside vectors
         "TORCHINDUCTOR_CPP_MARCH": "x86-64-v3",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",

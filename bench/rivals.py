@@ -465,6 +465,8 @@ def torch_losses():
         x, y, class_weight=None, ignore_index=-100, mask=None, label_smoothing=0.0, logit_scale=1.0,
         softcap=None, z_loss=0.0, focal_gamma=0.0, axis=1,
     ):  # fmt: skip
+        if x.dtype == torch.float16:
+            x = x.float()  # as autocast does: the sum of many losses overflows float16
         if logit_scale != 1:
             x = x * logit_scale
         if softcap:

@@ -1,6 +1,6 @@
 """Draws time per logit against the number of classes, and against that of rows or elements: a step shows.
 
-    python bench/sweep.py                        measure, store and draw (4 minutes, on a quiet machine)
+    python bench/sweep.py                        measure, store and draw (on a quiet machine)
     python bench/sweep.py --page docs/speed.md   also put the figure and the largest steps there
     python bench/sweep.py --quick                few sizes and rounds; nothing stored or drawn
     python bench/sweep.py --results STEM ...     stored as STEM.csv and STEM.png in bench/results
@@ -75,8 +75,7 @@ def curves(quick):
 def timed(case):
     logits, targets, _ = case.data()
     out = np.empty_like(logits)
-    loss = getattr(stableloss, case.loss)
-    return harness.Timed(functools.partial(loss.value_and_grad, logits, targets, out=out))
+    return harness.Timed(functools.partial(case.function.value_and_grad, logits, targets, out=out))
 
 
 def measure(along, cases, rounds):
