@@ -332,7 +332,8 @@ def main():
         if options.compile:
             compiled = [rival for rival in rivals if rival.library == "torch.compile"]
             for case in cases if compiled else ():
-                prepare(group, case, compiled)
+                status = [one.status for one in prepare(group, case, compiled) if one.rival]
+                print(f"{' '.join(case.key)}: {', '.join(status)}", file=sys.stderr, flush=True)
         else:
             run_group(group, cases, rivals, options.quick, options.results)
 
