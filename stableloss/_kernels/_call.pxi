@@ -337,6 +337,7 @@ cdef class Call:
     cdef int axis
     cdef bint integer_logits
     cdef double divisor             # -1: the reduction's; 0: nothing is to count
+    cdef object denominator         # as it was given
     cdef double value               # the loss, where it is reduced
     # each owned (see `keep`), or NULL
     cdef PyArrayObject* logits
@@ -377,6 +378,7 @@ cdef class Call:
         self.divisor = -1
         if denominator is None:
             return 0
+        self.denominator = denominator
         self.divisor = python_number(denominator)
         if not (self.loss.reduction >= REDUCE_MEAN and 0 <= self.divisor <= DOUBLE_MAX):
             self.divisor = require_denominator(denominator, self.loss.options["reduction"])
@@ -586,7 +588,7 @@ cdef class Call:
             if job.signed_ and not job.divisor > 0 and largest_exponent(job) != NO_EXPONENT:
                 refuse_total(job.divisor, job.exponent)
             if self.divisor == 0 and job.divisor != 0:
-                refuse_denominator(self.divisor, ldexp(job.divisor, job.exponent))
+                refuse_denominator(self.denominator, ldexp(job.divisor, job.exponent))
             if job.divisor == 0:
                 job.divisor = 1     # nothing counts: the loss is 0, the gradient 0 (or empty)
         if job.extreme and not self.loss.rowwise:
