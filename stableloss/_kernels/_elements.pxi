@@ -62,6 +62,21 @@ cdef inline real* place_gradient(
     return place_vectors(&job.g, start, n, scratch + GRAD)
 
 
+cdef extern from "sl_elements.h" nogil:
+    void sl_exponentials_f32(const float*, Py_ssize_t, float*, bint, const float*, const float*) noexcept
+    void sl_exponentials_f64(const double*, Py_ssize_t, double*, bint, const double*, const double*) noexcept
+
+
+cdef inline void chunk_exponentials(
+    const Job* job, const real* z, const real* y, const real* grad, Py_ssize_t n, real* e
+) noexcept nogil:
+    """e**-abs(z)."""
+    if real is float:
+        sl_exponentials_f32(z, n, e, job.streams, y, grad)
+    else:
+        sl_exponentials_f64(z, n, e, job.streams, y, grad)
+
+
 cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
     """The targets of a chunk. Where those that count are in [0, 1], 64-bit integers need not take the slow
     conversion of all their digits."""

@@ -19,7 +19,8 @@
 # uses _pieces: Row add_piece logits_of_piece open_row piece_exponentials place_piece place_row scale_row
 # uses _pieces: write_piece
 # uses _rows: column_exponentials
-# uses _sums: GROUP NARROW Split Sum TILE accumulate clear_split column_sums fold_all padded sum_exponentials
+# uses _sums: GROUP NARROW Pairs Split Sum TILE accumulate clear_split column_sums fold_all padded
+# uses _sums: sum_exponentials
 # uses _tiles: write_columns
 
 
@@ -118,21 +119,35 @@ cdef void softmax_group(Group* group, real* s) noexcept nogil:
 # ---- logarithms of sums ---------------------------------------------------------------------------
 # The loss of class indices, of a row whose target is its maximum, is log(sum e**(x - m)).
 
+cdef inline bint saturated(real hint, double total) noexcept nogil:
+    """Whether a maximum holds so much of a sum that what is left has lost digits, unless it is summed apart.
+    float64 always does."""
+    if real is float:
+        return total < <double>(unit(hint) * <real>(1 + 2.0**-14))
+    else:
+        return True
+
+
 cdef inline void finish_split(
-    real hint, double rest, double lo, double top, TargetSums* sums, int j
+    real hint, const Split* sums, int column, TargetSums* to, int j
 ) noexcept nogil:
     """What is summed apart (see _sums.pxi) as the sum of all exponentials but one maximum."""
     cdef double error
-    sums.gap[j] = 0
-    sums.rest.hi[j] = two_sum(top - unit(hint), rest, &error)
-    sums.rest.lo[j] = lo + error
+    to.rest.hi[j] = two_sum(sums.max.hi[column] - unit(hint), sums.rest.hi[column], &error)
+    to.rest.lo[j] = sums.rest.lo[column] + error
+
+
+cdef inline void finish_total(real hint, double total, TargetSums* to, int j) noexcept nogil:
+    to.rest.hi[j] = total - unit(hint)
+    to.rest.lo[j] = 0
 
 
 cdef void log_columns(Group* group, real* s) noexcept nogil:
     """Maxima and sums of a group as columns, whose logits stay in s."""
     cdef bint limit[GROUP]
-    cdef bint undefined = False
+    cdef bint undefined = False, apart = False
     cdef real m[GROUP]
+    cdef Pairs total
     cdef Split sums
     cdef sl_ahead ahead
     cdef Py_ssize_t c, j, k = group.job.k
@@ -146,10 +161,18 @@ cdef void log_columns(Group* group, real* s) noexcept nogil:
                 group.m[j] += s[c * GROUP + j]
     column_exponentials(
         <const real*>s, s + TILE, k, <const real*>m, False, 1, group_ahead(group, &ahead))
+    if real is float:
+        column_sums(<const real*>(s + TILE), k, False, &total)
+        for j in range(GROUP):
+            apart |= saturated(s[0], total.hi[j])
+            finish_total(s[0], total.hi[j], &group.sums, j)
+        if not apart:
+            return
     clear_split(&sums)
     sum_exponentials(<const real*>(s + TILE), k, &sums)
     for j in range(GROUP):
-        finish_split(s[0], sums.rest.hi[j], sums.rest.lo[j], sums.max.hi[j], &group.sums, j)
+        if real is double or saturated(s[0], total.hi[j]):
+            finish_split(s[0], &sums, j, &group.sums, j)
 
 
 cdef double undefined_maximum(Row* row, real* s) noexcept nogil:
@@ -166,7 +189,7 @@ cdef double undefined_maximum(Row* row, real* s) noexcept nogil:
     return m
 
 
-cdef inline void add_split(const Row* row, const real* e, Split* sums) noexcept nogil:
+cdef void add_split(const Row* row, const real* e, Split* sums) noexcept nogil:
     """Add up a piece: of few classes in the order in which a column is added up."""
     cdef Py_ssize_t i
     cdef real below
@@ -179,28 +202,51 @@ cdef inline void add_split(const Row* row, const real* e, Split* sums) noexcept 
         sums.max.hi[0] += e[i] - below
 
 
-cdef void log_row(Row* row, Group* group, int j, real* s) noexcept nogil:
-    """Maximum and sums of a row."""
+cdef bint sum_row(Row* row, TargetSums* to, int j, real* s) noexcept nogil:
+    """The sum of a row's exponentials, if that is enough."""
+    cdef double total = 0, lo = 0
+    cdef Py_ssize_t index
+    for index in range(row.pieces):
+        if not place_piece(index, row):
+            break
+        piece_exponentials(row, s)
+        add_piece(row, <const real*>s, False, &total, &lo)
+    finish_total(s[0], total, to, j)
+    return not saturated(s[0], total)
+
+
+cdef void split_row(Row* row, TargetSums* to, int j, real* s) noexcept nogil:
+    """The same with the maxima apart. The exponentials of a row of one piece may be in s already."""
     cdef Split sums
     cdef Py_ssize_t index
+    clear_split(&sums)
+    for index in range(row.pieces):
+        if not place_piece(index, row):
+            return
+        if real is double or row.pieces > 1:
+            piece_exponentials(row, s)
+        add_split(row, <const real*>s, &sums)
+    fold_all(sums.rest.hi, sums.rest.lo, GROUP)
+    fold_all(sums.max.hi, sums.max.lo, GROUP)
+    finish_split(s[0], &sums, 0, to, j)
+
+
+cdef void log_row(Row* row, Group* group, int j, real* s) noexcept nogil:
+    """Maximum and sums of a row."""
     row.compensated = False
     open_row(row, s)
     group.m[j] = SL_INFINITY if row.limit else row.m
     if row.m == -SL_INFINITY:
         group.m[j] = undefined_maximum(row, s)
-    clear_split(&sums)
-    for index in range(row.pieces):
-        if not place_piece(index, row):
-            return
-        piece_exponentials(row, s)
-        add_split(row, <const real*>s, &sums)
-    fold_all(sums.rest.hi, sums.rest.lo, GROUP)
-    fold_all(sums.max.hi, sums.max.lo, GROUP)
-    finish_split(s[0], sums.rest.hi[0], sums.rest.lo[0], sums.max.hi[0], &group.sums, j)
+    if real is double or not sum_row(row, &group.sums, j, s):
+        split_row(row, &group.sums, j, s)
 
 
 cdef void log_sums(Group* group, real* s) noexcept nogil:
     """Maxima of rows (+inf for the limit), and as losses the logarithms of their sums."""
+    cdef int j
+    for j in range(GROUP):
+        group.sums.gap[j] = 0
     if group.job.k <= NARROW and group.count > FEW:
         log_columns(group, s)
         index_losses(s[0], &group.sums, GROUP, group.loss)

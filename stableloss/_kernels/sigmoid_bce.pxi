@@ -12,8 +12,8 @@
 #   grad  -A b**g (b + g a S) + B a**h (a + h b T)
 #   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**h (a b (1 + 2h) + h b T (h b - a))
 #
-# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk
-# uses _elements: open_chunk place_gradient
+# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE chunk_exponentials
+# uses _elements: close_chunk open_chunk place_gradient
 # uses _job: Job loss_kernel
 # uses _logits: chain_first chain_second smallest_normal transform_logits
 # uses _math: absolute exp_negative fma log1p_positive log1p_unit product_error real square_of_one_plus
@@ -25,30 +25,42 @@
 
 
 cdef extern from "sl_elements.h" nogil:
-    void sl_bce_f32(
-        const float*, const float*, Py_ssize_t, float, float*, float*, float*, bint) noexcept
-    void sl_bce_f64(
-        const double*, const double*, Py_ssize_t, double, double*, double*, double*, bint) noexcept
+    void sl_bce_losses_f32(const float*, const float*, const float*, Py_ssize_t, float*) noexcept
+    void sl_bce_losses_f64(const double*, const double*, const double*, Py_ssize_t, double*) noexcept
+    void sl_bce_gradients_f32(
+        const float*, const float*, const float*, Py_ssize_t, float, float*) noexcept
+    void sl_bce_gradients_f64(
+        const double*, const double*, const double*, Py_ssize_t, double, double*) noexcept
 
 
 cdef void plain_chunks(
     const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
 ) noexcept nogil:
-    cdef real* loss = scratch + VALUE if job.want & WANT_LOSS else NULL
-    cdef real* hess = scratch + HESS if job.want & WANT_HESS else NULL
+    cdef real* hess = scratch + HESS
+    cdef real* e = scratch + EXPONENTIAL
     cdef real* grad = NULL
     cdef const real* z
     cdef const real* y
-    cdef Py_ssize_t at, n
+    cdef Py_ssize_t at, n, i
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
         if job.want & WANT_GRAD:
             grad = place_gradient(job, at, n, scratch)
+        chunk_exponentials(job, z, y, <const real*>grad, n, e)
         if real is float:
-            sl_bce_f32(z, y, n, <float>job.divisor, loss, grad, hess, job.streams)
+            if job.want & WANT_LOSS:
+                sl_bce_losses_f32(z, y, <const real*>e, n, scratch + VALUE)
+            if job.want & WANT_GRAD:
+                sl_bce_gradients_f32(z, y, <const real*>e, n, <float>job.divisor, grad)
         else:
-            sl_bce_f64(z, y, n, job.divisor, loss, grad, hess, job.streams)
+            if job.want & WANT_LOSS:
+                sl_bce_losses_f64(z, y, <const real*>e, n, scratch + VALUE)
+            if job.want & WANT_GRAD:
+                sl_bce_gradients_f64(z, y, <const real*>e, n, job.divisor, grad)
+        if job.want & WANT_HESS:
+            for i in range(n):
+                hess[i] = e[i] / square_of_one_plus(e[i])
         close_chunk(job, at, n, scratch, total)
 
 

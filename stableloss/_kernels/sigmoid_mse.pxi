@@ -10,41 +10,45 @@
 # These products have the relative error of e two or three times, up to 2.9 ulp. For 4 ulp, everything
 # else is carried along with what its rounding lost, so that only the last rounding is added.
 #
-# uses _elements: EXPONENTIAL HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk open_chunk
-# uses _elements: place_gradient
+# uses _elements: EXPONENTIAL HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE chunk_exponentials
+# uses _elements: close_chunk open_chunk place_gradient
 # uses _job: Job loss_kernel
 # uses _math: fma log1p_unit product product_error real two_sum
-# uses _options: WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
+# uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
 # uses _stats: chunk_statistics
 # uses _sums: Sum
 
 
 cdef extern from "sl_elements.h" nogil:
-    void sl_mse_f32(
-        const float*, const float*, Py_ssize_t, const float*, float*, float*, float*, bint) noexcept
-    void sl_mse_f64(
-        const double*, const double*, Py_ssize_t, const double*, double*, double*, double*, bint) noexcept
+    void sl_mse_losses_f32(const float*, const float*, Py_ssize_t, float*, float*) noexcept
+    void sl_mse_losses_f64(const double*, const double*, Py_ssize_t, double*, double*) noexcept
+    void sl_mse_gradients_f32(const float*, Py_ssize_t, float, float, float*) noexcept
+    void sl_mse_gradients_f64(const double*, Py_ssize_t, double, double, double*) noexcept
 
 cdef enum:
-    # 1 / (1 + e) and a - y for the second derivatives, beside e
+    # 1 / (1 + e) and a - y, after e
     QUOTIENT = LOGIT
     QUOTIENT_LO = SLOPE
     RESIDUAL = POSITIVE
     RESIDUAL_LO = NEGATIVE
 
 
-cdef void sigmoid_mse_values(
-    const Job* job, Py_ssize_t start, Py_ssize_t n, const real* z, const real* y, real* scratch
+cdef inline void sigmoid_mse_values(
+    const Job* job, const real* z, const real* y, Py_ssize_t n, real* scratch, real* grad
 ) noexcept nogil:
-    cdef real* grad = place_gradient(job, start, n, scratch) if job.want & WANT_GRAD else NULL
-    cdef real* parts = scratch + EXPONENTIAL if job.want & ~(WANT_LOSS | WANT_GRAD) else NULL
-    cdef real scale[2]
-    scale[0] = <real>(1 / job.divisor)
-    scale[1] = <real>(-product_error(<double>scale[0], job.divisor, <double>1) / job.divisor)
+    """Losses, the gradient if there is a place for it, and what curvatures are made from."""
+    cdef real* parts = scratch + EXPONENTIAL
+    cdef real scale = <real>(1 / job.divisor)
+    cdef real scale_lo = <real>(-product_error(<double>scale, job.divisor, <double>1) / job.divisor)
+    chunk_exponentials(job, z, y, <const real*>grad, n, parts)
     if real is float:
-        sl_mse_f32(z, y, n, scale, scratch + VALUE, grad, parts, job.streams)
+        sl_mse_losses_f32(z, y, n, parts, scratch + VALUE)
+        if grad != NULL:
+            sl_mse_gradients_f32(<const real*>parts, n, scale, scale_lo, grad)
     else:
-        sl_mse_f64(z, y, n, scale, scratch + VALUE, grad, parts, job.streams)
+        sl_mse_losses_f64(z, y, n, parts, scratch + VALUE)
+        if grad != NULL:
+            sl_mse_gradients_f64(<const real*>parts, n, scale, scale_lo, grad)
 
 
 # It finds its buffers by their places in scratch, so that the compiler sees that they are apart.
@@ -91,7 +95,8 @@ cdef void sigmoid_mse_kernel(
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
-        sigmoid_mse_values(job, at, n, z, y, scratch)
+        sigmoid_mse_values(job, z, y, n, scratch,
+                           place_gradient(job, at, n, scratch) if job.want & WANT_GRAD else NULL)
         if job.want & (WANT_HESS | WANT_PRODUCT):
             sigmoid_mse_curvatures(z, n, scratch)
         if job.want & WANT_STATS:

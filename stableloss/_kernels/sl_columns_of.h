@@ -213,7 +213,7 @@ static SL_ALWAYS_INLINE void SL_OF(sl_copy)(const SL_REAL *x, Py_ssize_t n, SL_R
         SL_WRITE(V, to + i + WIDTH, lower);
     }
     for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(V, to + i, SL_READ(V, x + i));
-    for (; i < n; i++) to[i] = x[i];
+    if (i < n) SL_OF(sl_write_first)(to + i, n - i, SL_OF(sl_read_first)(x + i, n - i, (V){0}));
 }
 
 /* to = x * factor, in place or not. */
@@ -224,7 +224,26 @@ static void SL_OF(sl_scale)(const SL_REAL *x, Py_ssize_t n, SL_REAL factor, SL_R
         SL_WRITE(V, to + i, upper);
         SL_WRITE(V, to + i + WIDTH, lower);
     }
-    for (; i < n; i++) to[i] = x[i] * factor;
+    for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(V, to + i, SL_READ(V, x + i) * factor);
+    if (i < n) SL_OF(sl_write_first)(to + i, n - i, SL_OF(sl_read_first)(x + i, n - i, (V){0}) * factor);
+}
+
+/* n logits padded with -inf to whole lines: what is written number by number before a vector of it is read
+   would be waited for. */
+static void SL_OF(sl_padded_copy)(const SL_REAL *x, Py_ssize_t n, SL_REAL *to) {
+    V nothing = SL_OF(sl_all)(-SL_INFINITY);
+    Py_ssize_t i = 0, end = (n + SL_GROUP - 1) / SL_GROUP * SL_GROUP;
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        V upper = SL_READ(V, x + i), lower = SL_READ(V, x + i + WIDTH);
+        SL_WRITE(V, to + i, upper);
+        SL_WRITE(V, to + i + WIDTH, lower);
+    }
+    for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(V, to + i, SL_READ(V, x + i));
+    if (i < n) {
+        SL_WRITE(V, to + i, SL_OF(sl_read_first)(x + i, n - i, nothing));
+        i += WIDTH;
+    }
+    for (; i < end; i += WIDTH) SL_WRITE(V, to + i, nothing);
 }
 
 /* The maximum of m and n numbers, n a multiple of SL_GROUP; NaN may lose. */
@@ -256,7 +275,9 @@ static void SL_OF(sl_subtract)(const SL_REAL *x, Py_ssize_t n, SL_REAL hi, SL_RE
         SL_WRITE(V, to + i, upper);
         SL_WRITE(V, to + i + WIDTH, lower);
     }
-    for (; i < n; i++) to[i] = (x[i] - hi) - lo;
+    for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(V, to + i, (SL_READ(V, x + i) - hi) - lo);
+    if (i < n)
+        SL_OF(sl_write_first)(to + i, n - i, (SL_OF(sl_read_first)(x + i, n - i, (V){0}) - hi) - lo);
 }
 
 #undef V

@@ -51,36 +51,56 @@ EACH(sl_sigmoids, sl_sigmoid)
 EACH(sl_log_sigmoids, sl_log_sigmoid)
 #undef EACH
 
+/* Losses and derivatives take a loop each: with one chain of dependent instructions for all of it, processors
+   see too few elements at a time. In the first one, targets and gradient come closer too, if they are given. */
+static void SL_OF(sl_exponentials)(
+        const SL_REAL *z, Py_ssize_t n, SL_REAL *e, int ahead, const SL_REAL *y, const SL_REAL *grad) {
+    Py_ssize_t i;
+    for (i = 0; i < n; i += WIDTH) {
+        if (ahead) {
+            SL_FETCH(z + i, 0);
+            if (y != NULL) SL_FETCH(y + i, 0);
+            if (grad != NULL) SL_FETCH(grad + i, 1);
+        }
+        SL_WRITE(V, e + i, SL_OF(sl_exp_minus)(SL_READ(V, z + i)));
+    }
+}
+
 /* (1 + e) (a - y) */
 static SL_ALWAYS_INLINE V SL_OF(sl_residual_numerator)(V z, V y, V e) {
     return SL_OF(sl_where_less)(z, SL_OF(sl_all)(0), FMA(1 - y, e, -y), FMA(-y, e, 1 - y));
 }
 
-/* Of the cross-entropy (see sigmoid_bce.pxi) what there is a place for. */
-static void SL_OF(sl_bce)(
-        const SL_REAL *z, const SL_REAL *y, Py_ssize_t n, SL_REAL divisor,
-        SL_REAL *loss, SL_REAL *grad, SL_REAL *hess, int ahead) {
-    V by = SL_OF(sl_all)(divisor), zero = SL_OF(sl_all)(0);
+/* ---- cross-entropy: see sigmoid_bce.pxi ---- */
+
+static void SL_OF(sl_bce_losses)(
+        const SL_REAL *z, const SL_REAL *y, const SL_REAL *e, Py_ssize_t n, SL_REAL *loss) {
+    V zero = SL_OF(sl_all)(0), x, t, against, margin;
     Py_ssize_t i;
     for (i = 0; i < n; i += WIDTH) {
-        V x = SL_READ(V, z + i), t = SL_READ(V, y + i), e = SL_OF(sl_exp_minus)(x);
-        if (ahead) {
-            SL_FETCH(z + i, 0);
-            SL_FETCH(y + i, 0);
-            if (grad != NULL) SL_FETCH(grad + i, 1);
-        }
-        if (loss != NULL) {
-            /* abs(z) times the target's share on the other side; 0 * inf counts as 0, so that an infinite
-               logit on the side of its target costs nothing */
-            V against = SL_OF(sl_where_less)(zero, x, 1 - t, t);
-            V margin = (V)((BITS)(against != zero) & (BITS)(SL_OF(sl_magnitude)(x) * against));
-            SL_WRITE(V, loss + i, margin + SL_OF(sl_log1p_unit)(e));
-        }
-        /* the divisor goes into 1 + e, where it costs no rounding of its own */
-        if (grad != NULL) SL_WRITE(V, grad + i, SL_OF(sl_residual_numerator)(x, t, e) / FMA(by, e, by));
-        if (hess != NULL) SL_WRITE(V, hess + i, e / FMA(e, e + 2, SL_OF(sl_all)(1)));
+        x = SL_READ(V, z + i);
+        t = SL_READ(V, y + i);
+        /* abs(z) times the target's share on the other side; 0 * inf counts as 0, so that an infinite logit
+           on the side of its target costs nothing */
+        against = SL_OF(sl_where_less)(zero, x, 1 - t, t);
+        margin = (V)((BITS)(against != zero) & (BITS)(SL_OF(sl_magnitude)(x) * against));
+        SL_WRITE(V, loss + i, margin + SL_OF(sl_log1p_unit)(SL_READ(V, e + i)));
     }
 }
+
+/* The divisor goes into 1 + e, where it costs no rounding of its own. */
+static void SL_OF(sl_bce_gradients)(
+        const SL_REAL *z, const SL_REAL *y, const SL_REAL *e, Py_ssize_t n, SL_REAL divisor, SL_REAL *grad) {
+    V by = SL_OF(sl_all)(divisor), power;
+    Py_ssize_t i;
+    for (i = 0; i < n; i += WIDTH) {
+        power = SL_READ(V, e + i);
+        SL_WRITE(V, grad + i, SL_OF(sl_residual_numerator)(SL_READ(V, z + i), SL_READ(V, y + i), power)
+                              / FMA(by, power, by));
+    }
+}
+
+/* ---- quadratic cost: see sigmoid_mse.pxi ---- */
 
 /* ab and what its rounding lost, of a + a_lo and b + b_lo */
 static SL_ALWAYS_INLINE V SL_OF(sl_product)(V a, V a_lo, V b, V b_lo, V *lo) {
@@ -89,62 +109,46 @@ static SL_ALWAYS_INLINE V SL_OF(sl_product)(V a, V a_lo, V b, V b_lo, V *lo) {
     return ab;
 }
 
-/* Of the quadratic cost (see sigmoid_mse.pxi) what curvatures are made from too. */
-typedef struct {
-    V e, inverse, inverse_lo, difference, difference_lo;
-} SL_OF(sl_mse_parts);
-
-static SL_ALWAYS_INLINE SL_OF(sl_mse_parts) SL_OF(sl_mse_vector)(V z, V y) {
-    SL_OF(sl_mse_parts) p;
-    V zero = SL_OF(sl_all)(0), one, lost, numerator;
-    p.e = SL_OF(sl_exp_minus)(z);
-    one = 1 + p.e;
-    p.inverse = 1 / one;
-    p.inverse_lo = p.inverse * FMA(-p.inverse, p.e - (one - 1),
-                                   -SL_OF(sl_lost)(p.inverse, one, SL_OF(sl_all)(1)));
-    lost = (1 - (1 - y)) - y;
-    lost = SL_OF(sl_where_less)(z, zero, lost * p.e, lost);
-    numerator = SL_OF(sl_residual_numerator)(z, y, p.e);
-    p.difference = SL_OF(sl_product)(numerator, lost, p.inverse, p.inverse_lo, &p.difference_lo);
-    return p;
-}
-
-static SL_ALWAYS_INLINE V SL_OF(sl_mse_loss)(const SL_OF(sl_mse_parts) *p) {
-    return FMA(SL_OF(sl_all)(0.5) * p->difference, p->difference, p->difference * p->difference_lo);
-}
-
-static SL_ALWAYS_INLINE V SL_OF(sl_mse_grad)(const SL_OF(sl_mse_parts) *p, V scale, V scale_lo) {
-    V a = p->e * p->inverse, lo = FMA(p->e, p->inverse_lo, SL_OF(sl_lost)(p->e, p->inverse, a));
-    V c = SL_OF(sl_product)(a, lo, p->inverse, p->inverse_lo, &lo);
-    /* the divisor before the difference: both may be far below 1 */
-    c = SL_OF(sl_product)(c, lo, scale, scale_lo, &lo);
-    return FMA(c, p->difference, FMA(c, p->difference_lo, lo * p->difference));
-}
-
-/* Losses, and gradient and parts where there is a place for them. `scale` is the divisor's inverse in two
-   numbers; parts are SL_CHUNK numbers each. */
-static void SL_OF(sl_mse)(
-        const SL_REAL *z, const SL_REAL *y, Py_ssize_t n, const SL_REAL *scale,
-        SL_REAL *loss, SL_REAL *grad, SL_REAL *parts, int ahead) {
-    V by = SL_OF(sl_all)(scale[0]), by_lo = SL_OF(sl_all)(scale[1]);
-    SL_OF(sl_mse_parts) p;
+/* Losses, and after e, SL_CHUNK numbers each, the high and low parts of 1 / (1 + e) and of a - y. */
+static void SL_OF(sl_mse_losses)(
+        const SL_REAL *z, const SL_REAL *y, Py_ssize_t n, SL_REAL *parts, SL_REAL *loss) {
+    V zero = SL_OF(sl_all)(0), half = SL_OF(sl_all)(0.5), unity = SL_OF(sl_all)(1);
+    V x, t, e, one, q, q_lo, lost, d, d_lo;
     Py_ssize_t i;
     for (i = 0; i < n; i += WIDTH) {
-        if (ahead) {
-            SL_FETCH(z + i, 0);
-            SL_FETCH(y + i, 0);
-            if (grad != NULL) SL_FETCH(grad + i, 1);
-        }
-        p = SL_OF(sl_mse_vector)(SL_READ(V, z + i), SL_READ(V, y + i));
-        SL_WRITE(V, loss + i, SL_OF(sl_mse_loss)(&p));
-        if (grad != NULL) SL_WRITE(V, grad + i, SL_OF(sl_mse_grad)(&p, by, by_lo));
-        if (parts != NULL) {
-            SL_WRITE(V, parts + i, p.e);
-            SL_WRITE(V, parts + SL_CHUNK + i, p.inverse);
-            SL_WRITE(V, parts + 2 * SL_CHUNK + i, p.inverse_lo);
-            SL_WRITE(V, parts + 3 * SL_CHUNK + i, p.difference);
-            SL_WRITE(V, parts + 4 * SL_CHUNK + i, p.difference_lo);
-        }
+        x = SL_READ(V, z + i);
+        t = SL_READ(V, y + i);
+        e = SL_READ(V, parts + i);
+        one = 1 + e;
+        q = 1 / one;
+        q_lo = q * FMA(-q, e - (one - 1), -SL_OF(sl_lost)(q, one, unity));
+        lost = (1 - (1 - t)) - t;
+        lost = SL_OF(sl_where_less)(x, zero, lost * e, lost);
+        d = SL_OF(sl_product)(SL_OF(sl_residual_numerator)(x, t, e), lost, q, q_lo, &d_lo);
+        SL_WRITE(V, loss + i, FMA(half * d, d, d * d_lo));
+        SL_WRITE(V, parts + SL_CHUNK + i, q);
+        SL_WRITE(V, parts + 2 * SL_CHUNK + i, q_lo);
+        SL_WRITE(V, parts + 3 * SL_CHUNK + i, d);
+        SL_WRITE(V, parts + 4 * SL_CHUNK + i, d_lo);
+    }
+}
+
+/* From these, and the divisor's inverse in two numbers. */
+static void SL_OF(sl_mse_gradients)(
+        const SL_REAL *parts, Py_ssize_t n, SL_REAL scale, SL_REAL scale_lo, SL_REAL *grad) {
+    V by = SL_OF(sl_all)(scale), by_lo = SL_OF(sl_all)(scale_lo), e, q, q_lo, d, a, c, lo;
+    Py_ssize_t i;
+    for (i = 0; i < n; i += WIDTH) {
+        e = SL_READ(V, parts + i);
+        q = SL_READ(V, parts + SL_CHUNK + i);
+        q_lo = SL_READ(V, parts + 2 * SL_CHUNK + i);
+        d = SL_READ(V, parts + 3 * SL_CHUNK + i);
+        a = e * q;
+        lo = FMA(e, q_lo, SL_OF(sl_lost)(e, q, a));
+        c = SL_OF(sl_product)(a, lo, q, q_lo, &lo);
+        /* the divisor before the difference: both may be far below 1 */
+        c = SL_OF(sl_product)(c, lo, by, by_lo, &lo);
+        SL_WRITE(V, grad + i, FMA(c, d, FMA(c, SL_READ(V, parts + 4 * SL_CHUNK + i), lo * d)));
     }
 }
 
