@@ -450,9 +450,11 @@ cdef class Call:
         job.hard = rowwise and np.PyArray_NDIM(self.targets) == ndim - 1
         job.target_max = loss.target_max
         job.has_options = loss.has_options or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
+        job.indexed = job.hard and not loss.in_tiles and not self.want & (
+            WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS | (WANT_HESS if job.has_options else 0))
         # sums of products of either sign lose digits
         job.in_float64 = (loss.in_float64 or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
-                          or (loss.wide_weights and not (job.hard and not job.has_options)))
+                          or (loss.wide_weights and not job.indexed))
         if not self.shapes_fit(job):
             return False
         bind(&job.t, self.targets, element_kind(self.targets), NO_AXIS if job.hard else axis)

@@ -6,7 +6,7 @@
 # uses _logits: indicator_logit
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather kind_of scatter
-# uses _rows: column_maxima load_logits row_exponentials rows_ahead
+# uses _rows: column_maxima load_logits row_exponentials rows_ahead scale_probabilities
 # uses _sums: GROUP NARROW PIECE lane_squares lane_sum maximum_of ordered_sum padded
 
 cdef struct Row:
@@ -82,6 +82,11 @@ cdef void open_row(Row* row, real* s) noexcept nogil:
     row.cached = row.grad != NULL and row.pieces > 1 and row.job.g.kind == kind_of(s[0])
     row.in_place = row.job.g.kind == kind_of(s[0]) and row.job.g.inner == <Py_ssize_t>sizeof(real)
     row.limit = False
+    if row.job.o.from_probabilities:
+        row.m = row.x_target = 0
+        if row.pieces == 1 and place_piece(0, row):
+            load_limited(row, 0, row.n, s)
+        return
     row.m = maximum_of_pieces(row, row.pieces, s)
     if is_positive_infinity(row.m):
         row.limit = True
@@ -102,6 +107,11 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
     cdef const Job* job = row.job
     cdef sl_ahead* next = rows_ahead(
         job, row.x - job.x.data + row.first * job.x.inner, job.k * job.x.inner, &ahead)
+    if job.o.from_probabilities:
+        if row.pieces > 1:
+            load_limited(row, row.first, row.n, s)
+        scale_probabilities(job, padded(row.n), s)
+        return
     if row.pieces > 1:
         source = view_piece(row, s)
     if source != s:

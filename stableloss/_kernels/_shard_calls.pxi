@@ -107,10 +107,11 @@ cdef class ShardCall:
         shard.settings = loss.settings
         if shard.settings.class_weight != NULL:
             shard.settings.class_weight += first
-        shard.indexed = shard.whole.hard and not shard.whole.has_options
+        # a share of the target's probability is for as many classes as all shards have
+        shard.whole.indexed = shard.whole.indexed and loss.settings.label_smoothing == 0
         self.set_job()
         shard.width = piece_width(shard)
-        shard.head = PART_PEAKED_HEAD if shard.quadratic and shard.indexed else PART_HEAD
+        shard.head = PART_PEAKED_HEAD if shard.quadratic and shard.job.indexed else PART_HEAD
         shard.has_maximum = self.maximum is not None
         if shard.has_maximum:
             bind(&shard.maximum, self.maximum, element_kind(self.maximum), NO_AXIS)
@@ -149,7 +150,7 @@ cdef class ShardCall:
 
 
 cdef int piece_width(const Shard* shard) noexcept:
-    if shard.indexed:
+    if shard.job.indexed:
         return INDEX_SQUARES + 2 if shard.quadratic else INDEX_REST + 2
     if shard.quadratic:
         return QUADRATIC_WIDTH

@@ -16,6 +16,10 @@ cdef extern from "sl_columns.h":
     void sl_column_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
     void sl_narrow_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
 
+cdef extern from "sl_targets.h" nogil:
+    void sl_split_sums_f32(const float*, Py_ssize_t, double, double*, double*, double*) noexcept
+    void sl_split_sums_f64(const double*, Py_ssize_t, double, double*, double*, double*) noexcept
+
 
 cdef double FAR = 2.0**-128     # what a sum that float64 does not hold is multiplied by: it is to be divided
 
@@ -260,23 +264,11 @@ cdef inline void column_sums(const real* s, Py_ssize_t k, bint squared, Pairs* s
 
 
 cdef void sum_exponentials(const real* e, Py_ssize_t lines, Split* sums) noexcept nogil:
-    cdef Pairs rest
-    cdef double max_[GROUP]         # whole numbers of UNIT, of which nothing is lost
-    cdef real e_max = unit(e[0])
-    cdef real v, below
-    cdef Py_ssize_t c, j
-    copy_pairs(&sums.rest, &rest)
-    for j in range(GROUP):
-        max_[j] = sums.max.hi[j]
-    for c in range(lines):
-        for j in range(GROUP):
-            v = e[c * GROUP + j]
-            below = v if v < e_max else 0
-            accumulate(v, &rest.hi[j], &rest.lo[j], below)
-            max_[j] += <double>(v - below)
-    copy_pairs(&rest, &sums.rest)
-    for j in range(GROUP):
-        sums.max.hi[j] = max_[j]
+    # those of the maximum are whole numbers of UNIT, of which nothing is lost
+    if real is float:
+        sl_split_sums_f32(e, lines, unit(e[0]), sums.rest.hi, sums.rest.lo, sums.max.hi)
+    else:
+        sl_split_sums_f64(e, lines, unit(e[0]), sums.rest.hi, sums.rest.lo, sums.max.hi)
 
 
 cdef void sum_split(const real* e, const real* v, Py_ssize_t lines, Split* sums) noexcept nogil:

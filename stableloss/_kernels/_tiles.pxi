@@ -129,6 +129,28 @@ cdef Py_ssize_t row_distance(
     return distance if absolute(<double>distance) < absolute(<double>op.inner) else 0
 
 
+cdef void widen_columns(
+    const Operand* op, Py_ssize_t start, int count, Py_ssize_t k, double* s
+) noexcept nogil:
+    """Of contiguous rows of float32, which are transposed as they are."""
+    cdef float narrow[NARROW * GROUP]
+    cdef Py_ssize_t distance = op.stride[0] // <Py_ssize_t>sizeof(float)
+    cdef Py_ssize_t i
+    rows_to_columns(<const float*>op.data + start * distance, distance, count, k, narrow)
+    for i in range(k * GROUP):
+        s[i] = narrow[i]
+
+
+cdef void narrow_columns(
+    const double* s, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k
+) noexcept nogil:
+    cdef float narrow[NARROW * GROUP]
+    cdef Py_ssize_t i
+    for i in range(k * GROUP):
+        narrow[i] = <float>s[i]
+    write_columns(<const float*>narrow, op, start, count, k)
+
+
 cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_t k, real* s) noexcept nogil:
     """s[c, j] = class c of row start + j, of any element type; columns without a row are 0."""
     cdef Py_ssize_t offset[GROUP]
@@ -137,6 +159,8 @@ cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_
     if transposable(op, s[0]):
         distance = op.stride[0] // <Py_ssize_t>sizeof(real)
         rows_to_columns(<const real*>op.data + start * distance, distance, count, k, s)
+    elif real is double and transposable(op, <float>0):
+        widen_columns(op, start, count, k, s)
     else:
         distance = row_distance(op, start, count, offset)
         if distance != 0:
@@ -164,6 +188,9 @@ cdef void write_columns(
             one[j] = 1
         distance = op.stride[0] // <Py_ssize_t>sizeof(real)
         columns_to_rows(s, <const real*>one, count, k, <real*>op.data + start * distance, distance)
+        return
+    if real is double and transposable(op, <float>0):
+        narrow_columns(s, op, start, count, k)
         return
     distance = row_distance(op, start, count, offset)
     if distance != 0:
