@@ -261,15 +261,20 @@ def refuse_denominator(value: Any, divisor: float) -> NoReturn:
     )
 
 
+# the memory of an array that has none for each element
+_ELEMENT = bytes(8)
+
+
 def shaped(shape: Any, dtype: Any = np.float32) -> np.ndarray:
     """An array of a shape that takes no memory, in the place of logits that are not looked at."""
     try:
-        lengths = tuple(operator.index(length) for length in shape)
+        lengths = tuple(map(operator.index, shape))
     except TypeError:
         raise TypeError(f"shape must be that of the logits, a tuple of integers, not {shape!r}") from None
-    if any(length < 0 for length in lengths):
+    if min(lengths, default=0) < 0:
         raise ValueError(f"shape is {shape!r}, which has a negative length")
-    return np.broadcast_to(np.zeros((), dtype), lengths)
+    # in a fifth of the time that np.broadcast_to takes
+    return np.ndarray(lengths, dtype, _ELEMENT, strides=(0,) * len(lengths))
 
 
 def multiply_by_power(array: np.ndarray, exponent: int) -> None:
@@ -396,6 +401,27 @@ def refuse_value(array: np.ndarray, place: tuple[int, ...], name: str, demand: s
     elif name == "target" and value == 255 and np.count_nonzero(array % 255 == 0) == array.size:
         hint = "; pixels of 0 and 255 are passed as np.asarray(targets) / 255"
     raise ValueError(f"{name}{where} is {value}, {demand}{hint}")
+
+
+def refuse_missing(loss: Any, name: str, **given: Any) -> NoReturn:
+    """Raise what Python raises of a function that lacks arguments; `...` stands for those."""
+    missing = [repr(argument) for argument, value in given.items() if value is ...]
+    named = " and ".join(missing) if len(missing) < 3 else f"{', '.join(missing[:-1])}, and {missing[-1]}"
+    name = name if loss is None else f"{type(loss).__name__}.{name}"
+    count = f"{len(missing)} required positional argument{'s' if len(missing) > 1 else ''}"
+    raise TypeError(f"{name}() missing {count}: {named}")
+
+
+def refuse_weights(shape: tuple[int, ...], name: str) -> NoReturn:
+    """Weights of classes or outputs whose shape is not that of one per class."""
+    fix = ""
+    if math.prod(shape) == max(shape, default=0) > 0:
+        fix = f": pass np.ravel({name})"
+    elif not shape:
+        fix = f": for one weight of all pass np.full(k, {name})"
+    elif len(shape) == 2:
+        fix = "; weights of rows are passed as sample_weight, to each call"
+    raise ValueError(f"{name} has shape {shape} where k classes need (k,), one number per class{fix}")
 
 
 def refuse_total(total: float, exponent: int) -> NoReturn:
@@ -533,6 +559,8 @@ def require_option_lengths(loss: Any, logits: np.ndarray) -> None:
         if isinstance(weight, tuple) and len(weight) != outputs and not one:
             fitting = [a for a, n in enumerate(logits.shape) if n == len(weight)]
             hint = _on_axis(loss, fitting[0]) if fitting else ""
+            if len(weight) == 1:
+                hint = f"; for one weight of all pass np.full({outputs}, {weight[0]:g})"
             raise ValueError(
                 f"{name} has length {len(weight)} where logits of shape {logits.shape} need {outputs}{hint}"
             )

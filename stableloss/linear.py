@@ -380,6 +380,9 @@ class _Call:
         with_stats: bool,
     ) -> None:
         self.loss, self.max_memory = head.loss, head.max_memory
+        # A processor takes a hundred times as long for a product with a number below the smallest normal one.
+        # Of such, gradients of confident rows consist, and they add nothing.
+        self.flushing = head.loss._flushing()
         self.layer, self.with_stats = layer, with_stats
         self.arguments = _Arguments(self.loss, layer, arguments, denominator)
         self.arguments.check(self.max_memory)
@@ -484,7 +487,10 @@ class _Call:
             arguments["denominator"] = self.divisor
         if self.with_stats:
             arguments["with_stats"] = True
-        results = self.loss.value_and_grad(z, out=z, **arguments) if self.to else self.loss(z, **arguments)
+        if self.to:
+            results = self.flushing.value_and_grad(z, out=z, **arguments)
+        else:
+            results = self.loss(z, **arguments)
         value = results[0] if isinstance(results, tuple) else results
         if self.with_stats:
             stats = results[-1]
@@ -502,7 +508,7 @@ class _ClassChunks:
 
     def __init__(self, call: _Call, hidden: _Rows, gradients: _Gradients, room: int) -> None:
         self.call, self.hidden, self.gradients = call, hidden, gradients
-        self.layer, self.loss = call.layer, cast(_Softmax, call.loss)
+        self.layer, self.loss = call.layer, cast(_Softmax, call.flushing)
         self.columns = self.loss.partial(np.zeros((1, 1)), [0], 0, self.layer.k).array.shape[1]
         # as few chunks as leave room for many rows
         self.size, self.rows = PIECE, 1
@@ -614,7 +620,8 @@ class LinearLoss:
         grads.weight = G.T @ hidden     (rows as one dimension)
         grads.bias   = sum of G over the rows
 
-    Neither logits nor G exist but for as many rows at a time as go into `max_memory` bytes. That is what
+    Neither logits nor G exist but for as many rows at a time as go into `max_memory` bytes, and entries of G
+    below the smallest normal number count as 0. That is what
     the last layer of a language model, an extreme classifier or a recommender needs, whose logits are much
     larger than all its inputs.
 

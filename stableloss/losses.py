@@ -528,6 +528,12 @@ class _Loss(kernels.Loss):
     def __hash__(self) -> int:
         return hash((type(self), *self._changed().items()))
 
+    def _flushing(self) -> Any:
+        """The same loss, but with 0 for results below the smallest normal number."""
+        loss = _rebuild(type(self), self._changed())
+        loss._flush_subnormals()
+        return loss
+
     def __reduce__(self) -> tuple[Any, ...]:
         extra = dict(getattr(self, "__dict__", {}))
         for name in _slotnames(type(self)):  # of a subclass

@@ -697,6 +697,162 @@ def garbage():
     print(count)
 
 
+# ---- references -----------------------------------------------------------------------------------
+
+
+def reference_calls():
+    """Every entry, with every way in which an array becomes an argument or holds a result; each returns
+    its arguments and results that are objects of its own."""
+    x = np.linspace(-2, 2, 12, dtype=np.float32).reshape(4, 3)
+    index, soft, hard = np.arange(4) % 3, np.full((4, 3), 1 / 3, np.float32), np.eye(4, 3)
+    over, weight, mask = soft + 2**-20, np.arange(4) + 1.0, np.arange(4) % 2 == 0
+    whole, integers, v = np.zeros((4, 3), np.int64), np.arange(12).reshape(4, 3), np.ones((4, 3))
+    unaligned = np.zeros(97, np.uint8)[1:].view(np.float64).reshape(4, 3)
+    some = {"sample_weight": weight, "mask": mask}
+    for loss in (*LOSSES, sl.SoftmaxCE(reduction="none"), sl.SigmoidBCE(reduction="none", ignore_index=0)):
+        for targets in (index, soft) if loss._rowwise else (soft, hard):
+            out, hess, p = np.empty((3, 4, 3), np.float32)
+            wide = np.empty((4, 3))
+            arrays = x, targets, weight, mask, out, hess, p, wide, unaligned, integers, v
+            yield arrays, lambda a=loss, t=targets: a(x, t, **some)
+            yield arrays, lambda a=loss, t=targets, p=p: a(x, t, with_stats=True, probabilities=p)
+            yield arrays, lambda a=loss, t=targets: a.value_and_grad(x, t, denominator=2.0)
+            yield arrays, lambda a=loss, t=targets, o=out: a.value_and_grad(x, t, out=o, with_stats=True)
+            yield arrays, lambda a=loss, t=targets: a.value_and_grad(integers, t, out=unaligned, mask=mask)
+            yield arrays, lambda a=loss, t=targets, w=wide: a.value_and_grad(w, t, out=w)
+            yield arrays, lambda a=loss, t=targets: a.divisor(x.shape, t, **some)
+            yield arrays, lambda a=loss, t=targets: a.grad_and_hess(x, t)
+            yield arrays, lambda a=loss, t=targets, o=out, h=hess: a.grad_and_hess(x, t, out=(o, h), **some)
+            yield arrays, lambda a=loss, t=targets, o=out: a.hessian_vector_product(x, t, v, out=o)
+            yield arrays, lambda a=loss, t=targets: a.value_and_grad(x, t[:3])
+            yield arrays, lambda a=loss, t=targets, o=out: a.value_and_grad(x, t - 9, out=o)
+            if hasattr(loss, "target_grad"):
+                yield arrays, lambda a=loss, t=targets, o=out: a.target_grad(x, t, out=o)
+    for loss in ROWWISE:
+        for targets in (index, soft, over):
+            maximum, out = x.max(axis=1), np.empty((4, 2), np.float32)
+
+            def sharded(loss=loss, t=targets, maximum=maximum, out=out):
+                own = (t[:, :2], t[:, 2:]) if t.ndim > 1 else (t, t)
+                one = loss.partial(x[:, :2], own[0], 0, 3, maximum=maximum, sample_weight=weight)
+                other = loss.partial(x[:, 2:], own[1], 2, 3, maximum=maximum, sample_weight=weight)
+                both = sl.merge([one, other])
+                return loss.finish(one, both, out=out), loss.finish(other, both)
+
+            yield (x, targets, maximum, weight, out), sharded
+    out, row = np.empty((4, 3), np.float32), np.empty(4, np.float32)
+    for activation in ACTIVATIONS:
+        to = row if activation is sl.logsumexp else out
+        yield (x, to), lambda a=activation: a(x)
+        yield (x, to), lambda a=activation, o=to: a(x, out=o)
+        yield (integers,), lambda a=activation: a(integers)
+        yield (x, whole), lambda a=activation: a(x, out=whole)
+    yield (unaligned,), lambda: sl.softmax(unaligned, out=unaligned)
+
+
+def objects_of(result):
+    """The arrays of a result."""
+    if isinstance(result, np.ndarray):
+        return [result]
+    return [array for item in result for array in objects_of(item)] if isinstance(result, tuple) else []
+
+
+def test_references_stay_as_they_were():
+    """However often anything is called, refused or not; a result belongs to the caller alone."""
+
+    def outcome(call):
+        try:
+            return call()
+        except (ValueError, TypeError) as error:
+            return type(error)
+
+    for number, (arrays, call) in enumerate(reference_calls()):
+        fresh = [array for array in objects_of(outcome(call)) if not any(array is other for other in arrays)]
+        while fresh:
+            array = fresh.pop()
+            assert sys.getrefcount(array) == 2, number
+        shared = (*arrays, None, True, type(arrays[0]), arrays[0].dtype)
+        before = [sys.getrefcount(value) for value in shared]
+        for _ in range(1000):
+            outcome(call)
+        after = [sys.getrefcount(value) for value in shared]
+        change = np.subtract(after, before)
+        assert not change[: len(arrays)].any(), (number, change)
+        # of what all share, numpy and the interpreter keep a few
+        assert abs(change).max() < 100, (number, change)
+
+
+# ---- missing arguments ----------------------------------------------------------------------------
+
+MISSING = {
+    "value": (lambda: sl.softmax_ce([[1.0, 2.0]]), "SoftmaxCE.__call__() missing 1", "'targets'"),
+    "none": (lambda: sl.sigmoid_bce(), "SigmoidBCE.__call__() missing 2", "'logits' and 'targets'"),
+    "keyword": (lambda: sl.sigmoid_bce(targets=[1.0]), "SigmoidBCE.__call__() missing 1", "'logits'"),
+    "gradient": (
+        lambda: sl.softmax_mse.value_and_grad([[1.0, 2.0]], out=None),
+        "SoftmaxMSE.value_and_grad() missing 1",
+        "'targets'",
+    ),
+    "divisor": (lambda: sl.sigmoid_mse.divisor((3,)), "SigmoidMSE.divisor() missing 1", "'targets'"),
+    "hessian": (
+        lambda: sl.softmax_ce.grad_and_hess(),
+        "SoftmaxCE.grad_and_hess() missing 2",
+        "'logits' and 'targets'",
+    ),
+    "product": (
+        lambda: sl.softmax_ce.hessian_vector_product([[1.0, 2.0]]),
+        "SoftmaxCE.hessian_vector_product() missing 2",
+        "'targets' and 'v'",
+    ),
+    "target_grad": (
+        lambda: sl.sigmoid_bce.target_grad([1.0]),
+        "SigmoidBCE.target_grad() missing 1",
+        "'targets'",
+    ),
+    "partial": (
+        lambda: sl.softmax_ce.partial([[1.0]]),
+        "SoftmaxCE.partial() missing 3",
+        "'targets', 'first_class', and 'n_classes'",
+    ),
+    "finish": (lambda: sl.softmax_ce.finish(), "SoftmaxCE.finish() missing 2", "'part' and 'whole'"),
+    **{
+        activation.__name__: (lambda f=activation: f(), f"{activation.__name__}() missing 1", "'x'")
+        for activation in ACTIVATIONS
+    },
+}
+
+
+@pytest.mark.parametrize("case", MISSING.values(), ids=MISSING)
+def test_missing_arguments_are_named(case):
+    call, start, names = case
+    with pytest.raises(TypeError) as caught:
+        call()
+    plural = "s" if "and" in names else ""
+    assert str(caught.value) == f"{start} required positional argument{plural}: {names}"
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (
+            [[1.0], [2.0]],
+            r"has shape \(2, 1\) where k classes need \(k,\), .*: pass np.ravel\(class_weight\)$",
+        ),
+        (1.0, r"has shape \(\) where .*: for one weight of all pass np.full\(k, class_weight\)$"),
+        (np.ones((2, 3)), r"has shape \(2, 3\) where .* are passed as sample_weight, to each call$"),
+        ([], r"has shape \(0,\) where k classes need \(k,\), one number per class$"),
+    ],
+)
+def test_weights_of_classes_of_another_shape(weight, message):
+    for make in (sl.SoftmaxCE, sl.SigmoidBCE):
+        with pytest.raises(ValueError, match=f"class_weight {message}"):
+            make(class_weight=weight)
+    with pytest.raises(
+        ValueError, match=r"length 1 where .* need 3; for one weight of all pass np.full\(3, 2\)"
+    ):
+        sl.SoftmaxCE(class_weight=[2.0])(np.zeros((2, 3)), [0, 1])
+
+
 def test_garbage_for_private_entries(tmp_path):
     assert int(run(tmp_path, garbage)) > 10_000
 

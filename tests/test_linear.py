@@ -913,6 +913,19 @@ def test_confident_predictions_keep_their_digits(margin):
     assert np.median(row_errors(grads.weight, exact.weight)) <= 1e-5
 
 
+@pytest.mark.parametrize("k", [5, 5000])
+@pytest.mark.parametrize("loss", [sl.softmax_ce, sl.softmax_mse, sl.SoftmaxCE(z_loss=1e-3)], ids=str)
+def test_subnormal_gradients_count_as_0(loss, k):
+    """Products with them would take a hundred times as long."""
+    logits = np.full((1, k), -200, np.float32)
+    logits[0, :4] = 100, 0, 12, 20
+    whole = loss.value_and_grad(logits, [1])[1]
+    assert np.any((whole != 0) & (abs(whole) < np.finfo(np.float32).smallest_normal))
+    grad = sl.LinearLoss(loss, 1).value_and_grad(np.ones((1, 1), np.float32), logits.T, [1])[1].weight.T
+    np.testing.assert_array_equal(grad, np.where(abs(whole) < np.finfo(np.float32).smallest_normal, 0, whole))
+    np.testing.assert_array_equal(loss.value_and_grad(logits, [1])[1], whole)
+
+
 def test_classes_in_chunks(rng):
     """By their real numbers: as exact as rows in chunks, within the memory, and by the classes indeed."""
     n, d, k = 300, 16, 40000

@@ -817,6 +817,49 @@ def test_hessian_vector_product_solves_for_newton(stem):
 # ---- refusals ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("k", [3, 200, 5000])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        sl.softmax_ce,
+        sl.SoftmaxCE(focal_gamma=2, z_loss=0.1),
+        sl.SoftmaxCE(softcap=30, label_smoothing=0.1),
+        sl.softmax_mse,
+        sl.sigmoid_bce,
+        sl.sigmoid_mse,
+    ],
+    ids=str,
+)
+def test_hessian_vector_product_is_linear_up_to_the_largest_number(loss, k):
+    rng = generator("linear", k)
+    logits, v = rng.normal(size=(40, k)), rng.uniform(-1, 1, (40, k))
+    targets = targets_for(loss._stem, rng.integers(k, size=40), k)
+    product = loss.hessian_vector_product(logits, targets, v)
+    for power in (590, 620, 800, 1023):
+        scaled = loss.hessian_vector_product(logits, targets, v * 2.0**power)
+        assert_same_bits(scaled, product * 2.0**power)
+    # one large row leaves the others as they are
+    v[7] *= 2.0**1000
+    mixed = loss.hessian_vector_product(logits, targets, v)
+    assert_same_bits(mixed[7], product[7] * 2.0**1000)
+    assert_same_bits(np.delete(mixed, 7, 0), np.delete(product, 7, 0))
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_focal_exponent_of_probabilities(target):
+    """A rounding of gamma log p would be 32 ulp of the power here."""
+    rng = generator("focal exponent", target)
+    y_hat = 2.0 ** rng.uniform(-20, -15, 500)
+    inputs = y_hat, np.full(500, target)
+    options = {"focal_gamma": (2, 3), "from_probabilities": True}
+    exact = oracle.sigmoid_bce_options(*inputs, reduction="none", **options)
+    loss = sl.SigmoidBCE(reduction="none", **options)
+    for result, name in zip(
+        (loss(*inputs), *loss.grad_and_hess(*inputs)), ("loss", "grad", "hess"), strict=True
+    ):
+        assert_exact(name, result, getattr(exact, name), np.dtype(float))
+
+
 def refused_at_construction():
     """Class, option, value; what the message must name besides the option."""
     both, softmax, sigmoid = (sl.SoftmaxCE, sl.SigmoidBCE), (sl.SoftmaxCE,), (sl.SigmoidBCE,)

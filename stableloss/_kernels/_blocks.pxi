@@ -34,6 +34,7 @@ cdef extern from "sl_platform.h":
         pass
     sl_environment sl_default_environment() noexcept nogil
     void sl_restore_environment(sl_environment) noexcept nogil
+    void sl_flush_subnormals() noexcept nogil
 
 cdef enum:
     RELEASE_GIL = 2048      # logits below which dropping the GIL costs more than it gives
@@ -157,10 +158,14 @@ cdef void run_rows(const void* context, Py_ssize_t block, void* scratch, Sum* pa
     cdef const Job* job = task.job
     cdef Py_ssize_t start = block * job.block
     cdef Py_ssize_t stop = min(start + job.block, job.n)
+    if job.o.flushes:
+        sl_flush_subnormals()
     if job.in_float64 or job.x.kind == np.NPY_DOUBLE:
         task.kernel.double(job, start, stop, part, <double*>scratch)
     else:
         task.kernel.single(job, start, stop, part, <float*>scratch)
+    if job.o.flushes:
+        sl_default_environment()
 
 
 cdef bint rows_in_order(const Job* job, const Operand* op) noexcept:

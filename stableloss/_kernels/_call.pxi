@@ -10,17 +10,20 @@
 # uses _checks: find_divisor in_range largest_exponent mark_counted targets_in_range weights_in_range
 # uses _job: Job open_job
 # uses _loss: Loss bounded_axis
-# uses _operand: NO_AXIS Operand bind bind_weights disjoint element_kind empty_like empty_per_row gather
-# uses _operand: is_floating load_flat one_per_row prefix_of_rows row_offsets same_memory same_shape
+# uses _math: PyArrayObject PyObject Py_INCREF Py_XDECREF
+# uses _operand: NO_AXIS Operand PyArray_BYTES PyArray_DIMS PyArray_ISALIGNED PyArray_ISNOTSWAPPED
+# uses _operand: PyArray_ISWRITEABLE PyArray_ITEMSIZE PyArray_NDIM PyArray_SIZE PyArray_TYPE bind bind_weights
+# uses _operand: disjoint element_kind empty_like empty_per_row gather is_floating load_flat one_per_row
+# uses _operand: prefix_of_rows row_offsets same_memory same_shape
 # uses _options: ORDINARY_DIVISOR ORDINARY_DOUBLE ORDINARY_SINGLE REDUCE_MEAN REDUCE_NONE Settings WANT_GRAD
-# uses _options: WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS
+# uses _options: WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _sums: Sum quotient
 # uses _weights: drops_by_class frexp ldexp load_weights
 
 from stableloss._arrays import (
     Stats, index, mask_array, multiply_by_power, over_axes, place_of, real_array, refuse_axis,
-    refuse_denominator, refuse_shapes, refuse_total, refuse_value, require_denominator, require_out,
-    rounded_to_bounds, shaped, sign_hint, without_labels,
+    refuse_denominator, refuse_missing, refuse_shapes, refuse_total, refuse_value, refuse_weights,
+    require_denominator, require_out, rounded_to_bounds, shaped, sign_hint, without_labels,
 )
 
 cdef extern from "Python.h":
@@ -74,22 +77,22 @@ cdef np.ndarray listed_numbers(object value):
 
 cdef np.ndarray readable(object value, str name):
     """A plain array of real numbers that the kernels can read."""
-    cdef np.ndarray array = None
-    if np.PyArray_CheckExact(value):
-        if element_kind(value) >= 0:
-            return value
-    elif type(value) is list or type(value) is tuple:
+    cdef np.ndarray array
+    if np.PyArray_CheckExact(value) and element_kind(<PyArrayObject*>value) >= 0:
+        return <np.ndarray>value
+    array = None
+    if type(value) is list or type(value) is tuple:
         array = listed_numbers(value)
     elif np.PyArray_IsAnyScalar(value):
         array = np.PyArray_FROM_O(value)
-    if array is not None and element_kind(array) >= 0:
+    if array is not None and element_kind(<PyArrayObject*>array) >= 0:
         return array
     return real_array(value, name)
 
 
 cdef np.ndarray floating(np.ndarray array):
     """The same as floating point: integers and bool as float64, in the memory order that they have."""
-    return array if is_floating(element_kind(array)) else array.astype("d")
+    return array if is_floating(element_kind(<PyArrayObject*>array)) else array.astype("d")
 
 
 def weights(str name, value):
@@ -100,11 +103,11 @@ def weights(str name, value):
     cdef np.npy_intp length = np.PyArray_SIZE(array)
     cdef Py_ssize_t place
     if np.PyArray_NDIM(array) != 1 or length == 0:
-        raise ValueError(f"{name} has shape {(<object>array).shape}, not one number per class")
+        refuse_weights((<object>array).shape, name)
     numbers = np.PyArray_EMPTY(1, &length, np.NPY_DOUBLE, 0)
-    bind(&op, array, element_kind(array), NO_AXIS)
+    bind(&op, <PyArrayObject*>array, element_kind(<PyArrayObject*>array), NO_AXIS)
     load_flat(&op, 0, length, <double*>np.PyArray_DATA(numbers))
-    bind(&op, numbers, np.NPY_DOUBLE, NO_AXIS)
+    bind(&op, <PyArrayObject*>numbers, np.NPY_DOUBLE, NO_AXIS)
     if not in_range(&op, length, DOUBLE_MAX, False):
         place = 0
         while in_range(&op, place + 1, DOUBLE_MAX, False):
@@ -114,7 +117,7 @@ def weights(str name, value):
 
 
 cdef np.ndarray readable_mask(object value):
-    if np.PyArray_CheckExact(value) and element_kind(value) == np.NPY_BOOL:
+    if np.PyArray_CheckExact(value) and element_kind(<PyArrayObject*>value) == np.NPY_BOOL:
         return value
     return mask_array(value)
 
@@ -123,9 +126,9 @@ cdef int axis_of(object axis) except -9999:
     return bounded_axis(axis if type(axis) is int else index("axis", axis))
 
 
-cdef inline int counted_axis(np.ndarray array, int axis) noexcept:
+cdef inline int counted_axis(PyArrayObject* array, int axis) noexcept:
     """An axis counted from the first; NO_AXIS or beyond where the array does not have it."""
-    cdef int ndim = np.PyArray_NDIM(array)
+    cdef int ndim = PyArray_NDIM(array)
     if axis < 0:
         axis += ndim
     return axis if 0 <= axis < ndim else NO_AXIS
@@ -133,38 +136,51 @@ cdef inline int counted_axis(np.ndarray array, int axis) noexcept:
 
 # ---- results --------------------------------------------------------------------------------------
 
-cdef bint wider(np.ndarray out, np.ndarray x) noexcept:
+cdef bint wider(PyArrayObject* out, PyArrayObject* x) noexcept:
     """Whether out can take unrounded what is computed of half-precision logits."""
-    cdef int kind = np.PyArray_TYPE(out)
-    return (kind == np.NPY_FLOAT or kind == np.NPY_DOUBLE) and np.PyArray_ITEMSIZE(x) == 2
+    cdef int kind = PyArray_TYPE(out)
+    return (kind == np.NPY_FLOAT or kind == np.NPY_DOUBLE) and PyArray_ITEMSIZE(x) == 2
 
 
-cdef bint writable_like(np.ndarray out, np.ndarray x) noexcept:
-    return (np.PyArray_TYPE(out) == np.PyArray_TYPE(x) and np.PyArray_ISWRITEABLE(out)
-            and np.PyArray_ISNOTSWAPPED(out))
+cdef bint writable_like(PyArrayObject* out, PyArrayObject* x) noexcept:
+    return (PyArray_TYPE(out) == PyArray_TYPE(x) and PyArray_ISWRITEABLE(out)
+            and PyArray_ISNOTSWAPPED(out))
 
 
-cdef np.ndarray plain_output(object out, np.ndarray x, str name):
-    """`out` as a plain array of the type and shape of x; None where it is."""
-    if out is None or (np.PyArray_CheckExact(out) and writable_like(out, x) and same_shape(out, x)):
-        return out
-    return require_out(out, (<object>x).shape, x.dtype, name, True)
+cdef np.ndarray plain_output(object out, PyArrayObject* x, str name):
+    """`out` as a plain array of the type and shape of x."""
+    cdef PyArrayObject* plain = <PyArrayObject*>out
+    if np.PyArray_CheckExact(out) and writable_like(plain, x) and same_shape(plain, x):
+        return <np.ndarray>out
+    return require_out(out, (<object>x).shape, (<object>x).dtype, name, True)
 
 
-cdef object returned(np.ndarray result):
+cdef object returned(PyArrayObject* result):
     """A result as numpy returns it: a scalar where it has no dimension."""
-    return result if np.PyArray_NDIM(result) else result[()]
+    return <object>result if PyArray_NDIM(result) else (<object>result)[()]
 
 
-cdef object delivered(object out, np.ndarray result):
+cdef object delivered(object out, PyArrayObject* result):
     """`out`, which is to hold a result; the result itself, where it is None."""
     cdef np.ndarray plain
-    if out is None or out is result:
-        return result
+    if out is None or <PyArrayObject*>out == result:
+        return <object>result
     plain = np.PyArray_FROM_OF(out, np.NPY_ARRAY_ENSUREARRAY)
-    if not same_memory(plain, result):
-        np.PyArray_CopyInto(plain, result)
+    if not same_memory(<PyArrayObject*>plain, result):
+        np.PyArray_CopyInto(plain, <np.ndarray>result)
     return out
+
+
+cdef object object_of(PyArrayObject* array):
+    return None if array == NULL else <object>array
+
+
+cdef void keep(PyArrayObject** place, np.ndarray array) noexcept:
+    """Own an array in the place of the one that was there, if any."""
+    cdef PyArrayObject* before = place[0]
+    Py_INCREF(array)
+    place[0] = <PyArrayObject*>array
+    Py_XDECREF(<PyObject*>before)
 
 
 # ---- statistics -----------------------------------------------------------------------------------
@@ -294,23 +310,24 @@ cdef class Call:
     cdef sl_environment environment     # the caller's
     cdef Loss loss
     cdef int want
+    cdef bint in_shards             # the rows are those of all classes, of which a shard has some
     cdef int axis
     cdef bint integer_logits
     cdef double divisor             # -1: the reduction's; 0: nothing is to count
-    cdef object denominator
     cdef double value               # the loss, where it is reduced
-    cdef np.ndarray logits
-    cdef np.ndarray targets
-    cdef np.ndarray weight
-    cdef np.ndarray mask
-    cdef np.ndarray vector
-    cdef np.ndarray grad            # or what else has its shape
-    cdef np.ndarray hess
-    cdef np.ndarray probabilities
-    cdef np.ndarray losses
-    cdef np.ndarray predicted
-    cdef np.ndarray lse
-    cdef np.ndarray entropy
+    # each owned (see `keep`), or NULL
+    cdef PyArrayObject* logits
+    cdef PyArrayObject* targets
+    cdef PyArrayObject* weight
+    cdef PyArrayObject* mask
+    cdef PyArrayObject* vector
+    cdef PyArrayObject* grad        # or what else has its shape
+    cdef PyArrayObject* hess
+    cdef PyArrayObject* probabilities
+    cdef PyArrayObject* losses
+    cdef PyArrayObject* predicted
+    cdef PyArrayObject* lse
+    cdef PyArrayObject* entropy
     cdef Py_ssize_t correct
     cdef bint rounded               # whether targets were, to their bounds
     cdef int missing                # power of two by which the results are divided in the end
@@ -320,10 +337,21 @@ cdef class Call:
 
     def __dealloc__(self):
         sl_restore_environment(self.environment)
+        Py_XDECREF(<PyObject*>self.logits)
+        Py_XDECREF(<PyObject*>self.targets)
+        Py_XDECREF(<PyObject*>self.weight)
+        Py_XDECREF(<PyObject*>self.mask)
+        Py_XDECREF(<PyObject*>self.vector)
+        Py_XDECREF(<PyObject*>self.grad)
+        Py_XDECREF(<PyObject*>self.hess)
+        Py_XDECREF(<PyObject*>self.probabilities)
+        Py_XDECREF(<PyObject*>self.losses)
+        Py_XDECREF(<PyObject*>self.predicted)
+        Py_XDECREF(<PyObject*>self.lse)
+        Py_XDECREF(<PyObject*>self.entropy)
 
     cdef int set_divisor(self, object denominator) except -1:
         self.divisor = -1
-        self.denominator = denominator
         if denominator is None:
             return 0
         self.divisor = python_number(denominator)
@@ -332,65 +360,73 @@ cdef class Call:
         return 0
 
     cdef int convert(self, object logits, object targets, object weight, object mask) except -1:
-        self.logits = readable(logits, "logits")
+        keep(&self.logits, readable(logits, "logits"))
         self.integer_logits = not is_floating(element_kind(self.logits))
-        self.logits = floating(self.logits)
-        self.targets = readable(targets, "targets")
+        if self.integer_logits:
+            keep(&self.logits, floating(<np.ndarray>self.logits))
+        keep(&self.targets, readable(targets, "targets"))
         if weight is not None:
-            self.weight = readable(weight, "sample_weight")
+            keep(&self.weight, readable(weight, "sample_weight"))
         if mask is not None:
-            self.mask = readable_mask(mask)
+            keep(&self.mask, readable_mask(mask))
         if self.loss.masked_labels is not None and not (
-                self.loss.rowwise and np.PyArray_NDIM(self.targets) == np.PyArray_NDIM(self.logits)):
-            self.mask = without_labels(self.loss, self.targets, self.mask)
+                self.loss.rowwise and PyArray_NDIM(self.targets) == PyArray_NDIM(self.logits)):
+            keep(&self.mask, without_labels(self.loss, <object>self.targets, object_of(self.mask)))
         return 0
 
     # Nothing below runs Python before the kernel has returned, but what raises an error, and handlers of
     # signals.
 
-    cdef np.ndarray memory_for(self, np.ndarray out, bint over_logits):
-        """Where the kernel writes a result: to `out`, or to memory of its own where that would disturb an
-        input."""
-        if out is None:
-            return empty_like(self.logits)
-        if (np.PyArray_ISALIGNED(out) and disjoint(out, self.targets)
+    cdef bint may_write(self, PyArrayObject* out, bint over_logits) noexcept:
+        """Whether the kernel disturbs no input where it writes a result to `out`."""
+        return (PyArray_ISALIGNED(out) and disjoint(out, self.targets)
                 and (disjoint(out, self.logits) or (over_logits and same_memory(out, self.logits)))
-                and (self.weight is None or disjoint(out, self.weight))
-                and (self.mask is None or disjoint(out, self.mask))
-                and (self.vector is None or disjoint(out, self.vector))):
-            return out
-        return empty_like(out)
+                and (self.weight == NULL or disjoint(out, self.weight))
+                and (self.mask == NULL or disjoint(out, self.mask))
+                and (self.vector == NULL or disjoint(out, self.vector)))
 
-    cdef int allocate(self) except -1:
-        cdef int value_kind = np.NPY_DOUBLE if np.PyArray_TYPE(self.logits) == np.NPY_DOUBLE else np.NPY_FLOAT
-        cdef int row_axis = self.axis if self.loss.rowwise else NO_AXIS
-        if self.want & (WANT_GRAD | WANT_PRODUCT | WANT_TARGET_GRAD):
-            self.grad = self.memory_for(self.grad, True)
-        if self.want & WANT_HESS:
-            # the Hessian of a row is written before the gradient is computed
-            self.hess = self.memory_for(self.hess, not self.loss.rowwise)
-        if self.probabilities is not None:
-            self.probabilities = self.memory_for(self.probabilities, False)
-        if self.want & WANT_LOSS and self.loss.reduction == REDUCE_NONE:
-            self.losses = empty_per_row(self.logits, row_axis, value_kind)
-        if self.want & WANT_STATS:
-            self.predicted = empty_per_row(
-                self.logits, row_axis, np.NPY_INT64 if self.loss.rowwise else np.NPY_BOOL)
-            self.lse = empty_per_row(self.logits, row_axis, value_kind)
-            self.entropy = empty_per_row(self.logits, row_axis, value_kind)
+    cdef int place(self, PyArrayObject** result, bint over_logits) except -1:
+        """Let the kernel write a result to memory of its own where it may not to the caller's, or there is
+        none."""
+        if result[0] == NULL:
+            keep(result, empty_like(self.logits))
+        elif not self.may_write(result[0], over_logits):
+            keep(result, empty_like(result[0]))
         return 0
 
-    cdef bint weights_fit(self, np.ndarray weight) noexcept:
+    cdef int place_values(self, PyArrayObject** result, int kind) except -1:
+        """Likewise what has a number for each row or, for a loss by element, for each element."""
+        keep(result, empty_per_row(self.logits, self.axis if self.loss.rowwise else NO_AXIS, kind))
+        return 0
+
+    cdef int allocate(self) except -1:
+        cdef int value_kind = np.NPY_DOUBLE if PyArray_TYPE(self.logits) == np.NPY_DOUBLE else np.NPY_FLOAT
+        if self.want & (WANT_GRAD | WANT_PRODUCT | WANT_TARGET_GRAD):
+            self.place(&self.grad, True)
+        if self.want & WANT_HESS:
+            # the Hessian of a row is written before the gradient is computed
+            self.place(&self.hess, not self.loss.rowwise)
+        if self.probabilities != NULL:
+            self.place(&self.probabilities, False)
+        if self.want & WANT_LOSS and self.loss.reduction == REDUCE_NONE:
+            self.place_values(&self.losses, value_kind)
+        if self.want & WANT_STATS:
+            self.place_values(&self.predicted, np.NPY_INT64 if self.loss.rowwise else np.NPY_BOOL)
+            self.place_values(&self.lse, value_kind)
+            self.place_values(&self.entropy, value_kind)
+        return 0
+
+    cdef bint weights_fit(self, PyArrayObject* weight) noexcept:
         """Whether weights or a mask have a number for each row or, for a loss by element, for each
         element."""
-        return (weight is None or prefix_of_rows(weight, self.logits, self.axis)
+        return (weight == NULL or prefix_of_rows(weight, self.logits, self.axis)
                 or one_per_row(weight, self.logits, self.axis)
                 or (not self.loss.rowwise and same_shape(weight, self.logits)))
 
-    cdef bint output_fits(self, np.ndarray out) noexcept:
-        return out is None or (same_shape(out, self.logits) and (
+    cdef bint output_fits(self, PyArrayObject* out) noexcept:
+        return out == NULL or (same_shape(out, self.logits) and (
             writable_like(out, self.logits)
-            or (wider(out, self.logits) and np.PyArray_ISWRITEABLE(out) and np.PyArray_ISNOTSWAPPED(out))))
+            or (wider(out, self.logits) and PyArray_ISWRITEABLE(out) and PyArray_ISNOTSWAPPED(out))))
 
     cdef bint shapes_fit(self, const Job* job) noexcept:
         cdef const Settings* o = job.o
@@ -401,7 +437,7 @@ cdef class Call:
             return False
         if not (self.weights_fit(self.weight) and self.weights_fit(self.mask)):
             return False
-        if self.vector is not None and not same_shape(self.vector, self.logits):
+        if self.vector != NULL and not same_shape(self.vector, self.logits):
             return False
         if not (self.output_fits(self.grad) and self.output_fits(self.hess)
                 and self.output_fits(self.probabilities)):
@@ -412,59 +448,73 @@ cdef class Call:
     cdef bint outputs_fit(self, const Job* job, Py_ssize_t weights) noexcept:
         """A number for each class or output, or the one output of logits without an axis of outputs."""
         return weights == job.outputs or (
-            weights == 1 and not self.loss.rowwise and np.PyArray_NDIM(self.logits) == 1)
+            weights == 1 and not self.loss.rowwise and PyArray_NDIM(self.logits) == 1)
 
     cdef void bind_results(self, Job* job, int axis) noexcept:
-        if self.grad is not None:
+        if self.grad != NULL:
             bind(&job.g, self.grad, element_kind(self.grad), axis)
-        if self.hess is not None:
+        if self.hess != NULL:
             bind(&job.h, self.hess, element_kind(self.hess), axis)
-        if self.probabilities is not None:
+        if self.probabilities != NULL:
             job.wants_probabilities = True
             bind(&job.p, self.probabilities, element_kind(self.probabilities), axis)
-        if self.losses is not None:
-            job.loss = np.PyArray_BYTES(self.losses)
-        if self.predicted is not None:
-            job.predicted = np.PyArray_BYTES(self.predicted)
-            job.lse = np.PyArray_BYTES(self.lse)
-            job.entropy = np.PyArray_BYTES(self.entropy)
+        if self.losses != NULL:
+            job.loss = PyArray_BYTES(self.losses)
+        if self.predicted != NULL:
+            job.predicted = PyArray_BYTES(self.predicted)
+            job.lse = PyArray_BYTES(self.lse)
+            job.entropy = PyArray_BYTES(self.entropy)
+
+    cdef void choose_way(self, Job* job) noexcept:
+        """Whether rows have to go through tiles, in which type, and where logits are scaled."""
+        cdef Loss loss = self.loss
+        cdef int values = WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS
+        job.has_options = loss.has_options or self.want & values != 0
+        job.indexed = job.hard and not loss.in_tiles and not self.want & (
+            values | (WANT_HESS if job.has_options else 0))
+        # the share that label smoothing gives to a class is known to the whole of them
+        job.indexed = job.indexed and not (self.in_shards and loss.settings.label_smoothing != 0)
+        if loss.scales_exponents and job.indexed and not self.want & WANT_HESS:
+            job.exponent_scale = loss.settings.logit_scale
+        else:
+            job.logit_scale = loss.settings.logit_scale
+            job.has_options = job.has_options or job.logit_scale != 1
+            job.indexed = job.indexed and job.logit_scale == 1
+        # sums of products of either sign lose digits
+        job.in_float64 = (loss.in_float64 or job.logit_scale != 1
+                          or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
+                          or (loss.wide_weights and not job.indexed))
 
     cdef bint describe(self, Job* job) noexcept:
         """Describe the call to the kernel; False where the arrays do not fit each other."""
-        cdef Loss loss = self.loss
-        cdef np.ndarray x = self.logits
-        cdef bint rowwise = loss.rowwise
-        cdef int d, ndim = np.PyArray_NDIM(x)
+        cdef PyArrayObject* x = self.logits
+        cdef bint rowwise = self.loss.rowwise
+        cdef int d, ndim = PyArray_NDIM(x)
         cdef int axis = self.axis if rowwise else NO_AXIS
-        if rowwise and (self.axis == NO_AXIS or np.PyArray_DIMS(x)[self.axis] == 0):
+        if rowwise and (self.axis == NO_AXIS or PyArray_DIMS(x)[self.axis] == 0):
             return False
-        if self.axis == NO_AXIS and loss.axis != -1:
+        if self.axis == NO_AXIS and self.loss.axis != -1:
             return False
         open_job(job, x, axis)
-        job.o = &loss.settings
+        job.o = &self.loss.settings
         job.want = self.want
-        job.outputs = np.PyArray_DIMS(x)[self.axis] if self.axis < ndim else 1
-        if not rowwise and loss.axis != -1:
+        job.outputs = PyArray_DIMS(x)[self.axis] if self.axis < ndim else 1
+        if not rowwise and self.loss.axis != -1:
             for d in range(self.axis + 1, ndim):
-                job.inner *= max(<Py_ssize_t>1, np.PyArray_DIMS(x)[d])
-        job.hard = rowwise and np.PyArray_NDIM(self.targets) == ndim - 1
-        job.target_max = loss.target_max
-        job.has_options = loss.has_options or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0
-        job.indexed = job.hard and not loss.in_tiles and not self.want & (
-            WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS | (WANT_HESS if job.has_options else 0))
-        # sums of products of either sign lose digits
-        job.in_float64 = (loss.in_float64 or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
-                          or (loss.wide_weights and not job.indexed))
+                job.inner *= max(<Py_ssize_t>1, PyArray_DIMS(x)[d])
+        job.hard = rowwise and PyArray_NDIM(self.targets) == ndim - 1
+        job.target_max = self.loss.target_max
+        self.choose_way(job)
         if not self.shapes_fit(job):
             return False
         bind(&job.t, self.targets, element_kind(self.targets), NO_AXIS if job.hard else axis)
-        job.has_weight = self.weight is not None
+        job.has_weight = self.weight != NULL
         if job.has_weight:
             bind_weights(&job.w, self.weight, x, self.axis, rowwise)
-        job.masked = self.mask is not None
+        job.masked = self.mask != NULL
         if job.masked:
             bind_weights(&job.mask, self.mask, x, self.axis, rowwise)
-        if self.vector is not None:
+        if self.vector != NULL:
             bind(&job.v, self.vector, element_kind(self.vector), axis)
         self.bind_results(job, axis)
         return True
@@ -472,19 +522,19 @@ cdef class Call:
     cdef int unfit_values(self, Job* job) except -1:
         """Which values of rows that count are out of range, if any; notes whether rows may be ignored."""
         cdef Operand every
-        cdef Loss loss = self.loss
-        cdef bint single = not loss.rowwise and np.PyArray_TYPE(self.logits) != np.NPY_DOUBLE
-        job.extreme = loss.extreme_weights
+        cdef bint rowwise = self.loss.rowwise
+        cdef bint single = not rowwise and PyArray_TYPE(self.logits) != np.NPY_DOUBLE
+        job.extreme = self.loss.extreme_weights
         if job.has_weight and not weights_in_range(job, ORDINARY_SINGLE if single else ORDINARY_DOUBLE):
             return UNFIT_WEIGHT
         job.any_weight = job.has_weight or job.masked or job.o.class_weight != NULL
-        if not targets_in_range(job, self.targets, loss.rowwise):
+        if not targets_in_range(job, self.targets, rowwise):
             return UNFIT_TARGET
         job.any_weight = job.any_weight or job.ignoring
         if not (job.o.from_probabilities and self.want):
             return FIT
         bind(&every, self.logits, job.x.kind, NO_AXIS)
-        if activations_in_range(&every, np.PyArray_SIZE(self.logits)) or values_fit(job, UNFIT_ACTIVATION):
+        if activations_in_range(&every, PyArray_SIZE(self.logits)) or values_fit(job, UNFIT_ACTIVATION):
             return FIT
         return UNFIT_ACTIVATION
 
@@ -492,12 +542,14 @@ cdef class Call:
         """Take what rounding has carried over its bound for the bound; whether anything was."""
         cdef np.ndarray targets = None
         cdef np.ndarray logits = None
-        if not (self.loss.rowwise and np.PyArray_NDIM(self.targets) < np.PyArray_NDIM(self.logits)):
-            targets = rounded_to_bounds(self.targets, self.loss.target_max)
+        if not (self.loss.rowwise and PyArray_NDIM(self.targets) < PyArray_NDIM(self.logits)):
+            targets = rounded_to_bounds(<object>self.targets, self.loss.target_max)
         if self.loss.settings.from_probabilities:
-            logits = rounded_to_bounds(self.logits, 1)
-        self.targets = self.targets if targets is None else targets
-        self.logits = self.logits if logits is None else logits
+            logits = rounded_to_bounds(<object>self.logits, 1)
+        if targets is not None:
+            keep(&self.targets, targets)
+        if logits is not None:
+            keep(&self.logits, logits)
         return targets is not None or logits is not None
 
     cdef int set_total(self, Job* job, int reduction) except -1:
@@ -511,7 +563,6 @@ cdef class Call:
 
     cdef int set_job_divisor(self, Job* job) except -1:
         """What the sum is divided by; with weights far from 1, weights and divisor over one power of two."""
-        cdef Loss loss = self.loss
         cdef int exponent
         cdef int largest
         if self.divisor > 0:
@@ -519,19 +570,19 @@ cdef class Call:
             if job.extreme or not 1 / ORDINARY_DIVISOR <= self.divisor <= ORDINARY_DIVISOR:
                 job.extreme = job.any_weight = True
                 job.divisor = frexp(self.divisor, &exponent)
-                largest = largest_exponent(job) if loss.rowwise and exponent > FAR_BELOW_1 else exponent
+                largest = largest_exponent(job) if self.loss.rowwise and exponent > FAR_BELOW_1 else exponent
                 if largest != NO_EXPONENT and exponent - largest > FAR_BELOW_1:
                     self.missing = exponent - largest
                 job.exponent = exponent - self.missing
-        elif loss.reduction >= REDUCE_MEAN and not self.want & WANT_HESS:
-            self.set_total(job, loss.reduction)
+        elif self.loss.reduction >= REDUCE_MEAN and not self.want & WANT_HESS:
+            self.set_total(job, self.loss.reduction)
             if job.signed_ and not job.divisor > 0 and largest_exponent(job) != NO_EXPONENT:
                 refuse_total(job.divisor, job.exponent)
             if self.divisor == 0 and job.divisor != 0:
-                refuse_denominator(self.denominator, ldexp(job.divisor, job.exponent))
+                refuse_denominator(self.divisor, ldexp(job.divisor, job.exponent))
             if job.divisor == 0:
                 job.divisor = 1     # nothing counts: the loss is 0, the gradient 0 (or empty)
-        if job.extreme and not loss.rowwise:
+        if job.extreme and not self.loss.rowwise:
             job.in_float64 = True
         return 0
 
@@ -539,7 +590,7 @@ cdef class Call:
         """Raise the error that says which value is out of range."""
         cdef Py_ssize_t row = first_unfit_row(job, unfit)
         cdef Py_ssize_t c = first_unfit_class(job, unfit, row)
-        cdef np.ndarray array = self.logits
+        cdef np.ndarray array = <np.ndarray>self.logits
         shape = (<object>array).shape
         demand = "not a non-negative finite number" if job.target_max > 1 else "not in [0, 1]"
         if self.loss.rowwise:
@@ -549,7 +600,7 @@ cdef class Call:
             place = place_of(row, shape)
         if unfit == UNFIT_ACTIVATION:
             refuse_value(array, place, "probability", "not in [0, 1] (from_probabilities=True)")
-        array = self.weight if unfit == UNFIT_WEIGHT else self.targets
+        array = <np.ndarray>(self.weight if unfit == UNFIT_WEIGHT else self.targets)
         if np.PyArray_NDIM(array) < len(shape):
             place = place[:self.axis] + place[self.axis + 1:]
         if unfit == UNFIT_WEIGHT:
@@ -562,6 +613,12 @@ cdef class Call:
         refuse_value(array, place, "target", demand + (sign_hint(array, "/") if job.target_max == 1 else ""))
         return 0
 
+    cdef int refuse_arrays(self, bint by_targets, bint integer_logits) except -1:
+        """Raise the error that says why the arrays do not fit each other."""
+        refuse_shapes(self.loss, <object>self.logits, <object>self.targets, object_of(self.weight),
+                      object_of(self.mask), object_of(self.vector), by_targets, integer_logits)
+        return 0
+
     # an error that finds no memory for itself can get lost: no function below returns a number beside it
     cdef int open(self, Job* job) except -1:
         """Describe the call to the kernel, having allocated what it needs, or refuse it."""
@@ -569,15 +626,13 @@ cdef class Call:
         self.axis = counted_axis(self.logits, self.loss.axis)
         self.allocate()
         if not self.describe(job):
-            refuse_shapes(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
-                          self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
+            self.refuse_arrays(self.want & WANT_TARGET_GRAD != 0, self.integer_logits)
         unfit = self.unfit_values(job)
         self.rounded = unfit != FIT and self.round_to_bounds()
         if self.rounded:
             # numpy has run: everything is looked at again
             if not self.describe(job):
-                refuse_shapes(self.loss, self.logits, self.targets, self.weight, self.mask, self.vector,
-                              False, False)
+                self.refuse_arrays(False, False)
             unfit = self.unfit_values(job)
         if unfit:
             self.refuse(job, unfit)
@@ -592,8 +647,8 @@ cdef class Call:
         run(&job, &self.loss.kernel.functions, &total)
         self.value = quotient(&total, job.divisor)
         if self.missing:
-            if self.grad is not None:
-                multiply_by_power(self.grad, -self.missing)
+            if self.grad != NULL:
+                multiply_by_power(<object>self.grad, -self.missing)
             self.value = ldexp(self.value, -self.missing)
         if self.want & WANT_STATS:
             # before a result is copied to where the targets are
@@ -632,23 +687,28 @@ cdef class Call:
         counts = self.marked(&job, True) if drops_by_class(&job) else measured
         return total, signed_, counts, measured, self.rounded
 
+    cdef int write_to(self, PyArrayObject** result, object out, str name) except -1:
+        """Let a result go to an array of the caller's, if there is one."""
+        if out is not None:
+            keep(result, plain_output(out, self.logits, name))
+        return 0
+
     cdef object run(self, object out, object hess, object probabilities):
         """The results; `out`, `hess` and `probabilities` are the caller's arrays for them, or None."""
-        cdef np.ndarray x = self.logits
-        self.grad = plain_output(out, x, "out")
-        self.hess = plain_output(hess, x, "out")
-        self.probabilities = plain_output(probabilities, x, "probabilities")
-        if self.grad is not None and self.hess is not None and not disjoint(self.grad, self.hess):
+        self.write_to(&self.grad, out, "out")
+        self.write_to(&self.hess, hess, "out")
+        self.write_to(&self.probabilities, probabilities, "probabilities")
+        if self.grad != NULL and self.hess != NULL and not disjoint(self.grad, self.hess):
             raise ValueError("out shares memory with another array to write to")
-        if (self.grad is not None and self.probabilities is not None
-                and not disjoint(self.grad, self.probabilities)):
+        if self.grad != NULL and self.probabilities != NULL and not disjoint(self.grad, self.probabilities):
             raise ValueError("probabilities shares memory with another array to write to")
         self.compute()
-        value = self.value if self.losses is None else returned(self.losses)
+        value = self.value if self.losses == NULL else returned(self.losses)
         if self.want & WANT_STATS:
             if probabilities is not None:
                 delivered(probabilities, self.probabilities)
-            stats = Stats(self.predicted, self.correct, self.lse, self.entropy, probabilities)
+            stats = Stats(<object>self.predicted, self.correct, <object>self.lse, <object>self.entropy,
+                          probabilities)
         if self.want & WANT_HESS:
             return delivered(out, self.grad), delivered(hess, self.hess)
         if not self.want & WANT_LOSS:
@@ -681,28 +741,38 @@ cdef int statistics_wanted(bint with_stats, object probabilities) except -1:
     return WANT_STATS if with_stats else 0
 
 
-# The methods of losses.py, where they are declared and described.
+# The methods of losses.py, where they are declared and described. What is required has a default, `...`: of
+# what is missing, Cython would not say more than how many arguments there have to be.
 
 def value(
-    Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None,
+    Loss self not None, logits=..., targets=..., *, sample_weight=None, mask=None, denominator=None,
     bint with_stats=False, probabilities=None,
 ):
     cdef int want = WANT_LOSS | statistics_wanted(with_stats, probabilities)
-    cdef Call call = open_call(self, want, logits, targets, sample_weight, mask, denominator)
+    cdef Call call
+    if logits is ... or targets is ...:
+        refuse_missing(self, "__call__", logits=logits, targets=targets)
+    call = open_call(self, want, logits, targets, sample_weight, mask, denominator)
     return call.run(None, None, probabilities)
 
 
 def value_and_grad(
-    Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None, out=None,
-    bint with_stats=False, probabilities=None,
+    Loss self not None, logits=..., targets=..., *, sample_weight=None, mask=None, denominator=None,
+    out=None, bint with_stats=False, probabilities=None,
 ):
     cdef int want = WANT_LOSS | WANT_GRAD | statistics_wanted(with_stats, probabilities)
-    cdef Call call = open_call(self, want, logits, targets, sample_weight, mask, denominator)
+    cdef Call call
+    if logits is ... or targets is ...:
+        refuse_missing(self, "value_and_grad", logits=logits, targets=targets)
+    call = open_call(self, want, logits, targets, sample_weight, mask, denominator)
     return call.run(out, None, probabilities)
 
 
-def divisor(Loss self not None, shape, targets, *, sample_weight=None, mask=None):
-    cdef Call call = open_call(self, 0, shaped(shape), targets, sample_weight, mask, None)
+def divisor(Loss self not None, shape=..., targets=..., *, sample_weight=None, mask=None):
+    cdef Call call
+    if shape is ... or targets is ...:
+        refuse_missing(self, "divisor", shape=shape, targets=targets)
+    call = open_call(self, 0, shaped(shape), targets, sample_weight, mask, None)
     call.compute_divisor()
     return call.value
 
@@ -713,9 +783,11 @@ def survey(Loss self not None, shape, targets, sample_weight, mask):
     return open_call(self, 0, shaped(shape), targets, sample_weight, mask, None).survey()
 
 
-def grad_and_hess(Loss self not None, logits, targets, *, sample_weight=None, mask=None, out=None):
+def grad_and_hess(Loss self not None, logits=..., targets=..., *, sample_weight=None, mask=None, out=None):
     cdef Call call
     grad = hess = None
+    if logits is ... or targets is ...:
+        refuse_missing(self, "grad_and_hess", logits=logits, targets=targets)
     if out is not None:
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise TypeError(f"out must be a pair of arrays, not {type(out).__name__}")
@@ -725,15 +797,23 @@ def grad_and_hess(Loss self not None, logits, targets, *, sample_weight=None, ma
 
 
 def hessian_vector_product(
-    Loss self not None, logits, targets, v, *, sample_weight=None, mask=None, denominator=None, out=None
+    Loss self not None, logits=..., targets=..., v=..., *, sample_weight=None, mask=None, denominator=None,
+    out=None,
 ):
-    cdef Call call = open_call(self, WANT_PRODUCT, logits, targets, sample_weight, mask, denominator)
-    call.vector = readable(v, "v")
+    cdef Call call
+    if logits is ... or targets is ... or v is ...:
+        refuse_missing(self, "hessian_vector_product", logits=logits, targets=targets, v=v)
+    call = open_call(self, WANT_PRODUCT, logits, targets, sample_weight, mask, denominator)
+    keep(&call.vector, readable(v, "v"))
     return call.run(out, None, None)
 
 
 def target_grad(
-    Loss self not None, logits, targets, *, sample_weight=None, mask=None, denominator=None, out=None
+    Loss self not None, logits=..., targets=..., *, sample_weight=None, mask=None, denominator=None,
+    out=None,
 ):
-    cdef Call call = open_call(self, WANT_TARGET_GRAD, logits, targets, sample_weight, mask, denominator)
+    cdef Call call
+    if logits is ... or targets is ...:
+        refuse_missing(self, "target_grad", logits=logits, targets=targets)
+    call = open_call(self, WANT_TARGET_GRAD, logits, targets, sample_weight, mask, denominator)
     return call.run(out, None, None)

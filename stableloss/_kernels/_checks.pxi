@@ -2,8 +2,8 @@
 #
 # uses _blocks: SL_PEEK SL_STORE stopped sum_blocks
 # uses _job: BLOCK_ITEMS Job
-# uses _math: SL_INFINITY SL_ISFINITE absolute real sl_bits_f64 sl_bits_from_float
-# uses _operand: Operand bind gather is_floating load_flat row_offsets view_flat
+# uses _math: PyArrayObject SL_INFINITY SL_ISFINITE absolute real sl_bits_f64 sl_bits_from_float
+# uses _operand: Operand PyArray_NDIM bind gather is_floating load_flat row_offsets view_flat
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
 # uses _sums: Sum add clear_sum lane_sum padded quotient
 # uses _weights: CHECKED class_at frexp load_weights
@@ -480,12 +480,12 @@ cdef bint counted_rows_in_range(Job* job, const Operand* op, double top, bint ta
     return not check.outside
 
 
-cdef bint targets_in_range(Job* job, np.ndarray targets, bint rowwise) except -1:
+cdef bint targets_in_range(Job* job, PyArrayObject* targets, bint rowwise) except -1:
     cdef Operand every
     cdef double top = job.k - 1 if job.hard else min(job.target_max, DOUBLE_MAX)
     cdef bint may_ignore = job.hard and job.o.has_ignore_index and 0 <= job.o.ignore_index <= top
     if not job.masked and not may_ignore:
-        bind(&every, targets, job.t.kind, np.PyArray_NDIM(targets))
+        bind(&every, targets, job.t.kind, PyArray_NDIM(targets))
         if in_range(&every, job.n if job.hard else job.n * job.k, top, job.hard):
             return True
         if not job.hard:

@@ -50,7 +50,7 @@ cdef const real* open_chunk(
     if job.o.logit_clip == SL_INFINITY:
         return view_flat(&job.x, start, n, scratch)
     load_flat(&job.x, start, n, scratch)
-    transform_logits(job.o, n, scratch, scratch + SLOPE)
+    transform_logits(job, n, scratch, scratch + SLOPE)
     return scratch
 
 

@@ -1,6 +1,7 @@
 # A job: what a kernel is to do with which arrays.
 #
-# uses _operand: Operand bind element_kind
+# uses _math: PyArrayObject
+# uses _operand: Operand PyArray_DIMS PyArray_NDIM PyArray_SIZE bind element_kind
 # uses _options: Settings
 # uses _sums: GROUP Sum
 
@@ -44,6 +45,8 @@ cdef struct Job:
     Py_ssize_t outputs      # length of the axis of the outputs, rows of a softmax loss
     Py_ssize_t inner        # elements of a sigmoid loss from one output to the next
     Py_ssize_t block        # rows (elements) per block
+    double logit_scale      # logits are multiplied by it when they are loaded ...
+    double exponent_scale   # ... or in the exponent: one of both is 1
     double target_max       # targets that are no class indices lie between 0 and this
     double divisor
     void* call              # of which `stopped` asks; NULL while the GIL is held
@@ -77,19 +80,19 @@ cdef LossKernel loss_kernel(Kernel32 single, Kernel64 double_, bint rowwise):
     return kernel
 
 
-cdef void open_job(Job* job, np.ndarray x, int axis) noexcept:
+cdef void open_job(Job* job, PyArrayObject* x, int axis) noexcept:
     """Bind the logits as rows along an axis that is not empty, or one by one (NO_AXIS)."""
     cdef int kind = element_kind(x)
     job.o = &PLAIN
-    job.k = np.PyArray_DIMS(x)[axis] if axis < np.PyArray_NDIM(x) else 1
-    job.n = np.PyArray_SIZE(x) // job.k
+    job.k = PyArray_DIMS(x)[axis] if axis < PyArray_NDIM(x) else 1
+    job.n = PyArray_SIZE(x) // job.k
     job.outputs = job.k
     job.inner = 1
     job.block = max(1, BLOCK_ITEMS // job.k)
     if job.block > GROUP:
         job.block -= job.block % GROUP
     job.want = 0
-    job.divisor = 1
+    job.divisor = job.logit_scale = job.exponent_scale = 1
     job.loss = job.lse = job.entropy = job.predicted = NULL
     job.call = NULL
     job.value_kind = np.NPY_DOUBLE if kind == np.NPY_DOUBLE else np.NPY_FLOAT

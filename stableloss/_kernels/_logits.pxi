@@ -42,14 +42,15 @@ cdef inline real slope_of_slope(real x, real slope, real cap) noexcept nogil:
     return -<real>2 * (x / cap) * slope / cap
 
 
-cdef void transform_logits(const Settings* o, Py_ssize_t n, real* x, real* slope) noexcept nogil:
+cdef void transform_logits(const Job* job, Py_ssize_t n, real* x, real* slope) noexcept nogil:
     """Clip, scale and cap in place; `slope` gets the derivative of the cap, where there is one."""
-    cdef real scale = <real>o.logit_scale
+    cdef const Settings* o = job.o
+    cdef real scale = <real>job.logit_scale
     cdef real cap = <real>o.softcap
     cdef Py_ssize_t i
     if o.logit_clip < SL_INFINITY:
         clamp(x, n, o.logit_clip)
-    if o.logit_scale != 1:
+    if job.logit_scale != 1:
         for i in range(n):
             x[i] *= scale
     if o.softcap != 0:

@@ -6,11 +6,13 @@
 
 cimport cython
 cimport numpy as np
+from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport (
     int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t,
 )
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+from numpy cimport PyArrayObject
 
 np.import_array()
 

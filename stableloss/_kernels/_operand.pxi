@@ -1,6 +1,6 @@
 # Arrays of any layout and element type, read and written as rows or element by element.
 #
-# uses _math: real
+# uses _math: PyArrayObject real
 
 cdef extern from "sl_half.h":
     float sl_from_half(uint16_t) noexcept nogil
@@ -12,9 +12,26 @@ cdef extern from "sl_columns.h":
     void sl_copy_f32(const float*, Py_ssize_t, float*) noexcept nogil
     void sl_copy_f64(const double*, Py_ssize_t, double*) noexcept nogil
 
+# Arrays are passed on as borrowed pointers, and numpy's accessors declared for them: an attribute that is an
+# object changes its reference count wherever it is an argument, which the limited API makes a call of a
+# function, some ninety in a call of a loss.
 cdef extern from "numpy/arrayobject.h":
     int NPY_HALF
-    object PyArray_NewLikeArray(np.ndarray, np.NPY_ORDER, void*, int)
+    object PyArray_NewLikeArray(PyArrayObject*, np.NPY_ORDER, void*, int)
+    int PyArray_NDIM(PyArrayObject*) noexcept nogil
+    int PyArray_TYPE(PyArrayObject*) noexcept nogil
+    np.npy_intp PyArray_ITEMSIZE(PyArrayObject*) noexcept nogil
+    char* PyArray_BYTES(PyArrayObject*) noexcept nogil
+    np.npy_intp* PyArray_DIMS(PyArrayObject*) noexcept nogil
+    np.npy_intp* PyArray_STRIDES(PyArrayObject*) noexcept nogil
+    np.npy_intp PyArray_SIZE(PyArrayObject*) noexcept nogil
+    bint PyArray_ISALIGNED(PyArrayObject*) noexcept nogil
+    bint PyArray_ISNOTSWAPPED(PyArrayObject*) noexcept nogil
+    bint PyArray_ISWRITEABLE(PyArrayObject*) noexcept nogil
+    bint PyArray_ISFLOAT(PyArrayObject*) noexcept nogil
+    bint PyArray_ISINTEGER(PyArrayObject*) noexcept nogil
+    bint PyArray_ISSIGNED(PyArrayObject*) noexcept nogil
+    bint PyArray_IS_C_CONTIGUOUS(PyArrayObject*) noexcept nogil
 
 cdef enum:
     MAX_DIMS = 64           # NPY_MAXDIMS of numpy 2
@@ -48,27 +65,29 @@ cdef struct Operand:
     Py_ssize_t stride[MAX_DIMS]
 
 
-cdef int element_kind(np.ndarray a) noexcept:
+cdef int element_kind(PyArrayObject* a) noexcept:
     """The fixed-width type number of an array that the kernels can read, or -1."""
-    cdef int kind = np.PyArray_TYPE(a)
-    if not (np.PyArray_ISALIGNED(a) and np.PyArray_ISNOTSWAPPED(a)):
+    cdef int kind = PyArray_TYPE(a)
+    if not (PyArray_ISALIGNED(a) and PyArray_ISNOTSWAPPED(a)):
         return -1
     if kind == np.NPY_FLOAT or kind == np.NPY_DOUBLE or kind == np.NPY_INT64:
         return kind
     if kind == np.NPY_BOOL or kind == NPY_HALF:
         return kind
-    if np.PyArray_ISFLOAT(a) and np.PyArray_ITEMSIZE(a) == 8:
+    if PyArray_ISFLOAT(a) and PyArray_ITEMSIZE(a) == 8:
         # a long double, where it has no more bits than a double
         return np.NPY_DOUBLE
-    if np.PyArray_ISINTEGER(a):
+    if PyArray_ISINTEGER(a):
         # long and long long are two type numbers of one width
-        if np.PyArray_ITEMSIZE(a) == 8:
-            return np.NPY_INT64 if np.PyArray_ISSIGNED(a) else np.NPY_UINT64
-        if np.PyArray_ITEMSIZE(a) == 4:
-            return np.NPY_INT32 if np.PyArray_ISSIGNED(a) else np.NPY_UINT32
+        if PyArray_ITEMSIZE(a) == 8:
+            return np.NPY_INT64 if PyArray_ISSIGNED(a) else np.NPY_UINT64
+        if PyArray_ITEMSIZE(a) == 4:
+            return np.NPY_INT32 if PyArray_ISSIGNED(a) else np.NPY_UINT32
         return kind
     # ml_dtypes registers bfloat16 with numpy as a user's type, known by its name alone
-    return KIND_BFLOAT if np.PyTypeNum_ISUSERDEF(kind) and a.dtype.type.__name__ == "bfloat16" else -1
+    if np.PyTypeNum_ISUSERDEF(kind) and (<object>a).dtype.type.__name__ == "bfloat16":
+        return KIND_BFLOAT
+    return -1
 
 
 cdef inline bint is_floating(int kind) noexcept nogil:
@@ -81,59 +100,59 @@ cdef inline int kind_of(real hint) noexcept nogil:
 
 # ---- shapes and memory ----------------------------------------------------------------------------
 
-cdef bint same_shape(np.ndarray a, np.ndarray b) noexcept:
+cdef bint same_shape(PyArrayObject* a, PyArrayObject* b) noexcept:
     cdef int d
-    if np.PyArray_NDIM(a) != np.PyArray_NDIM(b):
+    if PyArray_NDIM(a) != PyArray_NDIM(b):
         return False
-    for d in range(np.PyArray_NDIM(b)):
-        if np.PyArray_DIMS(a)[d] != np.PyArray_DIMS(b)[d]:
+    for d in range(PyArray_NDIM(b)):
+        if PyArray_DIMS(a)[d] != PyArray_DIMS(b)[d]:
             return False
     return True
 
 
-cdef bint one_per_row(np.ndarray a, np.ndarray b, int axis) noexcept:
+cdef bint one_per_row(PyArrayObject* a, PyArrayObject* b, int axis) noexcept:
     """Whether a has the dimensions of b without one of them."""
     cdef int d
-    if np.PyArray_NDIM(a) != np.PyArray_NDIM(b) - 1:
+    if PyArray_NDIM(a) != PyArray_NDIM(b) - 1:
         return False
-    for d in range(np.PyArray_NDIM(a)):
-        if np.PyArray_DIMS(a)[d] != np.PyArray_DIMS(b)[d + 1 if d >= axis else d]:
+    for d in range(PyArray_NDIM(a)):
+        if PyArray_DIMS(a)[d] != PyArray_DIMS(b)[d + 1 if d >= axis else d]:
             return False
     return True
 
 
-cdef bint prefix_of_rows(np.ndarray a, np.ndarray b, int axis) noexcept:
+cdef bint prefix_of_rows(PyArrayObject* a, PyArrayObject* b, int axis) noexcept:
     """Whether a has the first of the dimensions of b without one of them."""
     cdef int d
-    if not 0 < np.PyArray_NDIM(a) < np.PyArray_NDIM(b):
+    if not 0 < PyArray_NDIM(a) < PyArray_NDIM(b):
         return False
-    for d in range(np.PyArray_NDIM(a)):
-        if np.PyArray_DIMS(a)[d] != np.PyArray_DIMS(b)[d + 1 if d >= axis else d]:
+    for d in range(PyArray_NDIM(a)):
+        if PyArray_DIMS(a)[d] != PyArray_DIMS(b)[d + 1 if d >= axis else d]:
             return False
     return True
 
 
-cdef bint same_memory(np.ndarray a, np.ndarray b) noexcept:
+cdef bint same_memory(PyArrayObject* a, PyArrayObject* b) noexcept:
     """Whether two arrays of one shape and type are the same elements in the same order."""
     cdef int d
-    if np.PyArray_DATA(a) != np.PyArray_DATA(b):
+    if PyArray_BYTES(a) != PyArray_BYTES(b):
         return False
-    for d in range(np.PyArray_NDIM(a)):
-        if np.PyArray_STRIDES(a)[d] != np.PyArray_STRIDES(b)[d]:
+    for d in range(PyArray_NDIM(a)):
+        if PyArray_STRIDES(a)[d] != PyArray_STRIDES(b)[d]:
             return False
     return True
 
 
-cdef bint extent(np.ndarray a, char** low, char** high) noexcept:
+cdef bint extent(PyArrayObject* a, char** low, char** high) noexcept:
     """The ends of an array's memory; False where it has no element."""
     cdef int d
     cdef Py_ssize_t reach
-    low[0] = np.PyArray_BYTES(a)
-    high[0] = low[0] + np.PyArray_ITEMSIZE(a)
-    for d in range(np.PyArray_NDIM(a)):
-        if np.PyArray_DIMS(a)[d] == 0:
+    low[0] = PyArray_BYTES(a)
+    high[0] = low[0] + PyArray_ITEMSIZE(a)
+    for d in range(PyArray_NDIM(a)):
+        if PyArray_DIMS(a)[d] == 0:
             return False
-        reach = (np.PyArray_DIMS(a)[d] - 1) * np.PyArray_STRIDES(a)[d]
+        reach = (PyArray_DIMS(a)[d] - 1) * PyArray_STRIDES(a)[d]
         if reach > 0:
             high[0] += reach
         else:
@@ -141,7 +160,7 @@ cdef bint extent(np.ndarray a, char** low, char** high) noexcept:
     return True
 
 
-cdef bint disjoint(np.ndarray a, np.ndarray b) noexcept:
+cdef bint disjoint(PyArrayObject* a, PyArrayObject* b) noexcept:
     """Whether the memory between the ends of one array has none of the other's."""
     cdef char *a_low
     cdef char *a_high
@@ -152,20 +171,20 @@ cdef bint disjoint(np.ndarray a, np.ndarray b) noexcept:
     return a_high <= b_low or b_high <= a_low
 
 
-cdef np.ndarray empty_like(np.ndarray a):
+cdef np.ndarray empty_like(PyArrayObject* a):
     """A new array of the type and in the memory order of another."""
-    if np.PyArray_IS_C_CONTIGUOUS(a):
-        return np.PyArray_EMPTY(np.PyArray_NDIM(a), np.PyArray_DIMS(a), np.PyArray_TYPE(a), 0)
+    if PyArray_IS_C_CONTIGUOUS(a):
+        return np.PyArray_EMPTY(PyArray_NDIM(a), PyArray_DIMS(a), PyArray_TYPE(a), 0)
     return PyArray_NewLikeArray(a, np.NPY_KEEPORDER, NULL, 0)
 
 
-cdef np.ndarray empty_per_row(np.ndarray a, int axis, int kind):
+cdef np.ndarray empty_per_row(PyArrayObject* a, int axis, int kind):
     """A new array, in C order, of the dimensions of another without one of them."""
     cdef np.npy_intp shape[MAX_DIMS]
     cdef int d, n = 0
-    for d in range(np.PyArray_NDIM(a)):
+    for d in range(PyArray_NDIM(a)):
         if d != axis:
-            shape[n] = np.PyArray_DIMS(a)[d]
+            shape[n] = PyArray_DIMS(a)[d]
             n += 1
     return np.PyArray_EMPTY(n, shape, kind, 0)
 
@@ -194,38 +213,38 @@ cdef inline void close_dimensions(Operand* op) noexcept:
         op.stride[0] = 0
 
 
-cdef void bind(Operand* op, np.ndarray a, int kind, int axis) noexcept:
+cdef void bind(Operand* op, PyArrayObject* a, int kind, int axis) noexcept:
     """Describe `a` as rows along an axis, in C order of its other dimensions; element by element for
     NO_AXIS."""
-    cdef int d, ndim = np.PyArray_NDIM(a)
-    op.data = np.PyArray_BYTES(a)
+    cdef int d, ndim = PyArray_NDIM(a)
+    op.data = PyArray_BYTES(a)
     op.kind = kind
-    op.inner = np.PyArray_STRIDES(a)[axis] if axis < ndim else 0
+    op.inner = PyArray_STRIDES(a)[axis] if axis < ndim else 0
     op.ndim = 0
     for d in range(ndim - 1, -1, -1):
         if d != axis:
-            add_dimension(op, np.PyArray_DIMS(a)[d], np.PyArray_STRIDES(a)[d])
+            add_dimension(op, PyArray_DIMS(a)[d], PyArray_STRIDES(a)[d])
     close_dimensions(op)
 
 
-cdef void bind_weights(Operand* op, np.ndarray a, np.ndarray logits, int axis, bint rowwise) noexcept:
+cdef void bind_weights(Operand* op, PyArrayObject* a, PyArrayObject* logits, int axis, bint rowwise) noexcept:
     """Describe one number per row along `axis` of the logits: once for each row or, unless `rowwise`,
     repeated for each element of it. An array of as many dimensions as the logits has a number for each
     element; one of fewer than the rows, a number for all rows of an image or sequence."""
-    cdef int d, at, ndim = np.PyArray_NDIM(logits)
-    cdef bint per_row = np.PyArray_NDIM(a) < ndim
-    op.data = np.PyArray_BYTES(a)
+    cdef int d, at, ndim = PyArray_NDIM(logits)
+    cdef bint per_row = PyArray_NDIM(a) < ndim
+    op.data = PyArray_BYTES(a)
     op.kind = element_kind(a)
     op.inner = op.ndim = 0
     for d in range(ndim - 1, -1, -1):
         if not per_row:
-            add_dimension(op, np.PyArray_DIMS(logits)[d], np.PyArray_STRIDES(a)[d])
+            add_dimension(op, PyArray_DIMS(logits)[d], PyArray_STRIDES(a)[d])
         elif d != axis:
             at = d - 1 if d > axis else d
-            add_dimension(op, np.PyArray_DIMS(logits)[d],
-                          np.PyArray_STRIDES(a)[at] if at < np.PyArray_NDIM(a) else 0)
+            add_dimension(op, PyArray_DIMS(logits)[d],
+                          PyArray_STRIDES(a)[at] if at < PyArray_NDIM(a) else 0)
         elif not rowwise:
-            add_dimension(op, np.PyArray_DIMS(logits)[d], 0)
+            add_dimension(op, PyArray_DIMS(logits)[d], 0)
     close_dimensions(op)
 
 

@@ -42,6 +42,7 @@ cdef struct Settings:
     Py_ssize_t n_pos_weight
     bint pos_weight_shared          # one for all outputs
     bint from_probabilities         # the logits are given as activations
+    bint flushes                    # False: are results below the smallest normal number 0?
 
 
 cdef void set_neutral(Settings* o) noexcept:

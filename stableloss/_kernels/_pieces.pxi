@@ -116,12 +116,12 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
         source = view_piece(row, s)
     if source != s:
         lines = row.n // GROUP
-        row_exponentials(source, s, lines * GROUP, m, row.compensated, next)
+        row_exponentials(source, s, lines * GROUP, m, row.compensated, job.exponent_scale, next)
     s += lines * GROUP
     # few classes are added up one by one, without what pads them; shards are of several pieces
     row_exponentials(
         <const real*>s, s, (row.n if row.pieces == 1 and job.k <= NARROW else padded(row.n)) - lines * GROUP,
-        m, row.compensated, next)
+        m, row.compensated, job.exponent_scale, next)
 
 
 cdef inline real take_out(real* at) noexcept nogil:

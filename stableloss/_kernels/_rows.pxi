@@ -19,7 +19,7 @@
 # uses _options: Settings WANT_GRAD WANT_PRODUCT WANT_TARGET_GRAD
 # uses _sums: GROUP Pairs Split clear_pairs clear_split fold_columns maximum_of padded
 # uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile clear_columns place_tile
-# uses _tiles: read_columns read_tile
+# uses _tiles: read_columns read_tile write_tile
 # uses _weights: load_classes
 
 
@@ -29,11 +29,18 @@ cdef extern from "sl_columns.h" nogil:
         uintptr_t write
     void sl_column_maxima_f32(const float*, Py_ssize_t, float*) noexcept
     void sl_column_maxima_f64(const double*, Py_ssize_t, double*) noexcept
-    void sl_column_exponentials_f32(const float*, float*, Py_ssize_t, const float*, bint, sl_ahead*) noexcept
+    void sl_column_exponentials_f32(
+        const float*, float*, Py_ssize_t, const float*, bint, double, const sl_ahead*) noexcept
     void sl_column_exponentials_f64(
-        const double*, double*, Py_ssize_t, const double*, bint, sl_ahead*) noexcept
-    void sl_row_exponentials_f32(const float*, float*, Py_ssize_t, float, bint, sl_ahead*) noexcept
-    void sl_row_exponentials_f64(const double*, double*, Py_ssize_t, double, bint, sl_ahead*) noexcept
+        const double*, double*, Py_ssize_t, const double*, bint, double, const sl_ahead*) noexcept
+    void sl_row_exponentials_f32(
+        const float*, float*, Py_ssize_t, float, bint, double, const sl_ahead*) noexcept
+    void sl_row_exponentials_f64(
+        const double*, double*, Py_ssize_t, double, bint, double, const sl_ahead*) noexcept
+
+
+cdef double ORDINARY_VECTOR = 2.0**600
+cdef double LESS = 2.0**-400
 
 
 cdef extern from "sl_targets.h" nogil:
@@ -60,6 +67,7 @@ cdef struct Columns:
     double live[GROUP]      # classes above -inf
     Pairs loss              # q (m - x) / 2
     Pairs mass              # q
+    double v_scale[GROUP]   # power of 2 that the vector of a Hessian product is multiplied by meanwhile
     Split ev                # e v
     Split sums              # of the exponentials, and finished:
     double sum_max[GROUP]
@@ -96,7 +104,7 @@ cdef void load_columns(
     read_columns(&job.x, start, count, job.k, x)
     if job.any_weight:
         clear_columns(x, job.k, weight)
-    transform_logits(job.o, job.k * GROUP, x, slope)
+    transform_logits(job, job.k * GROUP, x, slope)
 
 
 cdef void load_logits(
@@ -105,7 +113,7 @@ cdef void load_logits(
     """Logits first ... first + n - 1 of a row as they enter the softmax, padded with -inf to whole lines."""
     cdef Py_ssize_t i
     gather(row + first * job.x.inner, job.x.kind, job.x.inner, n, x)
-    transform_logits(job.o, n, x, slope)
+    transform_logits(job, n, x, slope)
     for i in range(n, padded(n)):
         x[i] = -SL_INFINITY
 
@@ -216,29 +224,36 @@ cdef void open_columns(Tile* tile, Columns* columns, real* scratch) noexcept nog
         clear_pairs(&columns.mass)
     if tile.want & WANT_PRODUCT:
         clear_split(&columns.ev)
+        open_vector(tile, columns, scratch)
     open_maxima(tile, columns, scratch)
 
 
 # ---- exp ------------------------------------------------------------------------------------------
 
 cdef inline void column_exponentials(
-    const real* x, real* e, Py_ssize_t lines, const real* m, bint compensated, sl_ahead* ahead
+    const real* x,
+    real* e,
+    Py_ssize_t lines,
+    const real* m,
+    bint compensated,
+    double scale,
+    const sl_ahead* ahead,
 ) noexcept nogil:
-    """e = UNIT e**(x - m), in place or not."""
+    """e = UNIT e**(scale (x - m)), in place or not."""
     if real is float:
-        sl_column_exponentials_f32(x, e, lines, m, compensated, ahead)
+        sl_column_exponentials_f32(x, e, lines, m, compensated, scale, ahead)
     else:
-        sl_column_exponentials_f64(x, e, lines, m, compensated, ahead)
+        sl_column_exponentials_f64(x, e, lines, m, compensated, scale, ahead)
 
 
 cdef inline void row_exponentials(
-    const real* x, real* e, Py_ssize_t n, real m, bint compensated, sl_ahead* ahead
+    const real* x, real* e, Py_ssize_t n, real m, bint compensated, double scale, const sl_ahead* ahead
 ) noexcept nogil:
     """Of n logits of one row, and those that fill the last vector."""
     if real is float:
-        sl_row_exponentials_f32(x, e, n, m, compensated, ahead)
+        sl_row_exponentials_f32(x, e, n, m, compensated, scale, ahead)
     else:
-        sl_row_exponentials_f64(x, e, n, m, compensated, ahead)
+        sl_row_exponentials_f64(x, e, n, m, compensated, scale, ahead)
 
 
 cdef inline sl_ahead* rows_ahead(
@@ -263,7 +278,7 @@ cdef void tile_exponentials(const Tile* tile, const Columns* columns, real* scra
         limit_columns(scratch + TILE_LOGITS, tile.lines, columns.limit)
     column_exponentials(
         <const real*>(scratch + TILE_LOGITS), scratch + TILE_EXPS, tile.lines, <const real*>m,
-        columns.compensated,
+        columns.compensated, 1,
         rows_ahead(job, tile.start * row + tile.first * job.x.inner, tile.count * row, &ahead))
 
 
@@ -411,6 +426,43 @@ cdef void tile_targets(const Tile* tile, const Columns* columns, real* scratch) 
         option_targets(tile, columns, scratch)
 
 
+cdef void open_vector(Tile* tile, Columns* columns, real* scratch) noexcept nogil:
+    """Where entries of a row's vector are so large that their products with three exponentials, which come
+    times UNIT, might not stay within float64, all of them count as less until the product is written."""
+    cdef real* v = scratch + TILE_VECTOR
+    cdef double largest[GROUP]
+    cdef Py_ssize_t index, c, j
+    for j in range(GROUP):
+        largest[j] = 0
+    for index in range(tile.tiles):
+        if not place_tile(index, tile):
+            return
+        read_tile(&tile.job.v, tile, v)
+        for c in range(tile.lines):
+            for j in range(GROUP):
+                largest[j] = max(largest[j], <double>absolute(v[c * GROUP + j]))
+    if tile.wide:
+        largest[0] = maximum_of(largest)
+        broadcast(largest, True)
+    for j in range(GROUP):
+        columns.v_scale[j] = LESS if largest[j] > ORDINARY_VECTOR else 1
+
+
+cdef void scale_vector(const Tile* tile, const Columns* columns, bint back, real* v) noexcept nogil:
+    cdef real scale[GROUP]
+    cdef Py_ssize_t c, j
+    for j in range(GROUP):
+        scale[j] = <real>(1 / columns.v_scale[j] if back else columns.v_scale[j])
+    for c in range(tile.lines):
+        for j in range(GROUP):
+            v[c * GROUP + j] *= scale[j]
+
+
+cdef void write_product(const Tile* tile, const Columns* columns, real* product) noexcept nogil:
+    scale_vector(tile, columns, True, product)
+    write_tile(<const real*>product, &tile.job.g, tile)
+
+
 cdef void tile_vector(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:
     """The vector of a Hessian product, as a direction of the logits that enter the softmax, and e v."""
     cdef const real* e = scratch + TILE_EXPS
@@ -420,6 +472,7 @@ cdef void tile_vector(const Tile* tile, const Columns* columns, real* scratch) n
     read_tile(&tile.job.v, tile, v)
     if tile.job.any_weight and not tile.wide:
         clear_columns(v, tile.lines, columns.weight)
+    scale_vector(tile, columns, False, v)
     chain_first(tile.job.o, tile.lines * GROUP, <const real*>(scratch + TILE_SLOPE), v)
     for i in range(tile.lines * GROUP):
         ev[i] = 0 if e[i] == 0 else e[i] * v[i]

@@ -3,13 +3,14 @@
 # A call is opened as one for all the classes, with an array of no memory in the place of their logits: so
 # targets, weights and divisor are checked and found as ever. Then the shard's logits take that array's place.
 #
-# uses _blocks: SL_LEVEL Summand sum_blocks
-# uses _call: Call UNFIT_TARGET counted_axis delivered floating multiply_by_power plain_output readable
-# uses _call: returned rounded_to_bounds shaped
+# uses _blocks: SL_LEVEL Summand sl_default_environment sl_flush_subnormals sum_blocks
+# uses _call: Call UNFIT_TARGET counted_axis delivered floating keep multiply_by_power plain_output readable
+# uses _call: refuse_missing returned rounded_to_bounds shaped
 # uses _checks: targets_in_range
 # uses _job: Job
 # uses _loss: Loss
-# uses _operand: NO_AXIS bind element_kind same_shape
+# uses _math: PyArrayObject PyObject Py_XDECREF
+# uses _operand: NO_AXIS PyArray_DIMS PyArray_NDIM bind element_kind same_shape
 # uses _options: REDUCE_MEAN WANT_GRAD WANT_LOSS
 # uses _shards: INDEX_REST INDEX_SQUARES PART_CLASSES PART_FIRST PART_HEAD PART_PEAK PART_PEAKED_HEAD
 # uses _shards: PART_STOP PART_WIDTH Shard TILE_LOSS finish_rows part_of_rows
@@ -33,10 +34,14 @@ cdef void run_finish(const void* context, Py_ssize_t block, void* scratch, Sum* 
     cdef const Shard* shard = <const Shard*>context
     cdef Py_ssize_t start = block * shard.job.block
     cdef Py_ssize_t stop = min(start + shard.job.block, shard.job.n)
+    if shard.job.o.flushes:
+        sl_flush_subnormals()
     if shard.job.in_float64 or shard.job.x.kind == np.NPY_DOUBLE:
         finish_rows(shard, start, stop, part, <double*>scratch)
     else:
         finish_rows(shard, start, stop, part, <float*>scratch)
+    if shard.job.o.flushes:
+        sl_default_environment()
 
 
 cdef int run_shard(Shard* shard, Summand summand, Sum* total) except -1:
@@ -56,25 +61,33 @@ cdef class ShardCall:
 
     cdef Shard shard
     cdef Call call                  # for all the classes
-    cdef np.ndarray logits          # of the shard
-    cdef np.ndarray targets         # class indices, or the shard's own
-    cdef np.ndarray maximum
+    # owned, or NULL
+    cdef PyArrayObject* logits      # of the shard
+    cdef PyArrayObject* targets     # class indices, or the shard's own
+    cdef PyArrayObject* maximum
     cdef int axis
 
+    def __dealloc__(self):
+        Py_XDECREF(<PyObject*>self.logits)
+        Py_XDECREF(<PyObject*>self.targets)
+        Py_XDECREF(<PyObject*>self.maximum)
+
     cdef int convert(self, Loss loss, object logits, object targets, object maximum) except -1:
-        self.logits = floating(readable(logits, "logits"))
-        self.targets = readable(targets, "targets")
+        keep(&self.logits, floating(readable(logits, "logits")))
+        keep(&self.targets, readable(targets, "targets"))
         self.shard.quadratic = loss._quadratic
         self.axis = counted_axis(self.logits, loss.axis)
+        shape = (<object>self.logits).shape
         if self.axis == NO_AXIS:
-            raise ValueError(f"logits of shape {(<object>self.logits).shape} have no axis {loss.axis}")
+            raise ValueError(f"logits of shape {shape} have no axis {loss.axis}")
         if maximum is not None:
-            self.maximum = require_rows(readable(maximum, "maximum"), self.logits, self.axis, "maximum")
-        dense = np.PyArray_NDIM(self.targets) >= np.PyArray_NDIM(self.logits)
+            maximum = readable(maximum, "maximum")
+            keep(&self.maximum, require_rows(maximum, <object>self.logits, self.axis, "maximum"))
+        dense = PyArray_NDIM(self.targets) >= PyArray_NDIM(self.logits)
         if dense and not same_shape(self.targets, self.logits):
-            shape, own = (<object>self.targets).shape, (<object>self.logits).shape
+            given = (<object>self.targets).shape
             raise ValueError(
-                f"targets have shape {shape} where the shard's logits have {own}: pass the shard's targets")
+                f"targets have shape {given} where the shard's logits have {shape}: pass the shard's targets")
         return 0
 
     cdef int open_call(
@@ -84,12 +97,13 @@ cdef class ShardCall:
         self.call = call
         call.loss = loss
         call.want = WANT_LOSS
+        call.in_shards = True
         call.set_divisor(denominator)
         shape = list((<object>self.logits).shape)
         shape[self.axis] = n_classes
-        everything = shaped(shape, self.logits.dtype)
-        soft = np.PyArray_NDIM(self.targets) == np.PyArray_NDIM(self.logits)
-        call.convert(everything, shaped(shape, self.logits.dtype) if soft else self.targets, weight, mask)
+        everything = shaped(shape, (<object>self.logits).dtype)
+        soft = PyArray_NDIM(self.targets) == PyArray_NDIM(self.logits)
+        call.convert(everything, everything if soft else <object>self.targets, weight, mask)
         return 0
 
     cdef int open(self, Py_ssize_t first, bint finishing) except -1:
@@ -107,12 +121,10 @@ cdef class ShardCall:
         shard.settings = loss.settings
         if shard.settings.class_weight != NULL:
             shard.settings.class_weight += first
-        # a share of the target's probability is for as many classes as all shards have
-        shard.whole.indexed = shard.whole.indexed and loss.settings.label_smoothing == 0
         self.set_job()
         shard.width = piece_width(shard)
         shard.head = PART_PEAKED_HEAD if shard.quadratic and shard.job.indexed else PART_HEAD
-        shard.has_maximum = self.maximum is not None
+        shard.has_maximum = self.maximum != NULL
         if shard.has_maximum:
             bind(&shard.maximum, self.maximum, element_kind(self.maximum), NO_AXIS)
         return 0
@@ -121,7 +133,7 @@ cdef class ShardCall:
         cdef Shard* shard = &self.shard
         cdef Job* job = &shard.job
         job[0] = shard.whole
-        job.k = job.outputs = np.PyArray_DIMS(self.logits)[self.axis]
+        job.k = job.outputs = PyArray_DIMS(self.logits)[self.axis]
         job.o = &shard.settings
         job.call = NULL
         job.streams = False
@@ -138,14 +150,14 @@ cdef class ShardCall:
         bind(&job.t, self.targets, element_kind(self.targets), self.axis)
         if targets_in_range(job, self.targets, True):
             return 0
-        rounded = rounded_to_bounds(self.targets, job.target_max)
+        rounded = rounded_to_bounds(<object>self.targets, job.target_max)
         if rounded is not None:
-            self.targets = rounded
+            keep(&self.targets, rounded)
             bind(&job.t, self.targets, element_kind(self.targets), self.axis)
             if targets_in_range(job, self.targets, True):
                 return 0
-        self.call.logits = self.logits
-        self.call.targets = self.targets
+        keep(&self.call.logits, <np.ndarray>self.logits)
+        keep(&self.call.targets, <np.ndarray>self.targets)
         return self.call.refuse(job, UNFIT_TARGET)
 
 
@@ -165,18 +177,21 @@ cdef ShardCall open_shard(Loss loss, object inputs, object denominator):
 
 
 def partial(
-    Loss self not None, logits, targets, first_class, n_classes, *, maximum=None, sample_weight=None,
-    mask=None,
+    Loss self not None, logits=..., targets=..., first_class=..., n_classes=..., *, maximum=None,
+    sample_weight=None, mask=None,
 ):
     cdef ShardCall call
     cdef np.ndarray array
     cdef Sum total
+    if logits is ... or targets is ... or first_class is ... or n_classes is ...:
+        refuse_missing(self, "partial", logits=logits, targets=targets, first_class=first_class,
+                       n_classes=n_classes)
     self.require_configured()
     inputs = inputs_of(self, logits, targets, first_class, n_classes, maximum, sample_weight, mask)
     call = open_shard(self, inputs, None)
-    inputs = inputs._replace(logits=call.logits)
-    inputs.require_classes(np.PyArray_DIMS(call.logits)[call.axis])
-    refuse_option(self, np.PyArray_NDIM(call.targets) < np.PyArray_NDIM(call.logits))
+    inputs = inputs._replace(logits=<object>call.logits)
+    inputs.require_classes(PyArray_DIMS(call.logits)[call.axis])
+    refuse_option(self, PyArray_NDIM(call.targets) < PyArray_NDIM(call.logits))
     call.open(inputs.first_class, False)
     array = new_part(&call.shard)
     run_shard(&call.shard, run_parts, &total)
@@ -204,29 +219,33 @@ cdef np.ndarray new_part(Shard* shard):
     return array
 
 
-def finish(Loss self not None, part, whole, *, denominator=None, out=None):
+def finish(Loss self not None, part=..., whole=..., *, denominator=None, out=None):
     cdef ShardCall call
     cdef Call all_classes
     cdef np.ndarray array
     cdef Sum total
+    if part is ... or whole is ...:
+        refuse_missing(self, "finish", part=part, whole=whole)
     self.require_configured()
     inputs = part.inputs_for(self, whole)
     call = open_shard(self, inputs, denominator)
     all_classes = call.call
-    grad = plain_output(out, call.logits, "out")
+    plain = None if out is None else plain_output(out, call.logits, "out")
     call.open(inputs.first_class, True)
     array = whole.array
     call.shard.part = <double*>np.PyArray_DATA(array)
     call.shard.length = np.PyArray_DIMS(array)[1]
     call.shard.job.want = call.shard.whole.want = WANT_LOSS | WANT_GRAD
-    all_classes.logits = call.logits
-    all_classes.targets = call.targets
-    all_classes.grad = all_classes.memory_for(grad, True)
+    keep(&all_classes.logits, <np.ndarray>call.logits)
+    keep(&all_classes.targets, <np.ndarray>call.targets)
+    if plain is not None:
+        keep(&all_classes.grad, plain)
+    all_classes.place(&all_classes.grad, True)
     bind(&call.shard.job.g, all_classes.grad, element_kind(all_classes.grad), call.axis)
     run_shard(&call.shard, run_finish, &total)
     all_classes.value = quotient(&total, call.shard.job.divisor)
     if all_classes.missing:
-        multiply_by_power(all_classes.grad, -all_classes.missing)
+        multiply_by_power(<object>all_classes.grad, -all_classes.missing)
         all_classes.value = ldexp(all_classes.value, -all_classes.missing)
-    value = all_classes.value if all_classes.losses is None else returned(all_classes.losses)
+    value = all_classes.value if all_classes.losses == NULL else returned(all_classes.losses)
     return value, delivered(out, all_classes.grad)

@@ -97,7 +97,7 @@ cdef real part_maximum(const Shard* shard, Py_ssize_t row, real own) noexcept no
     m[0] = own
     if shard.has_maximum:
         load_flat(&shard.maximum, row, 1, m)
-        transform_logits(shard.job.o, 1, m, slope)
+        transform_logits(&shard.job, 1, m, slope)
     part[PART_MAXIMUM] = m[0]
     part[PART_OWN] = own
     return m[0]
@@ -114,7 +114,7 @@ cdef struct Rescale:
     double factor
 
 
-cdef Rescale rescale_of(double m, double whole) noexcept nogil:
+cdef Rescale rescale_of(const Shard* shard, double m, double whole) noexcept nogil:
     cdef Rescale to
     cdef double factor[GROUP]
     cdef int j
@@ -123,7 +123,8 @@ cdef Rescale rescale_of(double m, double whole) noexcept nogil:
     if not (to.same or m == -SL_INFINITY or whole == SL_INFINITY):
         for j in range(GROUP):
             factor[j] = m
-        row_exponentials(<const double*>factor, factor, GROUP, whole, True, NULL)
+        row_exponentials(
+            <const double*>factor, factor, GROUP, whole, True, shard.job.exponent_scale, NULL)
         to.factor = factor[0]
         # so near that exponentials equal to UNIT remain so
         to.same = to.factor == SL_UNIT_F64
@@ -307,7 +308,7 @@ cdef real open_whole(const Shard* shard, Row* row, Py_ssize_t at, real* s) noexc
     m = <real>row.m
     for offset in range(GROUP):
         s[offset] = <real>row.x_target
-    row_exponentials(<const real*>s, s, GROUP, m, row.compensated, NULL)
+    row_exponentials(<const real*>s, s, GROUP, m, row.compensated, shard.job.exponent_scale, NULL)
     return s[0]
 
 
@@ -324,17 +325,17 @@ cdef void finish_indices(const Shard* shard, Group* group, int j, real* s) noexc
     row.compensated = False
     group.sums.e_target[j] = open_whole(shard, &row, group.start + j, s)
     for index in range(whole_pieces(shard)):
-        to = rescale_of(piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
+        to = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
         add_rescaled(&to, &piece[INDEX_REST], &rest, &rest_lo)
         piece += shard.width
-    group.sums.gap[j] = row.m - row.x_target
+    group.sums.gap[j] = (row.m - row.x_target) * shard.job.exponent_scale
     group.sums.rest.hi[j] = rest
     group.sums.rest.lo[j] = rest_lo
     if shard.job.o.focal_gamma != 0:
         index_losses(s[0], group, &group.sums, j, j + 1)
     if shard.pieces == 0:
         return
-    factor = index_scale(s[0], &group.sums, j, row.weight, shard.job.divisor)
+    factor = index_scale(s[0], &group.sums, j, row.weight, &shard.job)
     if shard.job.o.focal_gamma != 0:
         factor *= group.focus[j]
     extreme = any_extreme(&shard.job, &factor, 1, s[0])
@@ -365,7 +366,7 @@ cdef Py_ssize_t whole_rest_sums(
     rest.target[0] = e_target
     rest.max[0] = unit(e_target) if apart else 0
     for index in range(whole_pieces(shard)):
-        to = rescale_of(piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
+        to = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
         if apart and index == <Py_ssize_t>whole[PART_PEAK_PIECE]:
             add_rescaled(&to, &whole[PART_PEAK_SUM], &rest.sum.hi[0], &rest.sum.lo[0])
             add_squares(&to, &whole[PART_PEAK_SQUARES], &rest.squares.hi[0], &rest.squares.lo[0])
@@ -593,7 +594,7 @@ cdef void whole_losses(
     for i in range(4):
         given[i] = live[i] = 0
     for index in range(whole_pieces(shard)):
-        to = rescale_of(piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
+        to = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
         i = TILE_LOSS
         if not shard.job.hard:
             add_shifted_losses(
@@ -637,7 +638,7 @@ cdef void whole_sums(const Shard* shard, const double* whole, Columns* columns) 
     cdef Rescale to
     cdef Py_ssize_t index
     for index in range(whole_pieces(shard)):
-        to = rescale_of(piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
+        to = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
         if to.same:
             columns.sums.max.hi[0] += piece[TILE_MAX]
         else:
@@ -667,7 +668,7 @@ cdef void whole_focal(
     for j in range(GROUP):
         x[j] = <real>target_logit(whole, &state.columns)
         q[j] = <real>target
-    column_exponentials(<const real*>x, e, 1, <const real*>m, False, NULL)
+    column_exponentials(<const real*>x, e, 1, <const real*>m, False, 1, NULL)
     focal_columns(&shard.job, &state.columns, &focal)
     focal_entries(&focal, <const real*>e, <const real*>x, <const real*>q, &of)
     clear_focal(&state.focal)
@@ -794,7 +795,7 @@ cdef void whole_quadratic(
     for i in range(8):
         sums.hi[i] = sums.lo[i] = 0
     for index in range(whole_pieces(shard)):
-        to = rescale_of(piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
+        to = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
         own = &piece[QUADRATIC_SUMS]
         add_squares(&to, &own[0], &sums.hi[0], &sums.lo[0])
         add_rescaled(&to, &own[2], &sums.hi[1], &sums.lo[1])

@@ -83,7 +83,8 @@ cdef inline void smooth_losses(
         smooth.share[j] = smoothing / smooth.live[j]
         # what an infinite sum lost is inf - inf
         gaps = smooth.gaps.hi[j] + (smooth.gaps.lo[j] if SL_ISFINITE(smooth.gaps.hi[j]) else 0)
-        gaps = smooth.share[j] / GAP_UNIT * gaps + log1p_positive(above_maximum(hint, sums, j) * inverse)
+        gaps = (smooth.share[j] / GAP_UNIT * gaps * group.job.exponent_scale
+                + log1p_positive(above_maximum(hint, sums, j) * inverse))
         group.loss[j] = gaps + (0 if smoothing == 1 else (1 - smoothing) * sums.gap[j])
 
 
@@ -99,7 +100,7 @@ cdef inline double smooth_target(
     cdef double q = (1 - group.job.o.label_smoothing) + share * own
     cdef double rest = whole_rest(hint, sums.rest.hi[j], sums.rest.lo[j])
     cdef double target = (sums.e_target[j] * others - q * rest) * factor[0]
-    less[0] = share * group.weight[j] / group.job.divisor
+    less[0] = share * group.weight[j] * group.job.exponent_scale / group.job.divisor
     factor[0] *= q + others
     return target
 

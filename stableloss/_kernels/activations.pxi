@@ -7,14 +7,14 @@
 #   logsumexp    m + log1p(sum - 1)
 #
 # uses _blocks: run sl_default_environment sl_restore_environment
-# uses _call: axis_of counted_axis delivered floating over_axes readable refuse_axis require_out returned
-# uses _call: writable_like
+# uses _call: axis_of counted_axis delivered floating over_axes readable refuse_axis refuse_missing
+# uses _call: require_out returned writable_like
 # uses _elements: VALUE
 # uses _groups: sum_tiles
 # uses _job: Job Kernel open_job
-# uses _math: SL_INFINITY absolute exp_negative log1p_unit real reciprocal
-# uses _operand: NO_AXIS bind disjoint empty_like empty_per_row one_per_row row_offsets same_memory same_shape
-# uses _operand: scatter store_flat view_flat
+# uses _math: PyArrayObject SL_INFINITY absolute exp_negative log1p_unit real reciprocal
+# uses _operand: NO_AXIS PyArray_DIMS PyArray_ISALIGNED PyArray_NDIM PyArray_TYPE bind disjoint empty_like
+# uses _operand: empty_per_row one_per_row row_offsets same_memory same_shape scatter store_flat view_flat
 # uses _rows: Columns limit_columns open_columns reload_tile tile_exponentials
 # uses _stats: tile_probabilities
 # uses _sums: GROUP NARROW Sum
@@ -147,32 +147,45 @@ cdef void rows_kernel(
 
 # ---- calls ----------------------------------------------------------------------------------------
 
-cdef bint activation_fits(np.ndarray out, np.ndarray x, int axis, bint per_row) noexcept:
-    if axis != NO_AXIS and (axis >= np.PyArray_NDIM(x) or np.PyArray_DIMS(x)[axis] == 0):
+cdef bint activation_fits(PyArrayObject* out, PyArrayObject* x, int axis, bint per_row) noexcept:
+    if axis != NO_AXIS and (axis >= PyArray_NDIM(x) or PyArray_DIMS(x)[axis] == 0):
         return False
     return writable_like(out, x) and (one_per_row(out, x, axis) if per_row else same_shape(out, x))
+
+
+cdef np.ndarray activation_memory(object out, PyArrayObject* x, int along, bint per_row):
+    """Where the kernel writes an activation: to `out`, or to memory of its own where there is none or that
+    would disturb x."""
+    cdef np.ndarray plain
+    cdef PyArrayObject* to
+    if out is None:
+        return empty_per_row(x, along, PyArray_TYPE(x)) if per_row else empty_like(x)
+    if np.PyArray_CheckExact(out) and activation_fits(<PyArrayObject*>out, x, along, per_row):
+        plain = <np.ndarray>out
+    else:
+        shape = (<object>x).shape
+        plain = require_out(
+            out, shape[:along] + shape[along + 1:] if per_row else shape, (<object>x).dtype, "out")
+    to = <PyArrayObject*>plain
+    if PyArray_ISALIGNED(to) and (disjoint(to, x) or (not per_row and same_memory(to, x))):
+        return plain
+    return empty_like(to)
 
 
 cdef object activation(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
     cdef Job job
     cdef Sum total
-    cdef np.ndarray result
-    cdef np.ndarray memory
     cdef bint per_row = rowwise and want == LOGSUMEXP
     cdef int given = axis_of(axis) if rowwise else NO_AXIS
-    cdef np.ndarray x = floating(readable(value, "x"))
+    cdef np.ndarray array = floating(readable(value, "x"))
+    cdef PyArrayObject* x = <PyArrayObject*>array
     cdef int along = counted_axis(x, given)
-    if rowwise and (along == NO_AXIS or np.PyArray_DIMS(x)[along] == 0):
+    cdef np.ndarray result
+    cdef PyArrayObject* memory
+    if rowwise and (along == NO_AXIS or PyArray_DIMS(x)[along] == 0):
         refuse_axis((<object>x).shape, axis)
-    if out is not None:
-        shape = (<object>x).shape
-        result = require_out(out, shape[:along] + shape[along + 1:] if per_row else shape, x.dtype, "out")
-    else:
-        result = empty_per_row(x, along, np.PyArray_TYPE(x)) if per_row else empty_like(x)
-    memory = result
-    if not (np.PyArray_ISALIGNED(result)
-            and (disjoint(result, x) or (not per_row and same_memory(result, x)))):
-        memory = empty_like(result)
+    result = activation_memory(out, x, along, per_row)
+    memory = <PyArrayObject*>result
     # from here on no line of Python runs but handlers of signals: see _call.pxi
     if not activation_fits(memory, x, along, per_row):
         raise RuntimeError("x or out was changed during the call")
@@ -195,7 +208,9 @@ cdef object activate(object value, object out, bint rowwise, object axis, int wa
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 value 1.978 at -0x1.f317eap+0
 #   float64 value 1.881 at -0x1.2277bf6e81c68p+0
-def sigmoid(x, out=None):
+def sigmoid(x=..., out=None):
+    if x is ...:
+        refuse_missing(None, "sigmoid", x=x)
     cdef Kernel kernel = Kernel(sigmoid_kernel[float], sigmoid_kernel[double])
     return activate(x, out, False, None, 0, &kernel)
 
@@ -203,7 +218,9 @@ def sigmoid(x, out=None):
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 value 1.837 at -0x1.074dfp-5
 #   float64 value 1.558 at -0x1.88a3393bc92bdp-2
-def log_sigmoid(x, out=None):
+def log_sigmoid(x=..., out=None):
+    if x is ...:
+        refuse_missing(None, "log_sigmoid", x=x)
     cdef Kernel kernel = Kernel(log_sigmoid_kernel[float], log_sigmoid_kernel[double])
     return activate(x, out, False, None, 0, &kernel)
 
@@ -211,7 +228,9 @@ def log_sigmoid(x, out=None):
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 value 2.299 in a row of 10
 #   float64 value 2.322 in a row of 100
-def softmax(x, axis=-1, out=None):
+def softmax(x=..., axis=-1, out=None):
+    if x is ...:
+        refuse_missing(None, "softmax", x=x)
     if axis is None or type(axis) is tuple:
         return over_axes(softmax, x, axis, out)
     cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
@@ -221,7 +240,9 @@ def softmax(x, axis=-1, out=None):
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 value 1.476 at -0x1.9e5b68p-5, 0x1.47fab2p+2
 #   float64 value 2.259 in a row of 100
-def log_softmax(x, axis=-1, out=None):
+def log_softmax(x=..., axis=-1, out=None):
+    if x is ...:
+        refuse_missing(None, "log_softmax", x=x)
     if axis is None or type(axis) is tuple:
         return over_axes(log_softmax, x, axis, out)
     cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
@@ -231,7 +252,9 @@ def log_softmax(x, axis=-1, out=None):
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
 #   float32 value 1.352 at -0x1.aea892p-3, -0x1.4c37fp-1
 #   float64 value 2.125 in a row of 3
-def logsumexp(x, axis=-1, out=None, bint keepdims=False):
+def logsumexp(x=..., axis=-1, out=None, bint keepdims=False):
+    if x is ...:
+        refuse_missing(None, "logsumexp", x=x)
     if keepdims or axis is None or type(axis) is tuple:
         return over_axes(logsumexp, x, axis, out, keepdims, reduces=True)
     cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])

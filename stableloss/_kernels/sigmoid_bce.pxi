@@ -16,7 +16,7 @@
 # uses _elements: open_chunk residual_numerator
 # uses _job: Job loss_kernel
 # uses _logits: chain_first chain_second smallest_normal transform_logits
-# uses _math: absolute exp_negative fma log1p_positive log1p_unit real square_of_one_plus
+# uses _math: absolute exp_negative fma log1p_positive log1p_unit product_error real square_of_one_plus
 # uses _operand: load_flat
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _stats: chunk_statistics
@@ -75,11 +75,11 @@ cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* sc
     cdef real* on = scratch + LOG_ON
     cdef real* off = scratch + LOG_OFF
     cdef real tiny = smallest_normal(job, scratch[0])
-    cdef real a, b, large, small, log_large
+    cdef real a, b, large, small, log_large, log_small
     cdef Py_ssize_t i
     load_flat(&job.x, start, n, x)
     if job.o.from_probabilities:
-        # From activations: both logarithms by log1p of the smaller over the larger.
+        # From activations, whose sum is 1: both logarithms by log1p of one over the other.
         for i in range(n):
             a = x[i]
             b = <real>1 - a
@@ -87,14 +87,14 @@ cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* sc
             b = tiny if b < tiny else b
             large = b if a < b else a
             small = a if a < b else b
-            log_large = <real>log1p_positive(<double>(small / large))
             e[i] = small / large
-            small = log_large + <real>log1p_positive(<double>((large - small) / small))
-            on[i] = small if a < b else log_large
-            off[i] = log_large if a < b else small
+            log_large = <real>log1p_positive(<double>(small / large))
+            log_small = <real>log1p_positive(<double>(large / small))
+            on[i] = log_small if a < b else log_large
+            off[i] = log_large if a < b else log_small
             x[i] = a - b
         return
-    transform_logits(job.o, n, x, scratch + SLOPE)
+    transform_logits(job, n, x, scratch + SLOPE)
     for i in range(n):
         e[i] = exp_negative(-absolute(x[i]))
     for i in range(n):
@@ -142,6 +142,16 @@ cdef void option_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scr
             hess[i] = (on[i] + off[i]) * e[i] / square_of_one_plus(e[i])
 
 
+cdef inline real focal_power(real gamma, real minus_log) noexcept nogil:
+    """(1 - a)**gamma from S = -log(1 - a), also where 1 - a is 0: 1 if gamma is 0. The rounding of a large
+    exponent, which is many ulp of the power, is made up for."""
+    cdef real exponent = bounded_product(gamma, minus_log)
+    cdef real lo = product_error(gamma, minus_log, exponent)
+    # not a number where the exponent is infinite
+    lo = lo if absolute(lo) < <real>1 else 0
+    return exp_negative(-exponent) * (<real>1 - lo)
+
+
 cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
     """The same with focusing."""
     cdef const real* x = scratch + LOGIT
@@ -161,9 +171,9 @@ cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scra
     for i in range(n):
         a = (e[i] if x[i] < 0 else <real>1) / (<real>1 + e[i])
         b = (<real>1 if x[i] < 0 else e[i]) / (<real>1 + e[i])
-        # (1 - a)**g is exp(g log(1 - a)), also where 1 - a is 0: 1 if g is 0. And a S tends to 0 with a.
-        b_power = exp_negative(-bounded_product(gamma, log_off[i]))
-        a_power = exp_negative(-bounded_product(gamma_off, log_on[i]))
+        b_power = focal_power(gamma, log_off[i])
+        a_power = focal_power(gamma_off, log_on[i])
+        # a S tends to 0 with a
         a_log = gamma * bounded_product(a, log_on[i])
         b_log = gamma_off * bounded_product(b, log_off[i])
         value[i] = bounded_product(on[i] * b_power, log_on[i]) + bounded_product(off[i] * a_power, log_off[i])
@@ -192,8 +202,8 @@ cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scr
     if job.o.pos_weight != NULL:
         output_weights(job, job.o.pos_weight, job.o.n_pos_weight, start, n, on)
     for i in range(n):
-        more = on[i] * exp_negative(-bounded_product(gamma, log_off[i]))
-        less = negative * exp_negative(-bounded_product(gamma_off, log_on[i]))
+        more = on[i] * focal_power(gamma, log_off[i])
+        less = negative * focal_power(gamma_off, log_on[i])
         grad[i] = stays * (bounded_product(more, log_on[i]) - bounded_product(less, log_off[i]))
 
 

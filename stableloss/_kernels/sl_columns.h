@@ -24,6 +24,8 @@ static SL_ALWAYS_INLINE void sl_fetch(sl_ahead *ahead, int bytes) {
     ahead->write += bytes;
 }
 
+enum { SL_PLAIN, SL_COMPENSATED, SL_SCALED };      /* exponentials, see sl_columns_of.h */
+
 #define SL_OF(name) name##_f32
 #define SL_CONSTANT(name) name##_F32
 #define SL_REAL float

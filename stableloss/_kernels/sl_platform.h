@@ -73,7 +73,7 @@ static inline uint32_t sl_bits_from_float(float x) {
 /* The floating-point environment: rounding, subnormals and traps are set to the default for the time of a
    call, as the kernels' arithmetic assumes it; and what overflows, underflows or is NaN in there is a result,
    not an event, so that the flags are those of before afterwards. fenv.h would switch the x87 unit too, at
-   many times the cost, and knows nothing of subnormals. */
+   many times the cost, and knows nothing of subnormals. These can be flushed to 0 within it. */
 #if defined(__SSE2__) || defined(_M_X64)
 typedef unsigned sl_environment;
 #define SL_MXCSR_FLAGS 0x3fu
@@ -85,6 +85,7 @@ static inline sl_environment sl_default_environment(void) {
     return before;
 }
 static inline void sl_restore_environment(sl_environment before) { __builtin_ia32_ldmxcsr(before); }
+static inline void sl_flush_subnormals(void) { __builtin_ia32_ldmxcsr(SL_MXCSR_DEFAULT | 0x8000u); }
 #elif defined(__aarch64__) || defined(_M_ARM64)
 typedef struct {
     uint64_t control, flags;
@@ -109,6 +110,7 @@ static inline void sl_restore_environment(sl_environment before) {
     if (before.control != sl_get_control())
         sl_set_control(before.control);
 }
+static inline void sl_flush_subnormals(void) { sl_set_control((uint64_t)1 << 24); }
 #else
 #include <fenv.h>
 typedef fenv_t sl_environment;
@@ -119,6 +121,7 @@ static inline sl_environment sl_default_environment(void) {
     return before;
 }
 static inline void sl_restore_environment(sl_environment before) { fesetenv(&before); }
+static inline void sl_flush_subnormals(void) {}
 #endif
 
 /* Nanoseconds since some moment. */

@@ -134,6 +134,7 @@ static void sl_gather(sl_call *call, int asks);
 /* Runs the handlers of signals that have come. Their Python code may do anything: call a loss, fork, raise. */
 static void sl_ask(sl_call *call) {
     PyGILState_STATE state;
+    sl_environment environment = sl_default_environment();
     int64_t start = sl_clock();
     sl_ask_at = start + SL_ASK;
     state = PyGILState_Ensure();
@@ -145,7 +146,7 @@ static void sl_ask(sl_call *call) {
     sl_number_asking--;
     sl_asking = call->outer;
     PyGILState_Release(state);
-    sl_default_environment();
+    sl_restore_environment(environment);
     /* others that compute in Python may let go of the GIL only every few milliseconds */
     sl_ask_at = sl_clock() + SL_ASK;
 }

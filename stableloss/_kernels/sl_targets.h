@@ -19,14 +19,14 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_where_f64(sl_bits_vector_f64 which, sl_
 #define SL_OF(name) name##_f32
 #define SL_REAL float
 #define SL_READ_AS_F64(from) sl_read_as_f64(from)
-#define SL_COMPENSATED 0
+#define SL_CARRIES 0
 #define SL_SCALAR_FMA SL_FMAF
 #include "sl_targets_of.h"
 
 #define SL_OF(name) name##_f64
 #define SL_REAL double
 #define SL_READ_AS_F64(from) SL_READ(sl_vector_f64, from)
-#define SL_COMPENSATED 1
+#define SL_CARRIES 1
 #define SL_SCALAR_FMA SL_FMA
 #include "sl_targets_of.h"
 

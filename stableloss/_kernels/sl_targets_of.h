@@ -7,7 +7,7 @@
    terms is rarely smaller than the term that it meets, and such a step costs one rounding. */
 static SL_ALWAYS_INLINE void SL_OF(sl_accumulate)(V *hi, V *lo, V v) {
     V s = *hi + v;
-#if SL_COMPENSATED
+#if SL_CARRIES
     *lo += (*hi - s) + v;
 #endif
     *hi = s;
@@ -16,7 +16,7 @@ static SL_ALWAYS_INLINE void SL_OF(sl_accumulate)(V *hi, V *lo, V v) {
 /* The same in any order: mass without a class of nearly all of it is to keep the digits of the rest. */
 static SL_ALWAYS_INLINE void SL_OF(sl_add)(V *hi, V *lo, V v) {
     V s = *hi + v;
-#if SL_COMPENSATED
+#if SL_CARRIES
     V part = s - *hi;
     *lo += (*hi - (s - part)) + (v - part);
 #endif
@@ -135,5 +135,5 @@ static void SL_OF(sl_scale_and_subtract)(
 #undef SL_OF
 #undef SL_REAL
 #undef SL_READ_AS_F64
-#undef SL_COMPENSATED
+#undef SL_CARRIES
 #undef SL_SCALAR_FMA

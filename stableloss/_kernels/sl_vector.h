@@ -71,4 +71,20 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_max_f64(sl_vector_f64 a, sl_vector_f64 
 }
 #endif
 
+/* a * b - product, exactly, for product = a * b rounded and factors that are far from overflow */
+#if defined(__FMA__) || defined(__aarch64__)
+#define sl_product_error_f32(a, b, product) sl_fma_f32(a, b, -(product))
+#define sl_product_error_f64(a, b, product) sl_fma_f64(a, b, -(product))
+#else
+/* Dekker's splitting */
+#define SL_VECTOR_PRODUCT_ERROR(name, type, splitter) \
+    static SL_ALWAYS_INLINE type name(type a, type b, type product) { \
+        type t = a * splitter, a_hi = t - (t - a), a_lo = a - a_hi; \
+        type u = b * splitter, b_hi = u - (u - b), b_lo = b - b_hi; \
+        return ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo; \
+    }
+SL_VECTOR_PRODUCT_ERROR(sl_product_error_f32, sl_vector_f32, 4097.0f)           /* 2**12 + 1 */
+SL_VECTOR_PRODUCT_ERROR(sl_product_error_f64, sl_vector_f64, 134217729.0)       /* 2**27 + 1 */
+#endif
+
 #endif

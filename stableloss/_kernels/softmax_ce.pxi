@@ -22,7 +22,7 @@
 # uses _smoothing: smooth_piece smooth_target smooth_values
 # uses _sums: GROUP NARROW Sum column_sums
 # uses _tiles: TILE_TARGETS columns_to_rows transposable write_columns
-# uses softmax_ce_options: focal_power focal_slopes odds_of tile_cross_entropy
+# uses softmax_ce_options: focal_factor focal_slopes odds_of tile_cross_entropy
 
 
 cdef extern from "sl_columns.h":
@@ -45,10 +45,11 @@ cdef inline double log1p_quotient(real hint, double above, double below) noexcep
 
 
 cdef inline double index_scale(
-    real hint, const TargetSums* sums, int j, double weight, double divisor
+    real hint, const TargetSums* sums, int j, double weight, const Job* job
 ) noexcept nogil:
     """Factor from an exponential to its gradient."""
-    cdef double lo, total
+    cdef double lo, total, divisor = job.divisor
+    weight *= job.exponent_scale
     if real is float:
         return weight / (divisor * (sums.rest.hi[j] + sums.e_target[j]))
     else:
@@ -86,7 +87,7 @@ cdef void focus_losses(
     for j in range(start, stop):
         others = whole_rest(hint, sums.rest.hi[j], sums.rest.lo[j])
         odds = odds_of(sums.e_target[j], others)
-        power = focal_power(odds, gamma)
+        power = focal_factor(odds, gamma)
         focal_slopes(odds, others, group.loss[j], gamma, power, &first, &second)
         group.focus[j] = -first
         group.loss[j] = 0 if power == 0 else power * group.loss[j]
@@ -130,7 +131,7 @@ cdef inline void index_gradients(
     cdef real scale[GROUP]
     cdef Py_ssize_t c, j
     for j in range(GROUP):
-        factor[j] = index_scale(s[0], sums, j, group.weight[j], group.job.divisor)
+        factor[j] = index_scale(s[0], sums, j, group.weight[j], group.job)
     if group.job.o.focal_gamma != 0:
         for j in range(GROUP):
             factor[j] *= group.focus[j]
@@ -170,11 +171,11 @@ cdef inline void index_exponentials(
         for j in range(i, i + 8):
             target[j] = s[place[j]]
     for j in range(GROUP):
-        sums.gap[j] = <double>m[j] - <double>target[j]
+        sums.gap[j] = (<double>m[j] - <double>target[j]) * group.job.exponent_scale
     if group.job.o.label_smoothing != 0:
         smooth_columns(group, <const real*>m, s)
-    column_exponentials(
-        <const real*>s, s, group.job.k, <const real*>m, False, group_ahead(group, &ahead))
+    column_exponentials(<const real*>s, s, group.job.k, <const real*>m, False, group.job.exponent_scale,
+                        group_ahead(group, &ahead))
     if group.job.o.label_smoothing != 0 and group.smooth.any_dead:
         mark_dead(<const real*>(s + TILE_TARGETS), group.job.k * GROUP, s)
 
@@ -241,7 +242,7 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
         add_piece(row, <const real*>s, False, &rest, &rest_lo)
         if row.cached:
             write_piece(row, <const real*>s)
-    group.sums.gap[j] = row.m - row.x_target
+    group.sums.gap[j] = (row.m - row.x_target) * row.job.exponent_scale
     group.sums.rest.hi[j] = rest
     group.sums.rest.lo[j] = rest_lo
     group.sums.e_target[j] = e_target
@@ -249,7 +250,7 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
         index_losses(s[0], group, &group.sums, j, j + 1)
     if row.grad == NULL:
         return
-    factor = index_scale(s[0], &group.sums, j, row.weight, row.job.divisor)
+    factor = index_scale(s[0], &group.sums, j, row.weight, row.job)
     if row.job.o.focal_gamma != 0:
         factor *= group.focus[j]
     target = -(rest + rest_lo) * factor

@@ -22,7 +22,7 @@
 # uses _math: two_sum unit
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _rows: Columns any_extreme broadcast columns_of gap_of inverse_square inverse_sum open_columns
-# uses _rows: return_to_tile tile_vector to_real
+# uses _rows: return_to_tile tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split reduce_columns reduce_split sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
@@ -60,7 +60,7 @@ cdef inline double odds_of(double e, double others) noexcept nogil:
     return 1e300 if odds > 1e300 else odds
 
 
-cdef inline double focal_power(double odds, double gamma) noexcept nogil:
+cdef inline double focal_factor(double odds, double gamma) noexcept nogil:
     """(1 - p)**gamma."""
     return exp_negative(-gamma * log1p_positive(odds))
 
@@ -166,7 +166,7 @@ cdef void focal_entries(
         whole_powers(focal, value, power)
     else:
         for j in range(GROUP):
-            power[j] = focal_power(odds[j], focal.gamma)
+            power[j] = focal_factor(odds[j], focal.gamma)
     for j in range(GROUP):
         share = q[j]
         minus_log = 2 * gap_of(focal.m[j], <double>x[j]) + focal.log_sum[j]
@@ -674,7 +674,7 @@ cdef void emit_product(const Tile* tile, const CrossEntropy* state, real* scratc
     chain_product(tile.job.o, tile.lines * GROUP, <const real*>(scratch + TILE_LOGITS),
                   <const real*>(scratch + TILE_SLOPE), <const real*>(scratch + TILE_GRAD),
                   <const real*>(scratch + TILE_VECTOR), to)
-    write_tile(<const real*>to, &tile.job.g, tile)
+    write_product(tile, columns, to)
 
 
 cdef void ce_product(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
@@ -714,7 +714,7 @@ cdef void emit_target_gradient(const Tile* tile, const Columns* columns, real* s
             power = 1
             if tile.job.o.focal_gamma != 0:
                 others = remainder_of(<double>e[i], focal.sum_max[j], focal.sum_rest[j])
-                power = focal_power(odds_of(e[i], others), focal.gamma)
+                power = focal_factor(odds_of(e[i], others), focal.gamma)
             if tile.job.o.class_weight != NULL:
                 k = tile.first + i if tile.wide else c
                 power *= tile.job.o.class_weight[k] if k < tile.job.k else 0

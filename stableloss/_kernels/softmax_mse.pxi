@@ -21,7 +21,7 @@
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece store_class take_out
 # uses _pieces: write_piece
 # uses _rows: Columns broadcast column_exponentials columns_of inverse_square open_columns return_to_tile
-# uses _rows: tile_vector to_real
+# uses _rows: tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP NARROW Pairs Split Sum accumulate clear_pairs clear_split column_sums copy_pairs
 # uses _sums: copy_split padded reduce_columns reduce_split sum_split_squares
@@ -175,7 +175,7 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
     cdef Py_ssize_t c, k = group.job.k
     cdef int j
     open_group(group, s, m)
-    column_exponentials(<const real*>s, s, k, <const real*>m, real is double, group_ahead(group, &ahead))
+    column_exponentials(<const real*>s, s, k, <const real*>m, real is double, 1, group_ahead(group, &ahead))
     last_maxima(<const real*>s, k, at)
     for j in range(GROUP):
         rest.target[j] = take_out(s + group.y[j] * GROUP + j)
@@ -572,7 +572,7 @@ cdef void quadratic_emit_product(const Tile* tile, const Quadratic* state, real*
             bracket = SL_FMA(at, brackets.total.hi[j], bracket + lo)
             bracket = (v[i] - state.p_v[j]) * bracket - state.hvp.hi[j]
             to[i] = 0 if at == 0 else scaled_bracket(at, bracket, 0, state.cube.hi[j], state.cube.lo[j], e[0])
-    write_tile(<const real*>to, &tile.job.g, tile)
+    write_product(tile, &state.columns, to)
 
 
 cdef void quadratic_product(Tile* tile, Quadratic* state, real* scratch) noexcept nogil:
