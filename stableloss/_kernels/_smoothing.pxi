@@ -146,10 +146,10 @@ cdef void smooth_gradients(
         minus[j] = -<real>less[j]
     if any_extreme(group.job, factor, GROUP, s[0]) or any_extreme(group.job, less, GROUP, s[0]):
         for i in range(n):
-            s[i] = 0 if is_mark(s[i]) else <real>(s[i] * factor[i % GROUP] - less[i % GROUP])
+            s[i] = <real>(s[i] * factor[i % GROUP] - (0 if is_mark(s[i]) else less[i % GROUP]))
     elif group.smooth.any_dead:
         for i in range(n):
-            s[i] = 0 if is_mark(s[i]) else fma(s[i], scale[i % GROUP], minus[i % GROUP])
+            s[i] = fma(s[i], scale[i % GROUP], <real>0 if is_mark(s[i]) else minus[i % GROUP])
     else:
         for c in range(group.job.k):
             for j in range(GROUP):
@@ -224,10 +224,10 @@ cdef void smooth_values(
     cdef Py_ssize_t i
     if extreme:
         for i in range(n):
-            to[i] = 0 if is_mark(e[i]) else <real>(e[i] * factor - less)
+            to[i] = <real>(e[i] * factor - (0 if is_mark(e[i]) else less))
     elif dead:
         for i in range(n):
-            to[i] = 0 if is_mark(e[i]) else fma(e[i], <real>factor, -<real>less)
+            to[i] = fma(e[i], <real>factor, <real>0 if is_mark(e[i]) else -<real>less)
     elif real is float:
         sl_scale_and_subtract_f32(e, n, <float>factor, <float>less, to)
     else:

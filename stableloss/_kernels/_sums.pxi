@@ -17,7 +17,7 @@ cdef extern from "sl_columns.h":
     void sl_narrow_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
 
 cdef extern from "sl_targets.h" nogil:
-    void sl_split_sums_f32(const float*, Py_ssize_t, double, double*, double*, double*) noexcept
+    void sl_split_sums_f32(const float*, Py_ssize_t, double, double*, double*) noexcept
     void sl_split_sums_f64(const double*, Py_ssize_t, double, double*, double*, double*) noexcept
 
 
@@ -266,7 +266,7 @@ cdef inline void column_sums(const real* s, Py_ssize_t k, bint squared, Pairs* s
 cdef void sum_exponentials(const real* e, Py_ssize_t lines, Split* sums) noexcept nogil:
     # those of the maximum are whole numbers of UNIT, of which nothing is lost
     if real is float:
-        sl_split_sums_f32(e, lines, unit(e[0]), sums.rest.hi, sums.rest.lo, sums.max.hi)
+        sl_split_sums_f32(e, lines, unit(e[0]), sums.rest.hi, sums.max.hi)
     else:
         sl_split_sums_f64(e, lines, unit(e[0]), sums.rest.hi, sums.rest.lo, sums.max.hi)
 

@@ -49,42 +49,11 @@ static void SL_OF(sl_column_gaps)(
     }
 }
 
-/* Add up exponentials below `unit`, and apart those that are equal to it. */
-static void SL_OF(sl_split_sums)(
-        const SL_REAL *e, Py_ssize_t lines, double unit, double *rest, double *rest_lo, double *max) {
-    V sum[SL_COLUMN_VECTORS], lost[SL_COLUMN_VECTORS], top[SL_COLUMN_VECTORS], v, below;
-    V limit = sl_all_f64(unit);
-    Py_ssize_t c;
-    int i, j;
-    for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_LANES) {
-#pragma GCC unroll 4
-        for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-            sum[i] = READ(rest + j + i * SL_LANES);
-            lost[i] = READ(rest_lo + j + i * SL_LANES);
-            top[i] = READ(max + j + i * SL_LANES);
-        }
-        for (c = 0; c < lines; c++)
-#pragma GCC unroll 4
-            for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-                v = SL_READ_AS_F64(e + c * SL_GROUP + j + i * SL_LANES);
-                below = sl_where_f64((sl_bits_vector_f64)(v < limit), v);
-                top[i] += v - below;
-                SL_OF(sl_accumulate)(&sum[i], &lost[i], below);
-            }
-#pragma GCC unroll 4
-        for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-            SL_WRITE(V, rest + j + i * SL_LANES, sum[i]);
-            SL_WRITE(V, rest_lo + j + i * SL_LANES, lost[i]);
-            SL_WRITE(V, max + j + i * SL_LANES, top[i]);
-        }
-    }
-}
-
-/* Add up q (m - x) / 2, of which half overflows only where its product with q may, and q. What is absent (q = 0)
-   costs nothing even where x is -inf. */
-static void SL_OF(sl_target_sums)(
+/* Add up q (m - x) / 2, of which half overflows only where its product with q may, and q. `masked`: what is
+   absent (q = 0) costs nothing even where x is -inf. */
+static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
         const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m,
-        double *loss, double *loss_lo, double *mass, double *mass_lo) {
+        double *loss, double *loss_lo, double *mass, double *mass_lo, int masked) {
     V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS], lost[SL_COLUMN_VECTORS];
     V all[SL_COLUMN_VECTORS], all_lost[SL_COLUMN_VECTORS], share, gap;
     V minus_half = sl_all_f64(-0.5), none = {0};
@@ -105,7 +74,7 @@ static void SL_OF(sl_target_sums)(
             for (i = 0; i < SL_COLUMN_VECTORS; i++) {
                 share = SL_READ_AS_F64(q + c * SL_GROUP + j + i * SL_LANES);
                 gap = sl_fma_f64(minus_half, SL_READ_AS_F64(x + c * SL_GROUP + j + i * SL_LANES), top[i]);
-                gap = sl_where_f64((sl_bits_vector_f64)(share != none), gap);
+                if (masked) gap = sl_where_f64((sl_bits_vector_f64)(share != none), gap);
                 SL_OF(sl_accumulate)(&sum[i], &lost[i], gap * share);
                 SL_OF(sl_add)(&all[i], &all_lost[i], share);
             }
@@ -118,6 +87,29 @@ static void SL_OF(sl_target_sums)(
             SL_WRITE(V, mass_lo + at, all_lost[i]);
         }
     }
+}
+
+static void SL_OF(sl_target_sums)(
+        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m,
+        double *loss, double *loss_lo, double *mass, double *mass_lo) {
+    double before[4][SL_GROUP];
+    size_t bytes = sizeof before[0];
+    Py_ssize_t last = (lines - 1) * SL_GROUP;
+    int j, undefined = 0;
+    memcpy(before[0], loss, bytes);
+    memcpy(before[1], loss_lo, bytes);
+    memcpy(before[2], mass, bytes);
+    memcpy(before[3], mass_lo, bytes);
+    /* infinite logits are rare, but for those that fill the last line: of all else the bits are the same */
+    SL_OF(sl_add_targets)(x, q, lines - 1, m, loss, loss_lo, mass, mass_lo, 0);
+    SL_OF(sl_add_targets)(x + last, q + last, 1, m, loss, loss_lo, mass, mass_lo, 1);
+    for (j = 0; j < SL_GROUP; j++) undefined |= loss[j] != loss[j];
+    if (!undefined) return;
+    memcpy(loss, before[0], bytes);
+    memcpy(loss_lo, before[1], bytes);
+    memcpy(mass, before[2], bytes);
+    memcpy(mass_lo, before[3], bytes);
+    SL_OF(sl_add_targets)(x, q, lines, m, loss, loss_lo, mass, mass_lo, 1);
 }
 
 /* to = e * factor - less, in place or not. */

@@ -24,7 +24,8 @@
 # uses _rows: Columns any_extreme broadcast columns_of gap_of inverse_square inverse_sum open_columns
 # uses _rows: return_to_tile tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
-# uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split reduce_columns reduce_split sum_split
+# uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
+# uses _sums: sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
 # uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile write_tile
 # uses _weights: drops_by_class load_weights
@@ -345,33 +346,36 @@ cdef void finish_losses(const Tile* tile, CrossEntropy* state, real hint) noexce
     """G and the losses."""
     cdef Columns* columns = &state.columns
     cdef double z = tile.job.o.z_loss
-    cdef double lse, mass
+    cdef double lse[GROUP]
+    cdef double loss[GROUP]
     cdef int j
     if columns.linear:
         reduce_columns(&columns.loss, tile.wide)
         reduce_columns(&columns.mass, tile.wide)
-    for j in range(columns_of(tile.wide)):
-        mass = (columns.mass.hi[j] if columns.linear
-                else -(state.focal.first.rest.hi[j] + state.focal.first.max.hi[j]))
-        lse = (SL_INFINITY if columns.limit[j] else columns.m[j]) + columns.log_sum[j]
-        state.shift[j] = 0 if z == 0 else -2 * z * lse
-        if columns.limit[j] and z != 0:
-            # in place of inf, whose product with a probability of 0 has to be 0
-            state.shift[j] = -1e37 if real is float else -1e300
-        state.mass.hi[j] = mass
-        state.mass.lo[j] = (columns.mass.lo[j] if columns.linear
-                            else -(state.focal.first.rest.lo[j] + state.focal.first.max.lo[j]))
-        state.slope_total[j] = state.shift[j] - mass
-        if tile.want & WANT_LOSS:
-            tile.loss[j] = (2 * columns.loss.hi[j] + mass * columns.log_sum[j] if columns.linear
-                            else state.focal.loss.hi[j])
-            if z != 0:
-                # not multiplied by a weight that stands for the class
-                tile.loss[j] += z * lse * lse
-    broadcast(state.mass.hi, tile.wide)
-    broadcast(state.mass.lo, tile.wide)
-    broadcast(state.shift, tile.wide)
-    broadcast(state.slope_total, tile.wide)
+        copy_pairs(&columns.mass, &state.mass)
+        for j in range(GROUP):
+            loss[j] = 2 * columns.loss.hi[j] + columns.mass.hi[j] * columns.log_sum[j]
+    else:
+        for j in range(GROUP):
+            state.mass.hi[j] = -(state.focal.first.rest.hi[j] + state.focal.first.max.hi[j])
+            state.mass.lo[j] = -(state.focal.first.rest.lo[j] + state.focal.first.max.lo[j])
+            loss[j] = state.focal.loss.hi[j]
+    for j in range(GROUP):
+        lse[j] = columns.m[j] + columns.log_sum[j]
+        state.shift[j] = 0 if z == 0 else -2 * z * lse[j]
+    if columns.any_limit:
+        for j in range(GROUP):
+            if columns.limit[j]:
+                lse[j] = SL_INFINITY
+                # in place of inf, whose product with a probability of 0 has to be 0
+                state.shift[j] = 0 if z == 0 else -1e37 if real is float else -1e300
+    for j in range(GROUP):
+        state.slope_total[j] = state.shift[j] - state.mass.hi[j]
+        # not multiplied by a weight that stands for the class
+        loss[j] += 0 if z == 0 else z * lse[j] * lse[j]
+    if tile.want & WANT_LOSS:
+        for j in range(columns_of(tile.wide)):
+            tile.loss[j] = loss[j]
 
 
 cdef bint finish_columns(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
