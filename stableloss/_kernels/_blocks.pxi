@@ -179,7 +179,7 @@ cdef bint rows_in_order(const Job* job, const Operand* op) noexcept:
 cdef int run(Job* job, const Kernel* kernel, Sum* total) except -1:
     """All rows of a job, and the sum of their weighted losses."""
     cdef Task task = Task(job, kernel)
-    cdef bint plain = (job.hard or job.k == 1) and not job.has_options and not job.want & WANT_HESS
+    cdef bint plain = (job.indexed or (job.k == 1 and not job.has_options)) and not job.want & WANT_HESS
     cdef Py_ssize_t blocks = (job.n + job.block - 1) // job.block
     cdef int column = (0 if plain else 2) + (1 if job.in_float64 or job.x.kind == np.NPY_DOUBLE else 0)
     cdef sl_workspace* own

@@ -334,6 +334,7 @@ cdef class Call:
     cdef sl_environment environment     # the caller's
     cdef Loss loss
     cdef int want
+    cdef bint in_shards             # the rows are those of all classes, of which a shard has some
     cdef int axis
     cdef bint integer_logits
     cdef double divisor             # -1: the reduction's; 0: nothing is to count
@@ -490,6 +491,26 @@ cdef class Call:
             job.lse = PyArray_BYTES(self.lse)
             job.entropy = PyArray_BYTES(self.entropy)
 
+    cdef void choose_way(self, Job* job) noexcept:
+        """Whether rows have to go through tiles, in which type, and where logits are scaled."""
+        cdef Loss loss = self.loss
+        cdef int values = WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS
+        job.has_options = loss.has_options or self.want & values != 0
+        job.indexed = job.hard and not loss.in_tiles and not self.want & (
+            values | (WANT_HESS if job.has_options else 0))
+        # the share that label smoothing gives to a class is known to the whole of them
+        job.indexed = job.indexed and not (self.in_shards and loss.settings.label_smoothing != 0)
+        if loss.scales_exponents and job.indexed and not self.want & WANT_HESS:
+            job.exponent_scale = loss.settings.logit_scale
+        else:
+            job.logit_scale = loss.settings.logit_scale
+            job.has_options = job.has_options or job.logit_scale != 1
+            job.indexed = job.indexed and job.logit_scale == 1
+        # sums of products of either sign lose digits
+        job.in_float64 = (loss.in_float64 or job.logit_scale != 1
+                          or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
+                          or (loss.wide_weights and not job.indexed))
+
     cdef bint describe(self, Job* job) noexcept:
         """Describe the call to the kernel; False where the arrays do not fit each other."""
         cdef PyArrayObject* x = self.logits
@@ -509,17 +530,7 @@ cdef class Call:
                 job.inner *= max(<Py_ssize_t>1, PyArray_DIMS(x)[d])
         job.hard = rowwise and PyArray_NDIM(self.targets) == ndim - 1
         job.target_max = self.loss.target_max
-        job.has_options = (
-            self.loss.has_options or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD | WANT_STATS) != 0)
-        if self.loss.scales_exponents and job.hard and not (job.has_options or self.want & WANT_HESS):
-            job.exponent_scale = self.loss.settings.logit_scale
-        else:
-            job.logit_scale = self.loss.settings.logit_scale
-            job.has_options = job.has_options or job.logit_scale != 1
-        # sums of products of either sign lose digits
-        job.in_float64 = (self.loss.in_float64 or job.logit_scale != 1
-                          or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
-                          or (self.loss.wide_weights and not (job.hard and not job.has_options)))
+        self.choose_way(job)
         if not self.shapes_fit(job):
             return False
         bind(&job.t, self.targets, element_kind(self.targets), NO_AXIS if job.hard else axis)

@@ -2,10 +2,10 @@
 #
 # uses _blocks: SL_PEEK SL_STORE stopped sum_blocks
 # uses _job: BLOCK_ITEMS Job
-# uses _math: PyArrayObject SL_INFINITY absolute real sl_bits_f64 sl_bits_from_float
+# uses _math: PyArrayObject SL_INFINITY SL_ISFINITE absolute real sl_bits_f64 sl_bits_from_float
 # uses _operand: Operand PyArray_NDIM bind gather is_floating load_flat row_offsets view_flat
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
-# uses _sums: Sum add clear_sum quotient
+# uses _sums: Sum add clear_sum lane_sum padded quotient
 # uses _weights: CHECKED class_at frexp load_weights
 
 # Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
@@ -141,6 +141,10 @@ cdef void look_for_range(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* 
         SL_STORE(&check.outside, 1)
 
 
+cdef inline double time_to_look(const Operand* op) noexcept:
+    return LOOK * op.stride[0] if op.ndim == 1 and 0 < op.stride[0] <= 8 else CONVERTED_LOOK
+
+
 cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) except -1:
     """Whether 0 <= v <= top for every element v, and v is an integer where `whole`."""
     cdef Check check
@@ -153,8 +157,7 @@ cdef bint in_range(const Operand* op, Py_ssize_t count, double top, bint whole) 
     check.block = BLOCK_ITEMS
     check.top = top
     check.whole = whole
-    look_at_all(&check, count,
-                LOOK * op.stride[0] if op.ndim == 1 and 0 < op.stride[0] <= 8 else CONVERTED_LOOK)
+    look_at_all(&check, count, time_to_look(op))
     return not check.outside
 
 
@@ -214,6 +217,8 @@ cdef void look_for_activations(Check* check, Py_ssize_t start, Py_ssize_t count,
     cdef const double* v
     cdef Py_ssize_t at, n, i
     cdef int outside = 0
+    if bits_in_range(check.op, start, count, 1):
+        return
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
         v = view_flat(check.op, at, n, values)
@@ -231,18 +236,25 @@ cdef bint activations_in_range(const Operand* op, Py_ssize_t count) except -1:
     check.op = op
     check.count = count
     check.block = BLOCK_ITEMS
-    look_at_all(&check, count, CONVERTED_LOOK)
+    look_at_all(&check, count, time_to_look(op))
     return not check.outside
 
 
 cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
     cdef double weight[CHECKED]
+    cdef double sum_, lo
     cdef Py_ssize_t at, i, n
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
         load_weights(check.job, at, n, check.samples, check.classes, weight)
-        for i in range(n):
-            add(total, weight[i], 0)
+        for i in range(n, padded(n)):
+            weight[i] = 0
+        sum_ = lane_sum(<const double*>weight, padded(n), &lo)
+        if SL_ISFINITE(sum_):
+            add(total, sum_, lo)
+        else:
+            for i in range(n):
+                add(total, weight[i], 0)
 
 
 cdef int weight_total(Job* job, bint samples, bint classes) except -1:
@@ -387,6 +399,12 @@ cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
     cdef const Job* job = check.job
     cdef double target[CHECKED]
     cdef double kept[CHECKED]
+    cdef double ignored = job.o.ignore_index
+    cdef double top = check.top
+    # the next whole number to one that is in range is the sum with this, if that is taken off again
+    cdef double magic = 4503599627370496.0 if check.whole else 0        # 2**52
+    cdef int may_ignore = check.whole and job.o.has_ignore_index
+    cdef int ignoring = 0, outside = 0, counts, missing
     cdef Py_ssize_t at, i, n
     for i in range(CHECKED):
         kept[i] = 1
@@ -396,14 +414,16 @@ cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
         if job.masked:
             load_flat(&job.mask, at, n, kept)
         for i in range(n):
-            if kept[i] == 0:
-                continue
-            if check.whole and job.o.has_ignore_index and target[i] == job.o.ignore_index:
-                SL_STORE(&check.ignoring, 1)
-            elif not (target[i] >= 0 and target[i] <= check.top) or (
-                    check.whole and target[i] != <double><int64_t>target[i]):
-                SL_STORE(&check.outside, 1)
-                return
+            counts = kept[i] != 0
+            missing = may_ignore & (target[i] == ignored)
+            ignoring |= counts & missing
+            outside |= counts & (1 - missing) & (
+                1 - ((target[i] >= 0) & (target[i] <= top) & ((target[i] + magic) - magic == target[i])))
+        if ignoring:
+            SL_STORE(&check.ignoring, 1)
+        if outside:
+            SL_STORE(&check.outside, 1)
+            return
 
 
 cdef bint counted_in_range(Job* job, double top, bint whole) except -1:

@@ -23,6 +23,29 @@ cdef struct TargetSums:
     Pairs rest              # sum of the other exponentials
 
 
+cdef inline double whole_rest(real hint, double rest, double rest_lo) noexcept nogil:
+    """The sum without the target, to all of its digits; float32 loses none of them."""
+    if real is float:
+        return rest
+    else:
+        return rest + rest_lo
+
+
+cdef inline double above_maximum(real hint, const TargetSums* sums, int j) noexcept nogil:
+    """The sum without a maximum: where the target is not one, `rest` holds the maximum's UNIT."""
+    return (whole_rest(hint, sums.rest.hi[j], sums.rest.lo[j]) if sums.gap[j] == 0 else
+            (sums.rest.hi[j] - <double>unit(hint)) + whole_rest(hint, sums.e_target[j], sums.rest.lo[j]))
+
+
+cdef struct Smoothing:
+    # Per row, for label smoothing (see _smoothing.pxi): of the classes above -inf
+    Pairs gaps              # GAP_UNIT (m - x)
+    double live[GROUP]      # their number
+    double share[GROUP]     # smoothing / number
+    bint dead_target[GROUP]     # the target is none of them
+    bint any_dead               # of this row, or one that is gone through with it, any class is none
+
+
 cdef struct Group:
     # Rows start ... start + count - 1: what they count for, and what their losses are made from.
     const Job* job
@@ -30,9 +53,11 @@ cdef struct Group:
     int count
     double weight[GROUP]
     double loss[GROUP]
+    double focus[GROUP]     # with focusing, what it multiplies the gradient by
     Py_ssize_t y[GROUP]     # class indices
     double m[GROUP]         # maxima, of activations alone
     TargetSums sums
+    Smoothing smooth
 
 ctypedef void (*RowStep)(Row*, Group*, int, real*) noexcept nogil
 ctypedef void (*GroupStep)(Group*, real*) noexcept nogil
@@ -89,14 +114,6 @@ cdef inline sl_ahead* group_ahead(const Group* group, sl_ahead* ahead) noexcept 
 
 # ---- sums of a row and its target ----------------------------------------------------------------
 
-cdef inline double whole_rest(real hint, double rest, double rest_lo) noexcept nogil:
-    """The sum without the target, to all of its digits; float32 loses none of them."""
-    if real is float:
-        return rest
-    else:
-        return rest + rest_lo
-
-
 cdef inline double index_scale(
     real hint, const TargetSums* sums, int j, double weight, const Job* job
 ) noexcept nogil:
@@ -110,17 +127,14 @@ cdef inline double index_scale(
         return row_scale(weight, divisor, total, lo + sums.rest.lo[j])
 
 
-cdef inline void index_losses(real hint, const TargetSums* sums, int n, double* loss) noexcept nogil:
-    """Losses of the first n rows."""
-    cdef double e_max = unit(hint)
-    cdef double inverse = 1 / e_max
-    cdef double above
+cdef inline void plain_losses(
+    real hint, const TargetSums* sums, int start, int stop, double* loss
+) noexcept nogil:
+    """Losses of rows start ... stop - 1 without further options."""
+    cdef double inverse = 1 / <double>unit(hint)
     cdef int j
-    for j in range(n):
-        # where the target is not the maximum, rest holds the maximum's UNIT
-        above = (whole_rest(hint, sums.rest.hi[j], sums.rest.lo[j]) if sums.gap[j] == 0
-                 else (sums.rest.hi[j] - e_max) + whole_rest(hint, sums.e_target[j], sums.rest.lo[j]))
-        loss[j] = sums.gap[j] + log1p_positive(above * inverse)
+    for j in range(start, stop):
+        loss[j] = sums.gap[j] + log1p_positive(above_maximum(hint, sums, j) * inverse)
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -140,6 +154,7 @@ cdef void each_row(Group* group, RowStep step, real* s) noexcept nogil:
         if group.weight[j] == 0:
             group.sums.gap[j] = group.sums.rest.hi[j] = group.sums.rest.lo[j] = 0
             group.sums.e_target[j] = 1
+            group.loss[j] = 0
             if wanted:
                 clear_row(group.job, &group.job.g, group.start + j, s)
             continue
@@ -276,10 +291,9 @@ cdef void softmax_rows(
     Sum* total,
     real* scratch,
 ) noexcept nogil:
-    """Class indices without further options have their own way to loss and gradient, which a Hessian
-    beside it does not change; all else goes through tiles."""
-    cdef bint plain = job.hard and not job.has_options
-    cdef int want = job.want & WANT_HESS if plain else job.want
+    """Class indices have their own way to loss and gradient, which a Hessian beside it does not change; all
+    else goes through tiles."""
+    cdef int want = job.want & WANT_HESS if job.indexed else job.want
     cdef Group group
     cdef Py_ssize_t at, j
     group.job = job
@@ -291,10 +305,10 @@ cdef void softmax_rows(
         group.count = <int>min(<Py_ssize_t>GROUP, stop - at)
         if job.any_weight:
             # in tiles the weights of classes are part of the targets
-            load_weights(job, at, group.count, True, plain, group.weight)
+            load_weights(job, at, group.count, True, job.indexed, group.weight)
         if want:
             tile_rows(&group, want, tiles, scratch)
-        if plain:
+        if job.indexed:
             load_classes(job, at, group.count, group.y)
             indices(&group, scratch)
         close_group(&group, total)

@@ -35,6 +35,7 @@ cdef struct Job:
     int exponent            # of the power of two by which weights and divisor are divided, where extreme
     bint hard               # targets are class indices
     bint has_options        # not for a kernel of the plain loss
+    bint indexed            # class indices whose rows need no more than the sum of the others' exponentials
     bint in_float64         # computed in float64 whatever the logits' type
     bint wants_probabilities    # is p bound?
     bint streams            # are logits and gradient contiguous rows of one type that come from memory?
@@ -98,5 +99,5 @@ cdef void open_job(Job* job, PyArrayObject* x, int axis) noexcept:
     job.has_weight = job.masked = job.ignoring = job.any_weight = job.hard = False
     job.extreme = job.signed_ = False
     job.exponent = 0
-    job.has_options = job.in_float64 = job.wants_probabilities = job.streams = False
+    job.has_options = job.indexed = job.in_float64 = job.wants_probabilities = job.streams = False
     bind(&job.x, x, kind, axis)

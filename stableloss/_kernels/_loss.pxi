@@ -58,6 +58,7 @@ cdef class Loss:
     cdef int axis
     cdef int reduction
     cdef bint has_options               # beyond what the kernels for plain losses do
+    cdef bint in_tiles                  # class indices need more than the sum of the others' exponentials
     cdef bint in_float64                # float32 logits are computed in float64
     cdef bint scales_exponents          # the plain kernel for class indices can take the scale of logits
     cdef bint wide_weights              # a weight of a class is one that products in float32 may not hold
@@ -94,8 +95,13 @@ cdef class Loss:
         self.in_float64 = (not self.scales_exponents and self.settings.logit_scale != 1
                            or self.settings.softcap != 0
                            or self.settings.focal_gamma != 0 or self.settings.focal_gamma_negative != 0
-                           or self.settings.from_probabilities)
-        self.has_options = (self.in_float64 or self.settings.label_smoothing != 0 or self.settings.z_loss != 0
+                           or (self.settings.from_probabilities and not kernel.rowwise))
+        self.in_tiles = self.settings.softcap != 0 or self.settings.z_loss != 0 or (
+            self.settings.label_smoothing != 0 and (
+                self.settings.class_weight != NULL or self.settings.focal_gamma != 0
+                or self.settings.from_probabilities))
+        self.has_options = (self.in_float64 or self.in_tiles or self.settings.from_probabilities
+                            or self.settings.label_smoothing != 0
                             or self.settings.positive != 1 or self.settings.negative != 1
                             or self.settings.pos_weight != NULL)
         self.options = PyDictProxy_New(options)

@@ -22,10 +22,12 @@ cdef extern from "sl_platform.h":
     double SL_ABS(double) noexcept nogil
     bint SL_ISFINITE(double) noexcept nogil
     uint32_t sl_bits_from_float(float) noexcept nogil
+    float sl_float_from_bits(uint32_t) noexcept nogil
     uint64_t sl_bits_f64(double) noexcept nogil
 
 cdef extern from "sl_math.h":
     double log1p_positive(double) noexcept nogil
+    double sl_log_of_ratio(double) noexcept nogil
     float SL_FMAF(float, float, float) noexcept nogil
     double SL_FMA(double, double, double) noexcept nogil
     float SL_PRODUCT_ERRORF(float, float, float) noexcept nogil
@@ -218,3 +220,17 @@ cdef inline real log1p_unit(real t) noexcept nogil:
         return fma(t * t, q, t)
     else:
         return log1p_positive(t)
+
+
+cdef inline real log_of_ratio(real r) noexcept nogil:
+    """log(r) for normal r <= 1 as part of a difference: near 1 with an error of an ulp of log(2). NaN for
+    NaN."""
+    cdef uint32_t bits
+    cdef float n, v
+    if real is float:
+        bits = sl_bits_from_float(r)
+        n = <float>(<int32_t>(bits >> 23) - 127)
+        v = log1p_unit(sl_float_from_bits((bits & 0x7fffff) | 0x3f800000) - <float>1)
+        return r if r != r else fma(n, SL_LN2_HI_F32, fma(n, SL_LN2_LO_F32, v))
+    else:
+        return sl_log_of_ratio(r)

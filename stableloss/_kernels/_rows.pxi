@@ -13,11 +13,11 @@
 #
 # uses _job: Job
 # uses _logits: chain_first indicator_logit smallest_normal transform_logits
-# uses _math: SL_INFINITY absolute fma is_positive_infinity log1p_positive real row_scale two_sum uintptr_t
-# uses _math: unit
+# uses _math: SL_INFINITY absolute fma is_positive_infinity log1p_positive log_of_ratio real row_scale two_sum
+# uses _math: uintptr_t unit
 # uses _operand: gather kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_PRODUCT WANT_TARGET_GRAD
-# uses _sums: GROUP Pairs Split accumulate clear_pairs clear_split copy_pairs fold_columns maximum_of padded
+# uses _sums: GROUP Pairs Split clear_pairs clear_split fold_columns maximum_of padded
 # uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile clear_columns place_tile
 # uses _tiles: read_columns read_tile write_tile
 # uses _weights: load_classes
@@ -43,6 +43,13 @@ cdef extern from "sl_columns.h" nogil:
 
 cdef double ORDINARY_VECTOR = 2.0**600
 cdef double LESS = 2.0**-400
+
+
+cdef extern from "sl_targets.h" nogil:
+    void sl_target_sums_f32(
+        const float*, const float*, Py_ssize_t, const double*, double*, double*, double*, double*) noexcept
+    void sl_target_sums_f64(
+        const double*, const double*, Py_ssize_t, const double*, double*, double*, double*, double*) noexcept
 
 
 # ---- columns --------------------------------------------------------------------------------------
@@ -206,7 +213,7 @@ cdef void open_columns(Tile* tile, Columns* columns, real* scratch) noexcept nog
     """Begin with rows: weights, targets and maxima of the columns."""
     cdef const Settings* o = tile.job.o
     cdef Py_ssize_t j
-    columns.plain = tile.job.hard and not tile.job.has_options
+    columns.plain = tile.job.indexed
     # where the gradient can hold the exponentials, and nothing that is read again lies there
     columns.cached = (tile.tiles > 1 and tile.want & WANT_GRAD and tile.job.g.kind == kind_of(scratch[0])
                       and o.focal_gamma == 0 and o.label_smoothing == 0 and o.softcap == 0
@@ -284,25 +291,41 @@ cdef void tile_exponentials(const Tile* tile, const Columns* columns, real* scra
         rows_ahead(job, tile.start * row + tile.first * job.x.inner, tile.count * row, &ahead))
 
 
+cdef void scale_probabilities(const Job* job, Py_ssize_t n, real* p) noexcept nogil:
+    """Probabilities as they stand for exponentials, of which only quotients matter: times a power of two that
+    keeps what is made from them in range, 0 for the -inf that is no class."""
+    cdef real tiny = smallest_normal(job, p[0])
+    # 2**64, 2**512
+    cdef real up = <real>(18446744073709551616.0 if real is float else 1.3407807929942597e154)
+    cdef real v
+    cdef Py_ssize_t i
+    for i in range(n):
+        v = tiny if p[i] < tiny else p[i]
+        p[i] = 0 if p[i] < 0 else up * v
+
+
 cdef void tile_quotients(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:
     """Exponentials from probabilities p in x: e = UNIT p / p_max, and x = log(p / p_max), for which 0 takes
-    the place of the maximum. The logarithm is that of 1 + (p_max - p) / p, for p near p_max too."""
+    the place of the maximum. Where p is near p_max, another class has that: x is part of a sum of at least
+    log(2)."""
     cdef real* x = scratch + TILE_LOGITS
     cdef real* e = scratch + TILE_EXPS
     cdef real tiny = smallest_normal(tile.job, x[0])
     cdef real e_max = unit(x[0])
     cdef real m[GROUP]
-    cdef real p
-    cdef Py_ssize_t c, j
+    cdef real p, ratio
+    cdef Py_ssize_t c, i, j
     for j in range(GROUP):
         m[j] = <real>columns.p_max[j]
         m[j] = tiny if m[j] < tiny else m[j]
     for c in range(tile.lines):
         for j in range(GROUP):
-            p = x[c * GROUP + j]
-            p = tiny if p < tiny and p >= 0 else p          # -inf is not a class
-            e[c * GROUP + j] = 0 if p < 0 else e_max * (p / m[j])
-            x[c * GROUP + j] = p if p < 0 else -<real>log1p_positive(<double>((m[j] - p) / p))
+            i = c * GROUP + j
+            p = x[i]
+            ratio = (tiny if p < tiny else p) / m[j]
+            # -inf is not a class
+            e[i] = 0 if p < 0 else e_max * ratio
+            x[i] = p if p < 0 else log_of_ratio(ratio)
 
 
 # ---- finish columns -------------------------------------------------------------------------------
@@ -468,27 +491,12 @@ cdef void sum_losses(const Tile* tile, Columns* columns, const real* scratch) no
     """Add up q (m - x) / 2 and q; an absent class costs nothing even where x is -inf."""
     cdef const real* x = scratch + TILE_LOGITS
     cdef const real* q = scratch + TILE_TARGETS
-    cdef Pairs loss
-    cdef Pairs mass
-    cdef double m[GROUP]
-    cdef double share, gap, error
-    cdef Py_ssize_t c, j
-    copy_pairs(&columns.loss, &loss)
-    copy_pairs(&columns.mass, &mass)
-    to_real(columns.m, m)
-    for c in range(tile.lines):
-        for j in range(GROUP):
-            share = q[c * GROUP + j]
-            gap = gap_of(m[j], x[c * GROUP + j])
-            accumulate(x[0], &loss.hi[j], &loss.lo[j], 0 if share == 0 else gap * share)
-            if real is float:
-                mass.hi[j] += share
-            else:
-                # in any order: mass without a class of nearly all of it is to keep the digits of the rest
-                mass.hi[j] = two_sum(mass.hi[j], share, &error)
-                mass.lo[j] += error
-    copy_pairs(&loss, &columns.loss)
-    copy_pairs(&mass, &columns.mass)
+    cdef Pairs* loss = &columns.loss
+    cdef Pairs* mass = &columns.mass
+    if real is float:
+        sl_target_sums_f32(x, q, tile.lines, columns.m, loss.hi, loss.lo, mass.hi, mass.lo)
+    else:
+        sl_target_sums_f64(x, q, tile.lines, columns.m, loss.hi, loss.lo, mass.hi, mass.lo)
 
 
 # ---- tiles ----------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ cdef class ShardCall:
         self.call = call
         call.loss = loss
         call.want = WANT_LOSS
+        call.in_shards = True
         call.set_divisor(denominator)
         shape = list((<object>self.logits).shape)
         shape[self.axis] = n_classes
@@ -120,10 +121,9 @@ cdef class ShardCall:
         shard.settings = loss.settings
         if shard.settings.class_weight != NULL:
             shard.settings.class_weight += first
-        shard.indexed = shard.whole.hard and not shard.whole.has_options
         self.set_job()
         shard.width = piece_width(shard)
-        shard.head = PART_PEAKED_HEAD if shard.quadratic and shard.indexed else PART_HEAD
+        shard.head = PART_PEAKED_HEAD if shard.quadratic and shard.job.indexed else PART_HEAD
         shard.has_maximum = self.maximum != NULL
         if shard.has_maximum:
             bind(&shard.maximum, self.maximum, element_kind(self.maximum), NO_AXIS)
@@ -162,7 +162,7 @@ cdef class ShardCall:
 
 
 cdef int piece_width(const Shard* shard) noexcept:
-    if shard.indexed:
+    if shard.job.indexed:
         return INDEX_SQUARES + 2 if shard.quadratic else INDEX_REST + 2
     if shard.quadratic:
         return QUADRATIC_WIDTH

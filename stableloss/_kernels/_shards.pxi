@@ -6,7 +6,7 @@
 # of the row itself: they are added in its order, and results have its bits. Otherwise each piece has the
 # maximum of its shard, and is multiplied by e**(its maximum - that of the row) in the end.
 #
-# uses _groups: Group clear_row close_group index_losses index_scale
+# uses _groups: Group clear_row close_group index_scale
 # uses _job: Job
 # uses _logits: chain_first indicator_logit transform_logits
 # uses _math: SL_INFINITY SL_ISFINITE SL_UNIT_F64 is_positive_infinity product product_error real two_sum unit
@@ -17,13 +17,14 @@
 # uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials gap_of
 # uses _rows: given_targets inverse_square load_tile open_tile row_exponentials sum_losses tile_exponentials
 # uses _rows: to_real
-# uses _sums: GROUP NARROW PIECE Pairs Sum clear_pairs clear_split fold_columns lane_squares lane_sum
+# uses _sums: GROUP NARROW PIECE Pairs Split Sum clear_pairs clear_split fold_columns lane_squares lane_sum
 # uses _sums: maximum_of ordered_sum padded reduce_split sum_exponentials
 # uses _tiles: TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_SLOPE TILE_TARGETS Tile open_rows place_tile
 # uses _tiles: write_tile
 # uses _weights: drops_by_class load_classes load_weights
-# uses softmax_ce_options: CrossEntropy FocalColumns ce_gradient finish_factors finish_losses focal_columns
-# uses softmax_ce_options: focal_derivatives focal_entry
+# uses softmax_ce: close_indices index_losses
+# uses softmax_ce_options: CrossEntropy FocalColumns FocalEntries FocalSums ce_gradient clear_focal
+# uses softmax_ce_options: finish_factors finish_losses focal_columns focal_derivatives focal_entries
 # uses softmax_mse: Gradients Quadratic RestSums finish_column finish_powers first_maximum gradient_entries
 # uses softmax_mse: last_maximum quadratic_emit_gradient
 
@@ -70,7 +71,6 @@ cdef struct Shard:
     Operand maximum         # of the raw logits of the whole rows
     bint has_maximum
     bint quadratic
-    bint indexed            # class indices without further options
     Py_ssize_t first        # class of the whole that is the shard's first
     Py_ssize_t pieces       # of the shard
     double* part            # of the shard, or of all of them
@@ -158,7 +158,6 @@ cdef void local_classes(const Shard* shard, Py_ssize_t start, int count, Py_ssiz
 cdef void open_shard_group(
     const Shard* shard, Py_ssize_t start, Py_ssize_t stop, Group* group
 ) noexcept nogil:
-    cdef bint plain = shard.job.hard and not shard.job.has_options
     cdef Py_ssize_t j
     group.job = &shard.job
     group.start = start
@@ -167,7 +166,7 @@ cdef void open_shard_group(
         group.weight[j] = 1
         group.y[j] = -1
     if shard.whole.any_weight:
-        load_weights(&shard.whole, start, group.count, True, plain, group.weight)
+        load_weights(&shard.whole, start, group.count, True, shard.job.indexed, group.weight)
     if shard.job.hard:
         local_classes(shard, start, group.count, group.y)
 
@@ -183,7 +182,7 @@ cdef void part_of_rows(const Shard* shard, Py_ssize_t start, Py_ssize_t stop, re
             part[PART_MAXIMUM] = part[PART_OWN] = -SL_INFINITY
             if group.weight[i] == 0:
                 continue
-            if shard.indexed:
+            if shard.job.indexed:
                 part_of_indices(shard, &group, <int>i, scratch)
             else:
                 part_of_tiles(shard, &group, <int>i, scratch)
@@ -201,14 +200,14 @@ cdef void finish_rows(
                 group.loss[i] = group.sums.gap[i] = group.sums.rest.hi[i] = group.sums.rest.lo[i] = 0
                 group.sums.e_target[i] = 1
                 clear_shard_row(shard, at + i, scratch)
-            elif not shard.indexed:
+            elif not shard.job.indexed:
                 finish_tiles(shard, &group, <int>i, scratch)
             elif shard.quadratic:
                 finish_quadratic_indices(shard, &group, <int>i, scratch)
             else:
                 finish_indices(shard, &group, <int>i, scratch)
-        if shard.indexed and not shard.quadratic:
-            index_losses(scratch[0], &group.sums, group.count, group.loss)
+        if shard.job.indexed and not shard.quadratic:
+            close_indices(scratch[0], &group)
         close_group(&group, total)
 
 
@@ -332,9 +331,13 @@ cdef void finish_indices(const Shard* shard, Group* group, int j, real* s) noexc
     group.sums.gap[j] = (row.m - row.x_target) * shard.job.exponent_scale
     group.sums.rest.hi[j] = rest
     group.sums.rest.lo[j] = rest_lo
+    if shard.job.o.focal_gamma != 0:
+        index_losses(s[0], group, &group.sums, j, j + 1)
     if shard.pieces == 0:
         return
     factor = index_scale(s[0], &group.sums, j, row.weight, &shard.job)
+    if shard.job.o.focal_gamma != 0:
+        factor *= group.focus[j]
     extreme = any_extreme(&shard.job, &factor, 1, s[0])
     for index in range(shard.pieces):
         if not place_piece(index, &row):
@@ -654,27 +657,24 @@ cdef void whole_focal(
 ) noexcept nogil:
     """The loss of the target's class, first and second, from its logit."""
     cdef FocalColumns focal
+    cdef FocalEntries of
+    cdef real x[GROUP]
     cdef real e[GROUP]
     cdef real m[GROUP]
-    cdef real first, second, e_max = unit(scratch[0])
-    cdef double x = target_logit(whole, &state.columns)
-    cdef double loss
-    cdef Py_ssize_t j
+    cdef real q[GROUP]
+    cdef Split* first = &state.focal.first
+    cdef int j
     to_real(state.columns.m, m)
     for j in range(GROUP):
-        e[j] = <real>x
-    column_exponentials(<const real*>e, e, 1, <const real*>m, False, 1, NULL)
+        x[j] = <real>target_logit(whole, &state.columns)
+        q[j] = <real>target
+    column_exponentials(<const real*>x, e, 1, <const real*>m, False, 1, NULL)
     focal_columns(&shard.job, &state.columns, &focal)
-    loss = focal_entry(&focal, 0, e[0], x, target, &first, &second)
-    clear_pairs(&state.loss)
-    clear_split(&state.first)
-    clear_split(&state.second)
+    focal_entries(&focal, <const real*>e, <const real*>x, <const real*>q, &of)
+    clear_focal(&state.focal)
     for j in range(GROUP):
-        state.loss.hi[j] = loss
-        if e[0] < e_max:
-            state.first.rest.hi[j] = first
-        else:
-            state.first.max.hi[j] = first
+        state.focal.loss.hi[j] = of.loss[j]
+        (&first.rest if e[j] < unit(e[j]) else &first.max).hi[j] = of.first[j]
 
 
 cdef void finish_tiles(const Shard* shard, Group* group, int j, real* scratch) noexcept nogil:
@@ -701,6 +701,7 @@ cdef void finish_tiles(const Shard* shard, Group* group, int j, real* scratch) n
 cdef void finish_entropy_tiles(
     const Shard* shard, const double* whole, Tile* tile, CrossEntropy* state, real* scratch
 ) noexcept nogil:
+    cdef FocalSums again
     cdef Py_ssize_t index
     cdef double present = 1
     cdef double target = target_weight(shard, tile.start, scratch[0])
@@ -710,6 +711,7 @@ cdef void finish_entropy_tiles(
     else:
         whole_focal(shard, whole, state, target, scratch)
     finish_losses(tile, state, scratch[0])
+    clear_focal(&again)
     if drops_by_class(&shard.whole):
         load_weights(&shard.whole, tile.start, 1, False, True, &present)
     if present == 0:
@@ -721,7 +723,7 @@ cdef void finish_entropy_tiles(
             return
         open_tile(tile, &state.columns, scratch)
         if not state.columns.linear:
-            focal_derivatives(tile, state, scratch)
+            focal_derivatives(tile, &state.columns, &again, scratch)
         ce_gradient(tile, state, scratch)
         chain_first(shard.job.o, tile.lines * GROUP, <const real*>(scratch + TILE_SLOPE), scratch + TILE_GRAD)
         write_tile(<const real*>(scratch + TILE_GRAD), &shard.job.g, tile)

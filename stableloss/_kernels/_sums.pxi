@@ -16,8 +16,10 @@ cdef extern from "sl_columns.h":
     void sl_column_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
     double sl_lane_sum_f32(const float*, Py_ssize_t) noexcept nogil
     double sl_lane_sum_f64(const double*, Py_ssize_t, double*) noexcept nogil
-    void sl_split_sums_f32(const float*, Py_ssize_t, double*, double*) noexcept nogil
-    void sl_split_sums_f64(const double*, Py_ssize_t, double*, double*, double*) noexcept nogil
+
+cdef extern from "sl_targets.h" nogil:
+    void sl_split_sums_f32(const float*, Py_ssize_t, double, double*, double*) noexcept
+    void sl_split_sums_f64(const double*, Py_ssize_t, double, double*, double*, double*) noexcept
 
 
 cdef double FAR = 2.0**-128     # what a sum that float64 does not hold is multiplied by: it is to be divided
@@ -256,11 +258,12 @@ cdef inline void column_sums(const real* s, Py_ssize_t k, bint squared, Pairs* s
         sl_column_sums_f64(s, k, sums.hi, sums.lo)
 
 
-cdef inline void sum_exponentials(const real* e, Py_ssize_t lines, Split* sums) noexcept nogil:
+cdef void sum_exponentials(const real* e, Py_ssize_t lines, Split* sums) noexcept nogil:
+    # those of the maximum are whole numbers of UNIT, of which nothing is lost
     if real is float:
-        sl_split_sums_f32(e, lines, sums.rest.hi, sums.max.hi)
+        sl_split_sums_f32(e, lines, unit(e[0]), sums.rest.hi, sums.max.hi)
     else:
-        sl_split_sums_f64(e, lines, sums.rest.hi, sums.rest.lo, sums.max.hi)
+        sl_split_sums_f64(e, lines, unit(e[0]), sums.rest.hi, sums.rest.lo, sums.max.hi)
 
 
 cdef void sum_split(const real* e, const real* v, Py_ssize_t lines, Split* sums) noexcept nogil:

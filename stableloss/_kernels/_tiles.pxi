@@ -138,6 +138,34 @@ cdef inline Py_ssize_t rows_of_strip(Py_ssize_t k) noexcept nogil:
     return min(<Py_ssize_t>GROUP, STRIP // k & ~7)
 
 
+cdef void widen_columns(
+    const Operand* op, Py_ssize_t start, int count, Py_ssize_t k, double* s
+) noexcept nogil:
+    """Of contiguous rows of float32, which are transposed as they are."""
+    cdef float narrow[NARROW * GROUP]
+    cdef Py_ssize_t distance = op.stride[0] // <Py_ssize_t>sizeof(float)
+    cdef Py_ssize_t i
+    rows_to_columns(<const float*>op.data + start * distance, distance, count, k, narrow)
+    for i in range(k * GROUP):
+        s[i] = narrow[i]
+
+
+cdef void narrow_columns(
+    const double* s, const double* scale, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k
+) noexcept nogil:
+    """The same back."""
+    cdef float narrow[NARROW * GROUP]
+    cdef float one[GROUP]
+    cdef Py_ssize_t distance = op.stride[0] // <Py_ssize_t>sizeof(float)
+    cdef Py_ssize_t c, j
+    for j in range(GROUP):
+        one[j] = 1
+    for c in range(k):
+        for j in range(GROUP):
+            narrow[c * GROUP + j] = <float>(s[c * GROUP + j] * scale[j])
+    columns_to_rows(narrow, one, count, k, <float*>op.data + start * distance, distance)
+
+
 cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_t k, real* s) noexcept nogil:
     """s[c, j] = class c of row start + j, of any element type; columns without a row are 0."""
     cdef Py_ssize_t offset[GROUP]
@@ -146,6 +174,8 @@ cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_
     if transposable(op, s[0]):
         distance = op.stride[0] // <Py_ssize_t>sizeof(real)
         rows_to_columns(<const real*>op.data + start * distance, distance, count, k, s)
+    elif real is double and transposable(op, <float>0):
+        widen_columns(op, start, count, k, s)
     else:
         distance = row_distance(op, start, count, offset)
         if distance != 0:
@@ -176,6 +206,9 @@ cdef void write_columns(
     if transposable(op, s[0]):
         distance = op.stride[0] // <Py_ssize_t>sizeof(real)
         columns_to_rows(s, scale, count, k, <real*>op.data + start * distance, distance)
+        return
+    if real is double and transposable(op, <float>0):
+        narrow_columns(s, scale, op, start, count, k)
         return
     distance = row_distance(op, start, count, offset)
     if distance != 0:

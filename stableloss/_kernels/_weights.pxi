@@ -59,7 +59,9 @@ cdef void load_weights(
     cdef double label[CHECKED]
     cdef real kept[CHECKED]
     cdef double of_class
-    cdef Py_ssize_t i
+    cdef double ignored = job.o.ignore_index
+    cdef const double* class_weight = job.o.class_weight
+    cdef Py_ssize_t i, k = job.k
     if samples and job.has_weight:
         load_flat(&job.w, start, count, weight)
     else:
@@ -72,11 +74,12 @@ cdef void load_weights(
     classes = classes and job.o.class_weight != NULL
     if job.hard and (job.ignoring or classes):
         load_flat(&job.t, start, count, label)
-        for i in range(count):
-            if job.ignoring and label[i] == job.o.ignore_index:
-                weight[i] = 0
-            elif classes and not job.extreme and weight[i] != 0:
-                weight[i] *= <real>job.o.class_weight[class_at(label[i], job.k)]
+        if job.ignoring:
+            for i in range(count):
+                weight[i] = 0 if label[i] == ignored else weight[i]
+        if classes and not job.extreme:
+            for i in range(count):
+                weight[i] *= <real>class_weight[class_at(label[i], k)]
     if not job.extreme:
         return
     for i in range(count):

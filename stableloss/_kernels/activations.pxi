@@ -10,7 +10,7 @@
 # uses _call: axis_of counted_axis delivered floating over_axes readable refuse_axis refuse_missing
 # uses _call: require_out returned writable_like
 # uses _elements: VALUE place_vectors view_vectors
-# uses _groups: FEW Group GroupStep TargetSums each_row group_ahead index_losses index_scale open_group
+# uses _groups: FEW Group GroupStep TargetSums each_row group_ahead index_scale open_group plain_losses
 # uses _job: Job Kernel open_job
 # uses _math: PyArrayObject SL_INFINITY is_positive_infinity real two_sum unit
 # uses _operand: NO_AXIS PyArray_DIMS PyArray_ISALIGNED PyArray_NDIM PyArray_TYPE bind disjoint empty_like
@@ -249,10 +249,10 @@ cdef void log_sums(Group* group, real* s) noexcept nogil:
         group.sums.gap[j] = 0
     if group.job.k <= NARROW and group.count > FEW:
         log_columns(group, s)
-        index_losses(s[0], &group.sums, GROUP, group.loss)
+        plain_losses(s[0], &group.sums, 0, GROUP, group.loss)
     else:
         each_row(group, log_row[real], s)
-        index_losses(s[0], &group.sums, group.count, group.loss)
+        plain_losses(s[0], &group.sums, 0, group.count, group.loss)
 
 
 cdef void logsumexp_group(Group* group, real* s) noexcept nogil:

@@ -49,14 +49,6 @@ enum { SL_PLAIN, SL_COMPENSATED, SL_SCALED };      /* exponentials, see sl_colum
 #define SL_SUMS_F32 (SL_VECTOR_BYTES == 16 ? 16 : 32)
 #define SL_SUMS_F64 (SL_VECTOR_BYTES == 16 ? 8 : 16)
 #define SL_DOUBLES (SL_VECTOR_BYTES / 8)
-/* vectors of columns of a split sum that stay in registers together */
-#define SL_SPLITS_F32 4
-#define SL_SPLITS_F64 (SL_VECTOR_BYTES == 64 ? 4 : 2)
-
-/* x where it is less than the limit, else 0 */
-static SL_ALWAYS_INLINE sl_vector_f64 sl_below_f64(sl_vector_f64 x, sl_vector_f64 limit) {
-    return (sl_vector_f64)((sl_bits_vector_f64)(x < limit) & (sl_bits_vector_f64)x);
-}
 
 /* Add lines of `width` columns, GROUP or half of it, to hi. */
 static SL_ALWAYS_INLINE void sl_add_lines_f32(const float *v, Py_ssize_t lines, int width, double *hi) {
@@ -166,64 +158,6 @@ static void sl_column_sums_f32(const float *v, Py_ssize_t lines, double *hi) {
 
 static void sl_column_sums_f64(const double *v, Py_ssize_t lines, double *hi, double *lo) {
     sl_add_lines_f64(v, lines, SL_GROUP, hi, lo);
-}
-
-/* Add lines of GROUP exponentials to hi, and with float64 what that loses to lo, apart from those equal to
-   UNIT, which go to `top`: whole numbers of it, of which nothing is lost. */
-static void sl_split_sums_f32(const float *e, Py_ssize_t lines, double *hi, double *top) {
-    sl_vector_f64 sum[SL_SPLITS_F32], most[SL_SPLITS_F32], unit = sl_all_f64(SL_UNIT_F32), x, below;
-    Py_ssize_t c;
-    int i, j;
-    for (j = 0; j < SL_GROUP; j += SL_SPLITS_F32 * SL_DOUBLES) {
-#pragma GCC unroll 4
-        for (i = 0; i < SL_SPLITS_F32; i++) {
-            sum[i] = SL_READ(sl_vector_f64, hi + j + i * SL_DOUBLES);
-            most[i] = SL_READ(sl_vector_f64, top + j + i * SL_DOUBLES);
-        }
-        for (c = 0; c < lines; c++)
-#pragma GCC unroll 4
-            for (i = 0; i < SL_SPLITS_F32; i++) {
-                x = sl_read_as_f64(e + c * SL_GROUP + j + i * SL_DOUBLES);
-                below = sl_below_f64(x, unit);
-                sum[i] += below;
-                most[i] += x - below;
-            }
-#pragma GCC unroll 4
-        for (i = 0; i < SL_SPLITS_F32; i++) {
-            SL_WRITE(sl_vector_f64, hi + j + i * SL_DOUBLES, sum[i]);
-            SL_WRITE(sl_vector_f64, top + j + i * SL_DOUBLES, most[i]);
-        }
-    }
-}
-
-static void sl_split_sums_f64(const double *e, Py_ssize_t lines, double *hi, double *lo, double *top) {
-    sl_vector_f64 sum[SL_SPLITS_F64], lost[SL_SPLITS_F64], most[SL_SPLITS_F64], unit = sl_all_f64(SL_UNIT_F64), x, below, s;
-    Py_ssize_t c;
-    int i, j;
-    for (j = 0; j < SL_GROUP; j += SL_SPLITS_F64 * SL_DOUBLES) {
-#pragma GCC unroll 4
-        for (i = 0; i < SL_SPLITS_F64; i++) {
-            sum[i] = SL_READ(sl_vector_f64, hi + j + i * SL_DOUBLES);
-            lost[i] = SL_READ(sl_vector_f64, lo + j + i * SL_DOUBLES);
-            most[i] = SL_READ(sl_vector_f64, top + j + i * SL_DOUBLES);
-        }
-        for (c = 0; c < lines; c++)
-#pragma GCC unroll 4
-            for (i = 0; i < SL_SPLITS_F64; i++) {
-                x = SL_READ(sl_vector_f64, e + c * SL_GROUP + j + i * SL_DOUBLES);
-                below = sl_below_f64(x, unit);
-                s = sum[i] + below;
-                lost[i] += (sum[i] - s) + below;
-                sum[i] = s;
-                most[i] += x - below;
-            }
-#pragma GCC unroll 4
-        for (i = 0; i < SL_SPLITS_F64; i++) {
-            SL_WRITE(sl_vector_f64, hi + j + i * SL_DOUBLES, sum[i]);
-            SL_WRITE(sl_vector_f64, lo + j + i * SL_DOUBLES, lost[i]);
-            SL_WRITE(sl_vector_f64, top + j + i * SL_DOUBLES, most[i]);
-        }
-    }
 }
 
 #endif

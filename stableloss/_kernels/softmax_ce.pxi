@@ -5,20 +5,74 @@
 #   hess  p_k (1 - p_k) sum(t)
 #
 # with e_k = e**(x_k - m), m the maximum, sum their sum, rest the sum without the target's (see _rows.pxi).
-# Here are loss and gradient of class indices without further options; all else is in softmax_ce_options.pxi.
+# From probabilities, these take the place of the exponentials, and the loss is log1p(rest / e_y). Focusing
+# multiplies the gradient of a row by a number.
 #
-# uses _groups: FEW Group TargetSums each_row group_ahead index_losses index_scale open_group softmax_rows
+# Here are loss and gradient of class indices, for which that is all there is to do; all else is in
+# softmax_ce_options.pxi.
+#
+# uses _groups: FEW Group TargetSums each_row group_ahead index_scale open_group plain_losses softmax_rows
 # uses _groups: whole_rest
 # uses _job: Job loss_kernel
-# uses _math: real
+# uses _math: log1p_positive real
 # uses _operand: kind_of row_offsets
 # uses _options: WANT_GRAD
-# uses _pieces: Row add_piece open_row piece_exponentials place_piece scale_row store_class take_out
-# uses _pieces: write_piece
-# uses _rows: any_extreme column_exponentials
+# uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece scale_row store_class
+# uses _pieces: take_out write_piece
+# uses _rows: any_extreme column_exponentials load_columns scale_probabilities
+# uses _smoothing: mark_dead mark_piece open_smoothing smooth_columns smooth_gradients smooth_losses
+# uses _smoothing: smooth_piece smooth_target smooth_values
 # uses _sums: GROUP NARROW Sum column_sums
-# uses _tiles: columns_to_rows transposable write_columns
-# uses softmax_ce_options: tile_cross_entropy
+# uses _tiles: TILE_TARGETS columns_to_rows transposable write_columns
+# uses softmax_ce_options: focal_factor focal_slopes odds_of tile_cross_entropy
+
+
+cdef double FAR_QUOTIENT = 2.0**-600
+
+
+cdef inline double log1p_quotient(real hint, double above, double below) noexcept nogil:
+    """log(1 + above / below), where the quotient may be beyond float64; that of float32 numbers is not."""
+    cdef bint far
+    if real is float:
+        return log1p_positive(above / below)
+    else:
+        far = above * FAR_QUOTIENT > below * 1267650600228229401496703205376.0      # 2**100
+        return (log1p_positive(above * (FAR_QUOTIENT if far else 1.0) / below)
+                + (415.88830833596717 if far else 0.0))         # 600 log(2)
+
+
+cdef inline void index_losses(
+    real hint, Group* group, const TargetSums* sums, int start, int stop
+) noexcept nogil:
+    """Losses of rows start ... stop - 1 of a group."""
+    cdef int j
+    if group.job.o.from_probabilities:
+        for j in range(start, stop):
+            group.loss[j] = log1p_quotient(
+                hint, whole_rest(hint, sums.rest.hi[j], sums.rest.lo[j]), sums.e_target[j])
+    elif group.job.o.label_smoothing != 0:
+        smooth_losses(hint, group, sums, start, stop)
+    else:
+        plain_losses(hint, sums, start, stop, group.loss)
+    if group.job.o.focal_gamma != 0:
+        focus_losses(hint, group, sums, start, stop)
+
+
+cdef void focus_losses(
+    real hint, Group* group, const TargetSums* sums, int start, int stop
+) noexcept nogil:
+    """Multiply losses -log p by (1 - p)**gamma; with G the derivative of that by log p, the gradient is
+    p_k G elsewhere and -(1 - p) G at the target: -G times that of -log p."""
+    cdef double gamma = group.job.o.focal_gamma
+    cdef double others, odds, power, first, second
+    cdef int j
+    for j in range(start, stop):
+        others = whole_rest(hint, sums.rest.hi[j], sums.rest.lo[j])
+        odds = odds_of(sums.e_target[j], others)
+        power = focal_factor(odds, gamma)
+        focal_slopes(odds, others, group.loss[j], gamma, power, &first, &second)
+        group.focus[j] = -first
+        group.loss[j] = 0 if power == 0 else power * group.loss[j]
 
 
 # ---- rows as columns ------------------------------------------------------------------------------
@@ -68,6 +122,15 @@ cdef inline void index_gradients(
     cdef Py_ssize_t c, j
     for j in range(GROUP):
         factor[j] = index_scale(s[0], sums, j, group.weight[j], group.job)
+    if group.job.o.focal_gamma != 0:
+        for j in range(GROUP):
+            factor[j] *= group.focus[j]
+    if group.job.o.label_smoothing != 0:
+        smooth_gradients(group, sums, factor, target, s)
+        for j in range(GROUP):
+            scale[j] = 1
+        store_gradients(group, <const real*>target, <const real*>scale, s)
+        return
     for j in range(GROUP):
         scale[j] = <real>factor[j]
         target[j] = <real>(0 if group.weight[j] == 0
@@ -81,52 +144,95 @@ cdef inline void index_gradients(
     store_gradients(group, <const real*>target, <const real*>scale, s)
 
 
-cdef void index_columns(Group* group, real* s) noexcept nogil:
-    """Losses and gradient of a group as columns."""
-    cdef Py_ssize_t place[GROUP]
+cdef inline void index_exponentials(
+    Group* group, const Py_ssize_t* place, TargetSums* sums, real* s
+) noexcept nogil:
+    """Exponentials of a group, and m - x of the targets, of which `place` says where in s they are."""
     cdef bint limit[GROUP]
     cdef real m[GROUP]
     cdef real target[GROUP]
-    # where stores to s can not reach: sums in `group` of float64 would be loaded and stored for every class;
-    # for float32 they are, and GCC makes more of them than of an array of its own
-    cdef TargetSums apart
-    cdef TargetSums* sums = &group.sums if real is float else &apart
     cdef sl_ahead ahead
-    cdef Py_ssize_t i, j, k = group.job.k
+    cdef int i, j
+    if group.job.o.from_probabilities:
+        load_columns(group.job, group.start, group.count, group.weight, s, s)
+        scale_probabilities(group.job, group.job.k * GROUP, s)
+        return
     open_group(group, s, m, limit)
-    for j in range(GROUP):
-        place[j] = group.y[j] * GROUP + j
     for i from 0 <= i < GROUP by 8:
         for j in range(i, i + 8):
             target[j] = s[place[j]]
     for j in range(GROUP):
         sums.gap[j] = (<double>m[j] - <double>target[j]) * group.job.exponent_scale
-    column_exponentials(
-        <const real*>s, s, k, <const real*>m, False, group.job.exponent_scale, group_ahead(group, &ahead))
+    if group.job.o.label_smoothing != 0:
+        smooth_columns(group, <const real*>m, s)
+    column_exponentials(<const real*>s, s, group.job.k, <const real*>m, False, group.job.exponent_scale,
+                        group_ahead(group, &ahead))
+    if group.job.o.label_smoothing != 0 and group.smooth.any_dead:
+        mark_dead(<const real*>(s + TILE_TARGETS), group.job.k * GROUP, s)
+
+
+cdef void index_columns(Group* group, real* s) noexcept nogil:
+    """Losses and gradient of a group as columns."""
+    cdef Py_ssize_t place[GROUP]
+    cdef real target[GROUP]
+    # where stores to s can not reach: sums in `group` of float64 would be loaded and stored for every class;
+    # for float32 they are, and GCC makes more of them than of an array of its own
+    cdef TargetSums apart
+    cdef TargetSums* sums = &group.sums if real is float else &apart
+    cdef Py_ssize_t i, j
+    for j in range(GROUP):
+        place[j] = group.y[j] * GROUP + j
+    index_exponentials(group, place, sums, s)
     # the target leaves its column for the sum of the others
     for i from 0 <= i < GROUP by 8:
         for j in range(i, i + 8):
             target[j] = take_out(s + place[j])
-    column_sums(<const real*>s, k, False, &sums.rest)
+    column_sums(<const real*>s, group.job.k, False, &sums.rest)
     for j in range(GROUP):
         sums.e_target[j] = target[j]
+    index_losses(s[0], group, sums, 0, GROUP)
     if group.job.want & WANT_GRAD:
         index_gradients(group, sums, target, s)
-    index_losses(s[0], sums, GROUP, group.loss)
 
 
 # ---- a row by itself ------------------------------------------------------------------------------
 
+cdef bint smooth_row(
+    Row* row, const Group* group, double factor, double less, bint extreme, real* s
+) noexcept nogil:
+    """Scale the exponentials of a row to the gradient of smoothed targets; False where the call is to end."""
+    cdef bint dead = group.smooth.any_dead
+    cdef const real* e
+    cdef Py_ssize_t index
+    for index in range(row.pieces):
+        if not place_piece(index, row):
+            return False
+        e = return_to_piece(row, s)
+        if dead and row.pieces > 1 and not row.cached:
+            mark_piece(row, s)
+        smooth_values(
+            e, row.n, factor, less, extreme, dead, <real*>row.grad + row.first if row.in_place else s)
+        if not row.in_place:
+            write_piece(row, <const real*>s)
+    return True
+
+
 cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     """Gradient of a row, and what its loss is made from; of few classes with the bits of `index_columns`."""
-    cdef double rest = 0, rest_lo = 0, e_target = 1, factor
+    cdef double rest = 0, rest_lo = 0, e_target = 1, less = 0, factor, target
+    cdef bint smooth = row.job.o.label_smoothing != 0
+    cdef bint dead, extreme
     cdef Py_ssize_t index
     row.compensated = False
     open_row(row, s)
+    open_smoothing(group, j)
     for index in range(row.pieces):
         if not place_piece(index, row):
             return
+        dead = smooth and smooth_piece(row, group, j, s)
         piece_exponentials(row, s)
+        if dead:
+            mark_piece(row, s)
         if row.first <= row.y < row.first + row.n:
             e_target = take_out(s + (row.y - row.first))
         add_piece(row, <const real*>s, False, &rest, &rest_lo)
@@ -136,11 +242,25 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     group.sums.rest.hi[j] = rest
     group.sums.rest.lo[j] = rest_lo
     group.sums.e_target[j] = e_target
+    if smooth or row.job.o.focal_gamma != 0:
+        index_losses(s[0], group, &group.sums, j, j + 1)
     if row.grad == NULL:
         return
     factor = index_scale(s[0], &group.sums, j, row.weight, row.job)
-    if scale_row(row, factor, any_extreme(row.job, &factor, 1, s[0]), s):
-        store_class(row, row.y, <real>(-(rest + rest_lo) * factor))
+    if row.job.o.focal_gamma != 0:
+        factor *= group.focus[j]
+    target = -(rest + rest_lo) * factor
+    if smooth:
+        target = smooth_target(s[0], group, &group.sums, j, &factor, &less)
+    extreme = any_extreme(row.job, &factor, 1, s[0]) or any_extreme(row.job, &less, 1, s[0])
+    if smooth_row(row, group, factor, less, extreme, s) if smooth else scale_row(row, factor, extreme, s):
+        store_class(row, row.y, <real>target)
+
+
+cdef inline void close_indices(real hint, Group* group) noexcept nogil:
+    """The losses of rows by themselves, if their gradients did without them."""
+    if group.job.o.focal_gamma == 0 and group.job.o.label_smoothing == 0:
+        index_losses(hint, group, &group.sums, 0, group.count)
 
 
 cdef void index_cross_entropy(Group* group, real* s) noexcept nogil:
@@ -148,7 +268,7 @@ cdef void index_cross_entropy(Group* group, real* s) noexcept nogil:
         index_columns(group, s)
     else:
         each_row(group, index_row[real], s)
-        index_losses(s[0], &group.sums, group.count, group.loss)
+        close_indices(s[0], group)
 
 
 cdef void softmax_ce_kernel(

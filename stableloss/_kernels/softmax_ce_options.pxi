@@ -18,7 +18,8 @@
 # uses _groups: clear_derivatives sum_tiles
 # uses _job: Job
 # uses _logits: chain_first chain_product chain_second
-# uses _math: SL_FMA SL_INFINITY exp_negative fma log1p_positive product_error real remainder_of unit
+# uses _math: SL_FMA SL_INFINITY exp_negative fma log1p_positive product product_error real remainder_of
+# uses _math: two_sum unit
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _rows: Columns any_extreme broadcast columns_of gap_of inverse_square inverse_sum open_columns
 # uses _rows: return_to_tile tile_vector to_real write_product
@@ -29,11 +30,15 @@
 # uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile write_tile
 # uses _weights: drops_by_class load_weights
 
-cdef struct CrossEntropy:
-    # What is known of each column beside its exponentials.
-    Pairs loss                  # with focusing q (1 - p)**g S
+cdef struct FocalSums:
+    Pairs loss                  # q (1 - p)**g S
     Split first
     Split second
+
+
+cdef struct CrossEntropy:
+    # What is known of each column beside its exponentials.
+    FocalSums focal
     Split hvp                   # second d
     Pairs mass                  # -G
     double shift[GROUP]         # -2 z lse
@@ -44,112 +49,280 @@ cdef struct CrossEntropy:
     Columns columns
 
 
-# ---- sum tiles ------------------------------------------------------------------------------------
+# ---- focusing -------------------------------------------------------------------------------------
 
-cdef inline void focal_terms(
-    double e, double others, double minus_log, double gamma, double* power, double* first, double* second
-) noexcept nogil:
-    """(1 - p)**gamma, and p d/dp and (p d/dp)**2 of its product with S = -log p.
+cdef enum:
+    WHOLE_GAMMA = 16        # exponents up to here that are whole numbers are products, the others logarithms
 
-    With odds = p / (1 - p) the power is exp(-gamma log1p(odds)), and the derivatives have odds * S,
-    which tends to 1 as p tends to 1, and to 0 as p tends to 0.
-    """
+
+cdef inline double odds_of(double e, double others) noexcept nogil:
+    """p / (1 - p)."""
     cdef double odds = e / others
-    cdef double near, bend
-    odds = 1e300 if odds > 1e300 else odds
-    near = 1 if minus_log < 1e-290 else odds * minus_log
+    return 1e300 if odds > 1e300 else odds
+
+
+cdef inline double focal_factor(double odds, double gamma) noexcept nogil:
+    """(1 - p)**gamma."""
+    return exp_negative(-gamma * log1p_positive(odds))
+
+
+cdef inline void focal_slopes(
+    double odds, double others, double minus_log, double gamma, double power, double* first, double* second
+) noexcept nogil:
+    """p d/dp and (p d/dp)**2 of the product of (1 - p)**gamma with S = -log p.
+
+    They have odds * S, which tends to 1 as p tends to 1, and to 0 as p tends to 0.
+    """
+    cdef double near = 1 if minus_log < 1e-290 else odds * minus_log
     near = 0 if odds == 0 else near
-    power[0] = exp_negative(-gamma * log1p_positive(odds))
-    first[0] = -power[0] * (1 + gamma * near)
-    bend = 2 - minus_log + (gamma - 1) * near
-    second[0] = 0 if odds == 0 or others == 0 else gamma * odds * power[0] * bend
+    first[0] = -power * (1 + gamma * near)
+    second[0] = gamma * odds * power * (2 - minus_log + (gamma - 1) * near)
+    second[0] = 0 if (odds == 0) | (others == 0) else second[0]
 
 
 cdef struct FocalColumns:
+    # Of the columns of GROUP entries.
     double gamma
+    int whole               # gamma, if it is small and whole, else 0
     double m[GROUP]
     double log_sum[GROUP]
     double sum_max[GROUP]
     double sum_rest[GROUP]
+    double total[GROUP]
+    double total_lo[GROUP]
+    double inverse[GROUP]   # 1 / total
 
 
-cdef inline void focal_columns(const Job* job, const Columns* columns, FocalColumns* focal) noexcept nogil:
+cdef struct FocalEntries:
+    # Of GROUP entries: the loss, and its derivatives by log p.
+    double loss[GROUP]
+    double first[GROUP]
+    double second[GROUP]
+
+
+cdef void focal_columns(const Job* job, const Columns* columns, FocalColumns* focal) noexcept nogil:
+    cdef int j
     focal.gamma = job.o.focal_gamma
+    focal.whole = <int>focal.gamma if focal.gamma <= WHOLE_GAMMA else 0
+    focal.whole = focal.whole if focal.whole == focal.gamma else 0
     to_real(columns.m, focal.m)
     to_real(columns.log_sum, focal.log_sum)
     to_real(columns.sum_max, focal.sum_max)
     to_real(columns.sum_rest, focal.sum_rest)
+    to_real(columns.total.hi, focal.total)
+    to_real(columns.total.lo, focal.total_lo)
+    for j in range(GROUP):
+        focal.inverse[j] = 1 / focal.total[j]
 
 
-cdef inline double focal_entry(
-    const FocalColumns* focal, int j, double e, double x, double q, real* first, real* second
-) noexcept nogil:
-    """The loss of one class; its derivatives by log p."""
-    cdef double power, one, two
-    cdef double minus_log = 2 * gap_of(focal.m[j], x) + focal.log_sum[j]
-    cdef double others = remainder_of(e, focal.sum_max[j], focal.sum_rest[j])
-    focal_terms(e, others, minus_log, focal.gamma, &power, &one, &two)
-    first[0] = <real>(0 if q == 0 else q * one)
-    second[0] = <real>(0 if q == 0 else q * two)
-    return 0 if q == 0 or power == 0 else q * power * minus_log
-
-
-cdef void focal_derivatives(const Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
-    """first and second of a tile; adds up the loss, which is read after the first time."""
-    cdef const real* e = scratch + TILE_EXPS
-    cdef const real* x = scratch + TILE_LOGITS
-    cdef const real* q = scratch + TILE_TARGETS
-    cdef real* first = scratch + TILE_FIRST
-    cdef real* second = scratch + TILE_SECOND
-    cdef Pairs loss
-    cdef FocalColumns focal
-    cdef Py_ssize_t c, i, j
-    copy_pairs(&state.loss, &loss)
-    focal_columns(tile.job, &state.columns, &focal)
-    if not tile.job.hard or tile.job.o.label_smoothing != 0:
-        for c in range(tile.lines):
+cdef void whole_powers(const FocalColumns* focal, const double* e, double* power) noexcept nogil:
+    """(1 - p)**gamma of GROUP entries as products, in twice the digits: an error of 1 - p would count gamma
+    times."""
+    cdef double base[GROUP]
+    cdef double base_lo[GROUP]
+    cdef double lo[GROUP]
+    cdef double d, others, q, whole
+    cdef int j, gamma = focal.whole
+    for j in range(GROUP):
+        d = focal.sum_max[j] - e[j]
+        others = two_sum(d, focal.sum_rest[j] + ((focal.sum_max[j] - d) - e[j]), &lo[j])
+        # of a small p, to more digits than sum_rest has
+        d = focal.total[j] - e[j]
+        lo[j] = ((focal.total[j] - d) - e[j]) + focal.total_lo[j] if e[j] + e[j] < focal.total[j] else lo[j]
+        others = d if e[j] + e[j] < focal.total[j] else others
+        q = others * focal.inverse[j]
+        whole = q * focal.total[j]
+        d = ((others - whole) - product_error(q, focal.total[j], whole)) - q * focal.total_lo[j]
+        base[j] = q
+        base_lo[j] = (d + lo[j]) * focal.inverse[j]
+        power[j] = 1
+        lo[j] = 0
+    while gamma:
+        if gamma & 1:
             for j in range(GROUP):
-                i = c * GROUP + j
-                accumulate(e[0], &loss.hi[j], &loss.lo[j],
-                           focal_entry(&focal, j, e[i], x[i], q[i], &first[i], &second[i]))
+                power[j] = product(power[j], lo[j], base[j], base_lo[j], &lo[j])
+        gamma >>= 1
+        if gamma:
+            for j in range(GROUP):
+                base[j] = product(base[j], base_lo[j], base[j], base_lo[j], &base_lo[j])
+    for j in range(GROUP):
+        power[j] += lo[j]
+
+
+cdef void focal_entries(
+    const FocalColumns* focal, const real* e, const real* x, const real* q, FocalEntries* entries
+) noexcept nogil:
+    cdef double value[GROUP]
+    cdef double odds[GROUP]
+    cdef double others[GROUP]
+    cdef double power[GROUP]
+    cdef FocalEntries of
+    cdef double minus_log, share
+    cdef int j
+    for j in range(GROUP):
+        value[j] = e[j]
+        others[j] = remainder_of(value[j], focal.sum_max[j], focal.sum_rest[j])
+        odds[j] = odds_of(value[j], others[j])
+    if focal.whole:
+        whole_powers(focal, value, power)
     else:
-        for i in range(tile.lines * GROUP):
-            first[i] = second[i] = 0
-        for j in range(columns_of(tile.wide)):
-            i = state.columns.y[j] - tile.first if tile.wide else state.columns.y[j] * GROUP + j
-            if not tile.wide or 0 <= i < tile.n:
-                accumulate(e[0], &loss.hi[j], &loss.lo[j],
-                           focal_entry(&focal, j, e[i], x[i], q[i], &first[i], &second[i]))
-    copy_pairs(&loss, &state.loss)
+        for j in range(GROUP):
+            power[j] = focal_factor(odds[j], focal.gamma)
+    for j in range(GROUP):
+        share = q[j]
+        minus_log = 2 * gap_of(focal.m[j], <double>x[j]) + focal.log_sum[j]
+        focal_slopes(odds[j], others[j], minus_log, focal.gamma, power[j], &of.first[j], &of.second[j])
+        of.first[j] = 0 if share == 0 else share * of.first[j]
+        of.second[j] = 0 if share == 0 else share * of.second[j]
+        of.loss[j] = 0 if (share == 0) | (power[j] == 0) else share * power[j] * minus_log
+    entries[0] = of
+
+
+cdef inline void add_apart(real hint, Split* sums, int j, bint below, double term) noexcept nogil:
+    """To a sum apart for exponentials below UNIT."""
+    accumulate(hint, &sums.rest.hi[j], &sums.rest.lo[j], term if below else 0)
+    accumulate(hint, &sums.max.hi[j], &sums.max.lo[j], 0 if below else term)
+
+
+cdef void focal_lines(
+    const Tile* tile, const FocalColumns* focal, FocalSums* to, real* scratch
+) noexcept nogil:
+    """Every entry of a tile."""
+    cdef FocalEntries of
+    cdef FocalSums sums = to[0]
+    cdef bint second = tile.want & (WANT_HESS | WANT_PRODUCT) != 0
+    cdef bint below[GROUP]
+    cdef real e_max = unit(scratch[0])
+    cdef Py_ssize_t c, i
+    cdef int j
+    for c in range(tile.lines):
+        i = c * GROUP
+        focal_entries(
+            focal, scratch + TILE_EXPS + i, scratch + TILE_LOGITS + i, scratch + TILE_TARGETS + i, &of)
+        for j in range(GROUP):
+            below[j] = scratch[TILE_EXPS + i + j] < e_max
+            scratch[TILE_FIRST + i + j] = <real>of.first[j]
+        for j in range(GROUP):
+            accumulate(e_max, &sums.loss.hi[j], &sums.loss.lo[j], of.loss[j])
+            add_apart(e_max, &sums.first, j, below[j], of.first[j])
+        if second:
+            for j in range(GROUP):
+                scratch[TILE_SECOND + i + j] = <real>of.second[j]
+                add_apart(e_max, &sums.second, j, below[j], of.second[j])
+    to[0] = sums
+
+
+cdef void few_focal_entries(
+    const FocalColumns* focal, const int32_t* at, int n, FocalSums* sums, real* scratch
+) noexcept nogil:
+    """At most GROUP entries, of anywhere in a tile."""
+    cdef FocalColumns near
+    cdef FocalEntries of
+    cdef real e[GROUP]
+    cdef real x[GROUP]
+    cdef real q[GROUP]
+    cdef real e_max = unit(scratch[0])
+    cdef int i, j
+    near.gamma = focal.gamma
+    near.whole = focal.whole
+    for i in range(GROUP):
+        e[i] = scratch[TILE_EXPS + at[i if i < n else 0]]
+        x[i] = scratch[TILE_LOGITS + at[i if i < n else 0]]
+        q[i] = scratch[TILE_TARGETS + at[i if i < n else 0]]
+        j = at[i if i < n else 0] % GROUP
+        near.m[i] = focal.m[j]
+        near.log_sum[i] = focal.log_sum[j]
+        near.sum_max[i] = focal.sum_max[j]
+        near.sum_rest[i] = focal.sum_rest[j]
+        near.total[i] = focal.total[j]
+        near.total_lo[i] = focal.total_lo[j]
+        near.inverse[i] = focal.inverse[j]
+    focal_entries(&near, <const real*>e, <const real*>x, <const real*>q, &of)
+    for i in range(n):
+        j = at[i] % GROUP
+        scratch[TILE_FIRST + at[i]] = <real>of.first[i]
+        scratch[TILE_SECOND + at[i]] = <real>of.second[i]
+        accumulate(e_max, &sums.loss.hi[j], &sums.loss.lo[j], of.loss[i])
+        add_apart(e_max, &sums.first, j, e[i] < e_max, of.first[i])
+        add_apart(e_max, &sums.second, j, e[i] < e_max, of.second[i])
+
+
+cdef void sparse_focal_lines(
+    const Tile* tile, const FocalColumns* focal, FocalSums* sums, real* scratch
+) noexcept nogil:
+    """The entries of a tile that have a target; the others are 0."""
+    cdef const real* q = scratch + TILE_TARGETS
+    cdef int32_t at[2 * GROUP + 1]
+    cdef Py_ssize_t c, i
+    cdef int j, found, n = 0
+    for i in range(tile.lines * GROUP):
+        scratch[TILE_FIRST + i] = scratch[TILE_SECOND + i] = 0
+    for c in range(tile.lines):
+        found = 0
+        for j in range(GROUP):
+            found |= q[c * GROUP + j] != 0
+        if not found:
+            continue
+        for j in range(GROUP):
+            at[n] = <int32_t>(c * GROUP + j)
+            n += q[c * GROUP + j] != 0
+        if n >= GROUP:
+            few_focal_entries(focal, at, GROUP, sums, scratch)
+            n -= GROUP
+            for j in range(n):
+                at[j] = at[GROUP + j]
+    if n > 0:
+        few_focal_entries(focal, at, n, sums, scratch)
+
+
+cdef void focal_derivatives(
+    const Tile* tile, const Columns* columns, FocalSums* sums, real* scratch
+) noexcept nogil:
+    """first and second of a tile, which are added up with the loss."""
+    cdef const real* q = scratch + TILE_TARGETS
+    cdef FocalColumns focal
+    cdef Py_ssize_t i, n = tile.lines * GROUP
+    cdef int targets = 0
+    focal_columns(tile.job, columns, &focal)
+    for i in range(n):
+        targets += q[i] != 0
+    # with the same bits
+    if 4 * targets < n:
+        sparse_focal_lines(tile, &focal, sums, scratch)
+    else:
+        focal_lines(tile, &focal, sums, scratch)
 
 
 cdef bint return_to_derivatives(
     Py_ssize_t index, Tile* tile, CrossEntropy* state, real* scratch
 ) noexcept nogil:
     """A tile with first and second, of which all have been there once; False where the call is to end."""
+    cdef FocalSums again
     if not return_to_tile(index, tile, &state.columns, scratch):
         return False
     if tile.tiles > 1 and tile.job.o.focal_gamma != 0:
-        focal_derivatives(tile, state, scratch)
+        clear_focal(&again)
+        focal_derivatives(tile, &state.columns, &again, scratch)
     return True
+
+
+cdef void clear_focal(FocalSums* sums) noexcept nogil:
+    clear_pairs(&sums.loss)
+    clear_split(&sums.first)
+    clear_split(&sums.second)
 
 
 cdef bint sum_focal(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
     """The second time through the tiles: the loss, first and second. False where the call is to end."""
-    cdef const real* e = scratch + TILE_EXPS
     cdef Py_ssize_t index
-    clear_pairs(&state.loss)
-    clear_split(&state.first)
-    clear_split(&state.second)
+    clear_focal(&state.focal)
     for index in range(tile.tiles):
         if not return_to_tile(index, tile, &state.columns, scratch):
             return False
-        focal_derivatives(tile, state, scratch)
-        sum_split(e, <const real*>(scratch + TILE_FIRST), tile.lines, &state.first)
-        sum_split(e, <const real*>(scratch + TILE_SECOND), tile.lines, &state.second)
-    reduce_columns(&state.loss, tile.wide)
-    reduce_split(&state.first, tile.wide)
-    reduce_split(&state.second, tile.wide)
+        focal_derivatives(tile, &state.columns, &state.focal, scratch)
+    reduce_columns(&state.focal.loss, tile.wide)
+    reduce_split(&state.focal.first, tile.wide)
+    reduce_split(&state.focal.second, tile.wide)
     return True
 
 
@@ -173,32 +346,36 @@ cdef void finish_losses(const Tile* tile, CrossEntropy* state, real hint) noexce
     """G and the losses."""
     cdef Columns* columns = &state.columns
     cdef double z = tile.job.o.z_loss
-    cdef double lse, mass
+    cdef double lse[GROUP]
+    cdef double loss[GROUP]
     cdef int j
     if columns.linear:
         reduce_columns(&columns.loss, tile.wide)
         reduce_columns(&columns.mass, tile.wide)
-    for j in range(columns_of(tile.wide)):
-        mass = columns.mass.hi[j] if columns.linear else -(state.first.rest.hi[j] + state.first.max.hi[j])
-        lse = (SL_INFINITY if columns.limit[j] else columns.m[j]) + columns.log_sum[j]
-        state.shift[j] = 0 if z == 0 else -2 * z * lse
-        if columns.limit[j] and z != 0:
-            # in place of inf, whose product with a probability of 0 has to be 0
-            state.shift[j] = -1e37 if real is float else -1e300
-        state.mass.hi[j] = mass
-        state.mass.lo[j] = (columns.mass.lo[j] if columns.linear
-                            else -(state.first.rest.lo[j] + state.first.max.lo[j]))
-        state.slope_total[j] = state.shift[j] - mass
-        if tile.want & WANT_LOSS:
-            tile.loss[j] = (2 * columns.loss.hi[j] + mass * columns.log_sum[j] if columns.linear
-                            else state.loss.hi[j])
-            if z != 0:
-                # not multiplied by a weight that stands for the class
-                tile.loss[j] += z * lse * lse
-    broadcast(state.mass.hi, tile.wide)
-    broadcast(state.mass.lo, tile.wide)
-    broadcast(state.shift, tile.wide)
-    broadcast(state.slope_total, tile.wide)
+        copy_pairs(&columns.mass, &state.mass)
+        for j in range(GROUP):
+            loss[j] = 2 * columns.loss.hi[j] + columns.mass.hi[j] * columns.log_sum[j]
+    else:
+        for j in range(GROUP):
+            state.mass.hi[j] = -(state.focal.first.rest.hi[j] + state.focal.first.max.hi[j])
+            state.mass.lo[j] = -(state.focal.first.rest.lo[j] + state.focal.first.max.lo[j])
+            loss[j] = state.focal.loss.hi[j]
+    for j in range(GROUP):
+        lse[j] = columns.m[j] + columns.log_sum[j]
+        state.shift[j] = 0 if z == 0 else -2 * z * lse[j]
+    if columns.any_limit:
+        for j in range(GROUP):
+            if columns.limit[j]:
+                lse[j] = SL_INFINITY
+                # in place of inf, whose product with a probability of 0 has to be 0
+                state.shift[j] = 0 if z == 0 else -1e37 if real is float else -1e300
+    for j in range(GROUP):
+        state.slope_total[j] = state.shift[j] - state.mass.hi[j]
+        # not multiplied by a weight that stands for the class
+        loss[j] += 0 if z == 0 else z * lse[j] * lse[j]
+    if tile.want & WANT_LOSS:
+        for j in range(columns_of(tile.wide)):
+            tile.loss[j] = loss[j]
 
 
 cdef bint finish_columns(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
@@ -261,8 +438,8 @@ cdef void focal_gradient(const Tile* tile, const CrossEntropy* state, real* scra
     cdef Py_ssize_t c, i, j
     to_real(state.columns.sum_max, sum_max)
     to_real(state.columns.sum_rest, sum_rest)
-    to_real(state.first.max.hi, g_max)
-    to_real(state.first.rest.hi, g_rest)
+    to_real(state.focal.first.max.hi, g_max)
+    to_real(state.focal.first.rest.hi, g_rest)
     to_real(state.factor, factor)
     for j in range(GROUP):
         g_lo[j] = -<real>state.mass.lo[j]
@@ -293,7 +470,7 @@ cdef void z_gradient(const Tile* tile, const CrossEntropy* state, real* scratch)
             others = remainder_of(value, columns.sum_max[j], columns.sum_rest[j])
             if focal:
                 own = without(<double>first[i], value == e_max,
-                              state.first.rest.hi[j], state.first.max.hi[j])
+                              state.focal.first.rest.hi[j], state.focal.first.max.hi[j])
                 own = SL_FMA(-value, own - state.mass.lo[j], first[i] * others)
             else:
                 own = SL_FMA(value, (state.mass.hi[j] - q[i]) + state.mass.lo[j], -(q[i] * others))
@@ -357,7 +534,7 @@ cdef void z_hessian(const Tile* tile, const CrossEntropy* state, real* scratch) 
             own = 0
             if focal:
                 rest += without(<double>second[i], value == e_max,
-                                state.second.rest.hi[j], state.second.max.hi[j])
+                                state.focal.second.rest.hi[j], state.focal.second.max.hi[j])
                 own = second[i] * others * others * state.curvature[j]
             rest = value * (1 / e_max) * rest - others * (1 / e_max) * state.slope_total[j]
             to[i] = <real>(own + value * (state.curvature[j] * e_max) * rest)
@@ -384,7 +561,7 @@ cdef void focal_hessian(const Tile* tile, const CrossEntropy* state, real* scrat
             i = c * GROUP + j
             others = remainder_of(e[i], sum_max[j], sum_rest[j])
             rest = e[i] * without(second[i], e[i] == e_max,
-                                  <real>state.second.rest.hi[j], <real>state.second.max.hi[j])
+                                  <real>state.focal.second.rest.hi[j], <real>state.focal.second.max.hi[j])
             own = second[i] * others * others * curvature[j]
             to[i] = <real>(own + e[i] * (rest - others * total[j]) * curvature[j])
 
@@ -531,7 +708,7 @@ cdef void emit_target_gradient(const Tile* tile, const Columns* columns, real* s
     cdef const real* x = scratch + TILE_LOGITS
     cdef real* to = scratch + TILE_OUT
     cdef FocalColumns focal
-    cdef double others, minus_log, power, first, second
+    cdef double others, minus_log, power
     cdef Py_ssize_t c, i, j, k
     focal_columns(tile.job, columns, &focal)
     for c in range(tile.lines):
@@ -541,7 +718,7 @@ cdef void emit_target_gradient(const Tile* tile, const Columns* columns, real* s
             power = 1
             if tile.job.o.focal_gamma != 0:
                 others = remainder_of(<double>e[i], focal.sum_max[j], focal.sum_rest[j])
-                focal_terms(e[i], others, minus_log, focal.gamma, &power, &first, &second)
+                power = focal_factor(odds_of(e[i], others), focal.gamma)
             if tile.job.o.class_weight != NULL:
                 k = tile.first + i if tile.wide else c
                 power *= tile.job.o.class_weight[k] if k < tile.job.k else 0

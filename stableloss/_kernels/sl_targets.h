@@ -1,0 +1,125 @@
+/* Sums over the columns of tiles (see sl_columns.h) that targets other than class indices need, for both
+   types. Accumulators stay in registers, which GCC does not see to by itself. */
+
+#ifndef SL_TARGETS_H
+#define SL_TARGETS_H
+
+#include "sl_math.h"
+#include "sl_sizes.h"
+#include "sl_vector.h"
+
+/* the halves of a vector of floats as doubles */
+#if SL_VECTOR_BYTES == 64
+#define sl_low_as_f64(v) ((sl_vector_f64)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)(v))))
+#define sl_high_as_f64(v) \
+    ((sl_vector_f64)_mm512_cvtps_pd((__m256)_mm512_extractf64x4_pd((__m512d)(v), 1)))
+#elif SL_VECTOR_BYTES == 32
+#define sl_low_as_f64(v) ((sl_vector_f64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)(v))))
+#define sl_high_as_f64(v) ((sl_vector_f64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)(v), 1)))
+#else
+#define sl_low_as_f64(v) ((sl_vector_f64){(v)[0], (v)[1]})
+#define sl_high_as_f64(v) ((sl_vector_f64){(v)[2], (v)[3]})
+#endif
+
+#define SL_LANES (SL_VECTOR_BYTES / 8)
+/* columns that go together, few enough for what belongs to them to find room in registers */
+#define SL_COLUMN_VECTORS (SL_VECTOR_BYTES == 64 ? 4 : 2)
+
+static SL_ALWAYS_INLINE sl_vector_f64 sl_where_f64(sl_bits_vector_f64 which, sl_vector_f64 v) {
+    return (sl_vector_f64)(which & (sl_bits_vector_f64)v);
+}
+
+#define SL_OF(name) name##_f32
+#define SL_REAL float
+#define SL_READ_AS_F64(from) sl_read_as_f64(from)
+#define SL_CARRIES 0
+#define SL_SCALAR_FMA SL_FMAF
+#include "sl_targets_of.h"
+
+#define SL_OF(name) name##_f64
+#define SL_REAL double
+#define SL_READ_AS_F64(from) SL_READ(sl_vector_f64, from)
+#define SL_CARRIES 1
+#define SL_SCALAR_FMA SL_FMA
+#include "sl_targets_of.h"
+
+/* Add up exponentials below `unit`, and apart those that are equal to it. */
+static void sl_split_sums_f64(
+        const double *e, Py_ssize_t lines, double unit, double *rest, double *rest_lo, double *max) {
+    sl_vector_f64 sum[SL_COLUMN_VECTORS], lost[SL_COLUMN_VECTORS], top[SL_COLUMN_VECTORS], v, below;
+    sl_vector_f64 limit = sl_all_f64(unit);
+    Py_ssize_t c;
+    int i, j;
+    for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_LANES) {
+#pragma GCC unroll 4
+        for (i = 0; i < SL_COLUMN_VECTORS; i++) {
+            sum[i] = SL_READ(sl_vector_f64, rest + j + i * SL_LANES);
+            lost[i] = SL_READ(sl_vector_f64, rest_lo + j + i * SL_LANES);
+            top[i] = SL_READ(sl_vector_f64, max + j + i * SL_LANES);
+        }
+        for (c = 0; c < lines; c++)
+#pragma GCC unroll 4
+            for (i = 0; i < SL_COLUMN_VECTORS; i++) {
+                v = SL_READ(sl_vector_f64, e + c * SL_GROUP + j + i * SL_LANES);
+                below = sl_where_f64((sl_bits_vector_f64)(v < limit), v);
+                top[i] += v - below;
+                sl_accumulate_f64(&sum[i], &lost[i], below);
+            }
+#pragma GCC unroll 4
+        for (i = 0; i < SL_COLUMN_VECTORS; i++) {
+            SL_WRITE(sl_vector_f64, rest + j + i * SL_LANES, sum[i]);
+            SL_WRITE(sl_vector_f64, rest_lo + j + i * SL_LANES, lost[i]);
+            SL_WRITE(sl_vector_f64, max + j + i * SL_LANES, top[i]);
+        }
+    }
+}
+
+/* v below the limit; what is not goes to `top`. */
+static SL_ALWAYS_INLINE sl_vector_f32 sl_below_f32(const float *from, sl_vector_f32 limit, sl_vector_f32 *top) {
+    sl_vector_f32 v = SL_READ(sl_vector_f32, from);
+    sl_vector_f32 below = (sl_vector_f32)((sl_bits_vector_f32)(v < limit) & (sl_bits_vector_f32)v);
+    *top += v - below;
+    return below;
+}
+
+/* Pairs of lines are added in float32, which holds whole numbers of `unit` exactly. */
+static void sl_split_sums_f32(
+        const float *e, Py_ssize_t lines, double unit, double *rest, double *max) {
+    sl_vector_f64 low[2], high[2];
+    sl_vector_f32 top[2], v, limit = sl_all_f32((float)unit);
+    float counted[SL_GROUP];
+    const float *at;
+    Py_ssize_t c;
+    int i, j;
+    for (j = 0; j < SL_GROUP; j += 4 * SL_LANES) {
+#pragma GCC unroll 2
+        for (i = 0; i < 2; i++) {
+            low[i] = SL_READ(sl_vector_f64, rest + j + 2 * i * SL_LANES);
+            high[i] = SL_READ(sl_vector_f64, rest + j + (2 * i + 1) * SL_LANES);
+            top[i] = sl_all_f32(0);
+        }
+        at = e + j;
+        for (c = 0; c + 1 < lines; c += 2, at += 2 * SL_GROUP)
+#pragma GCC unroll 2
+            for (i = 0; i < 2; i++) {
+                v = sl_below_f32(at + 2 * i * SL_LANES, limit, &top[i]);
+                v += sl_below_f32(at + SL_GROUP + 2 * i * SL_LANES, limit, &top[i]);
+                low[i] += sl_low_as_f64(v);
+                high[i] += sl_high_as_f64(v);
+            }
+#pragma GCC unroll 2
+        for (i = 0; i < 2; i++) {
+            if (c < lines) {
+                v = sl_below_f32(at + 2 * i * SL_LANES, limit, &top[i]);
+                low[i] += sl_low_as_f64(v);
+                high[i] += sl_high_as_f64(v);
+            }
+            SL_WRITE(sl_vector_f64, rest + j + 2 * i * SL_LANES, low[i]);
+            SL_WRITE(sl_vector_f64, rest + j + (2 * i + 1) * SL_LANES, high[i]);
+            SL_WRITE(sl_vector_f32, counted + j + 2 * i * SL_LANES, top[i]);
+        }
+    }
+    for (j = 0; j < SL_GROUP; j++) max[j] += counted[j];
+}
+
+#endif

@@ -1,0 +1,131 @@
+/* What sl_targets.h includes once for each type, with these defined: SL_OF and what follows it there. */
+
+#define V sl_vector_f64
+#define READ(from) SL_READ(V, from)
+
+/* hi += v, and to lo what the rounding loses. The short form of the two-sum is enough: a sum of non-negative
+   terms is rarely smaller than the term that it meets, and such a step costs one rounding. */
+static SL_ALWAYS_INLINE void SL_OF(sl_accumulate)(V *hi, V *lo, V v) {
+    V s = *hi + v;
+#if SL_CARRIES
+    *lo += (*hi - s) + v;
+#endif
+    *hi = s;
+}
+
+/* The same in any order: mass without a class of nearly all of it is to keep the digits of the rest. */
+static SL_ALWAYS_INLINE void SL_OF(sl_add)(V *hi, V *lo, V v) {
+    V s = *hi + v;
+#if SL_CARRIES
+    V part = s - *hi;
+    *lo += (*hi - (s - part)) + (v - part);
+#endif
+    *hi = s;
+}
+
+/* Add (m - x) times `unit` of lines of columns, a power of two for which the sum does not overflow. */
+static void SL_OF(sl_column_gaps)(
+        const SL_REAL *x, Py_ssize_t lines, const SL_REAL *m, double unit, double *hi, double *lo) {
+    V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS], lost[SL_COLUMN_VECTORS], minus = sl_all_f64(-unit);
+    Py_ssize_t c;
+    int i, j;
+    for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_LANES) {
+#pragma GCC unroll 4
+        for (i = 0; i < SL_COLUMN_VECTORS; i++) {
+            top[i] = SL_READ_AS_F64(m + j + i * SL_LANES) * unit;
+            sum[i] = READ(hi + j + i * SL_LANES);
+            lost[i] = READ(lo + j + i * SL_LANES);
+        }
+        for (c = 0; c < lines; c++)
+#pragma GCC unroll 4
+            for (i = 0; i < SL_COLUMN_VECTORS; i++)
+                SL_OF(sl_accumulate)(&sum[i], &lost[i], sl_fma_f64(
+                    minus, SL_READ_AS_F64(x + c * SL_GROUP + j + i * SL_LANES), top[i]));
+#pragma GCC unroll 4
+        for (i = 0; i < SL_COLUMN_VECTORS; i++) {
+            SL_WRITE(V, hi + j + i * SL_LANES, sum[i]);
+            SL_WRITE(V, lo + j + i * SL_LANES, lost[i]);
+        }
+    }
+}
+
+/* Add up q (m - x) / 2, of which half overflows only where its product with q may, and q. `masked`: what is
+   absent (q = 0) costs nothing even where x is -inf. */
+static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
+        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m,
+        double *loss, double *loss_lo, double *mass, double *mass_lo, int masked) {
+    V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS], lost[SL_COLUMN_VECTORS];
+    V all[SL_COLUMN_VECTORS], all_lost[SL_COLUMN_VECTORS], share, gap;
+    V minus_half = sl_all_f64(-0.5), none = {0};
+    Py_ssize_t c;
+    int i, j, at;
+    for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_LANES) {
+#pragma GCC unroll 4
+        for (i = 0; i < SL_COLUMN_VECTORS; i++) {
+            at = j + i * SL_LANES;
+            top[i] = READ(m + at) * 0.5;
+            sum[i] = READ(loss + at);
+            lost[i] = READ(loss_lo + at);
+            all[i] = READ(mass + at);
+            all_lost[i] = READ(mass_lo + at);
+        }
+        for (c = 0; c < lines; c++)
+#pragma GCC unroll 4
+            for (i = 0; i < SL_COLUMN_VECTORS; i++) {
+                share = SL_READ_AS_F64(q + c * SL_GROUP + j + i * SL_LANES);
+                gap = sl_fma_f64(minus_half, SL_READ_AS_F64(x + c * SL_GROUP + j + i * SL_LANES), top[i]);
+                if (masked) gap = sl_where_f64((sl_bits_vector_f64)(share != none), gap);
+                SL_OF(sl_accumulate)(&sum[i], &lost[i], gap * share);
+                SL_OF(sl_add)(&all[i], &all_lost[i], share);
+            }
+#pragma GCC unroll 4
+        for (i = 0; i < SL_COLUMN_VECTORS; i++) {
+            at = j + i * SL_LANES;
+            SL_WRITE(V, loss + at, sum[i]);
+            SL_WRITE(V, loss_lo + at, lost[i]);
+            SL_WRITE(V, mass + at, all[i]);
+            SL_WRITE(V, mass_lo + at, all_lost[i]);
+        }
+    }
+}
+
+static void SL_OF(sl_target_sums)(
+        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m,
+        double *loss, double *loss_lo, double *mass, double *mass_lo) {
+    double before[4][SL_GROUP];
+    size_t bytes = sizeof before[0];
+    Py_ssize_t last = (lines - 1) * SL_GROUP;
+    int j, undefined = 0;
+    memcpy(before[0], loss, bytes);
+    memcpy(before[1], loss_lo, bytes);
+    memcpy(before[2], mass, bytes);
+    memcpy(before[3], mass_lo, bytes);
+    /* infinite logits are rare, but for those that fill the last line: of all else the bits are the same */
+    SL_OF(sl_add_targets)(x, q, lines - 1, m, loss, loss_lo, mass, mass_lo, 0);
+    SL_OF(sl_add_targets)(x + last, q + last, 1, m, loss, loss_lo, mass, mass_lo, 1);
+    for (j = 0; j < SL_GROUP; j++) undefined |= loss[j] != loss[j];
+    if (!undefined) return;
+    memcpy(loss, before[0], bytes);
+    memcpy(loss_lo, before[1], bytes);
+    memcpy(mass, before[2], bytes);
+    memcpy(mass_lo, before[3], bytes);
+    SL_OF(sl_add_targets)(x, q, lines, m, loss, loss_lo, mass, mass_lo, 1);
+}
+
+/* to = e * factor - less, in place or not. */
+static void SL_OF(sl_scale_and_subtract)(
+        const SL_REAL *e, Py_ssize_t n, SL_REAL factor, SL_REAL less, SL_REAL *to) {
+    SL_OF(sl_vector) by = SL_OF(sl_all)(factor), minus = SL_OF(sl_all)(-less);
+    Py_ssize_t i = 0, width = SL_VECTOR_BYTES / sizeof(SL_REAL);
+    for (; i + width <= n; i += width)
+        SL_WRITE(SL_OF(sl_vector), to + i, SL_OF(sl_fma)(SL_READ(SL_OF(sl_vector), e + i), by, minus));
+    for (; i < n; i++) to[i] = SL_SCALAR_FMA(e[i], factor, -less);
+}
+
+#undef V
+#undef READ
+#undef SL_OF
+#undef SL_REAL
+#undef SL_READ_AS_F64
+#undef SL_CARRIES
+#undef SL_SCALAR_FMA
