@@ -1,7 +1,8 @@
 """What the benches share: one setting for threads, interleaved samples, results kept case by case.
 
 To be imported before numpy: OpenBLAS reads its number of threads when numpy loads it.
-STABLELOSS_NUM_THREADS, 1 unless set, is the number of threads for every library.
+STABLELOSS_NUM_THREADS, 1 unless set, is the number of threads for every library. `restrict` starts the
+program again with every library kept to an instruction set.
 """
 
 import csv
@@ -31,6 +32,28 @@ os.environ.update(
         "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={str(THREADS > 1).lower()}",
     }
 )
+
+# The instruction set that every library is kept to, where there is one. Each reads its setting when it is
+# loaded; numpy's names what the CPU has beyond the set, and is for `restrict` to find.
+ISA = os.environ.get("BENCH_ISA", "")
+ISAS = {
+    "avx2": {
+        "STABLELOSS_CPU": "v3",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        # what the compiler behind torch.compile may use beside vectors
+        "TORCHINDUCTOR_CPP_MARCH": "x86-64-v3",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_cpu_max_isa=AVX2",
+        "NUMBA_CPU_NAME": "haswell",
+        # none beside the named CPU's; left unset, they are those of the CPU at hand
+        "NUMBA_CPU_FEATURES": "",
+        "OPENBLAS_CORETYPE": "Haswell",
+    }
+}
+# how numpy's names for what lies beyond begin
+BEYOND = {"avx2": ("AVX512", "X86_V4")}
+os.environ.update(ISAS.get(ISA, {}))
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -108,6 +131,18 @@ def compare(calls, quick=False):
 def ratios(timed, base):
     """Time over the base's, within each round that both took part in."""
     return [a / b for a, b in zip(timed.samples, base.samples, strict=False)]
+
+
+def restrict(isa):
+    """Start this program again, unless that has been done, with every library kept to the instruction set."""
+    if not isa or isa == ISA:
+        return
+    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+
+    beyond = [name for name in __cpu_dispatch__ if __cpu_features__[name] and name.startswith(BEYOND[isa])]
+    environment = {**os.environ, "BENCH_ISA": isa, "NPY_DISABLE_CPU_FEATURES": " ".join(beyond)}
+    sys.stdout.flush()
+    os.execve(sys.executable, sys.orig_argv, environment)
 
 
 def use_cpus(count):

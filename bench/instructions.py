@@ -76,7 +76,7 @@ def calls(case):
 
 
 def prepare(case, result):
-    logits, targets = case.data()
+    logits, targets, _ = case.data()
     if result == "loss only":
         return functools.partial(case.function, logits, targets)
     options = {"out": np.empty_like(logits)} if result == "out" else {}

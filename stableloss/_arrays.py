@@ -261,22 +261,6 @@ def refuse_denominator(value: Any, divisor: float) -> NoReturn:
     )
 
 
-# the memory of an array that has none for each element
-_ELEMENT = bytes(8)
-
-
-def shaped(shape: Any, dtype: Any = np.float32) -> np.ndarray:
-    """An array of a shape that takes no memory, in the place of logits that are not looked at."""
-    try:
-        lengths = tuple(map(operator.index, shape))
-    except TypeError:
-        raise TypeError(f"shape must be that of the logits, a tuple of integers, not {shape!r}") from None
-    if min(lengths, default=0) < 0:
-        raise ValueError(f"shape is {shape!r}, which has a negative length")
-    # in a fifth of the time that np.broadcast_to takes
-    return np.ndarray(lengths, dtype, _ELEMENT, strides=(0,) * len(lengths))
-
-
 def multiply_by_power(array: np.ndarray, exponent: int) -> None:
     """Multiply by a power of two, in place; what that leaves nothing of is 0."""
     with np.errstate(under="ignore"):

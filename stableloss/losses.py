@@ -4,15 +4,16 @@ A loss is defined by its formula in the kernel file of its stem and by a class h
 instance carries the stem as its name.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Set
 from copyreg import _slotnames  # type: ignore[attr-defined]
-from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, overload
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, cast, overload
 
 import numpy as np
 
 from stableloss._arrays import Stats, index, number, positive
-from stableloss._dispatch import implemented_by, kernels
+from stableloss._dispatch import Function, implemented_by, kernels
 from stableloss.shards import Part
 
 __all__ = [
@@ -70,11 +71,11 @@ def _label(name: str, value: Any) -> int:
 
 
 def _labels(name: str, value: Any) -> int | tuple[int, ...] | None:
+    if value is None or isinstance(value, int):
+        return None if value is None else _label(name, value)
     if isinstance(value, Set):
         raise TypeError(f"{name} must be an integer or a tuple of integers, not {value!r}")
-    if np.ndim(value):
-        return tuple(_label(name, item) for item in value)
-    return None if value is None else _label(name, value)
+    return tuple(_label(name, item) for item in value) if np.ndim(value) else _label(name, value)
 
 
 def _weights(name: str, value: Any) -> tuple[float, ...]:
@@ -142,10 +143,20 @@ def _rebuild(cls: "type[_Loss]", options: dict[str, Any], extra: Mapping[str, An
     if unknown:
         raise TypeError(f"{cls.__name__} has no option {unknown[0]!r}")
     loss = cls.__new__(cls)
-    loss._configure({**cls._defaults, **options})
+    loss._configure(options)
     for name, value in (extra or {}).items():
         object.__setattr__(loss, name, value)
     return loss
+
+
+def _takes_options(declared: Function) -> Function:
+    """An `__init__` of the options that are declared, which looks at those alone that are given."""
+
+    @functools.wraps(declared)
+    def __init__(self: "_Loss", **given: Any) -> None:
+        self._configure(given)
+
+    return cast(Function, __init__)
 
 
 class _Loss(kernels.Loss):
@@ -169,20 +180,24 @@ class _Loss(kernels.Loss):
         super().__init_subclass__(**arguments)
         if "_stem" in vars(cls):
             cls._rowwise = getattr(kernels, cls._stem).rowwise
-            cls._defaults = dict(cls.__init__.__kwdefaults__ or {})
+            declared: Any = cls.__init__
+            cls._defaults = dict(declared.__wrapped__.__kwdefaults__)
             for name in cls._defaults:
                 setattr(cls, name, _Option(name))
 
-    def __init__(self, *, reduction: str = "mean", logit_clip: float | None = None) -> None:
-        self._configure(locals())
+    @_takes_options
+    def __init__(self, *, reduction: str = "mean", logit_clip: float | None = None) -> None: ...
 
     def _configure(self, given: Mapping[str, Any]) -> None:
-        """Check the options among whatever is given, and hand them to the kernels."""
+        """Check the options that are given, and hand all to the kernels."""
         defaults = self._defaults
         options = dict(defaults)
-        for name, default in defaults.items():
-            value = given[name]
-            if value is not default:
+        for name, value in given.items():
+            if name not in defaults:
+                raise TypeError(
+                    f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}"
+                )
+            if value is not defaults[name]:
                 options[name] = _CHECKS[name](name, value)
         if self._rowwise and isinstance(options.get("focal_gamma"), tuple):
             raise ValueError(f"focal_gamma is {options['focal_gamma']}, but a softmax loss has one exponent")
@@ -530,8 +545,8 @@ class _Loss(kernels.Loss):
 
     def _flushing(self) -> Any:
         """The same loss, but with 0 for results below the smallest normal number."""
-        loss = _rebuild(type(self), self._changed())
-        loss._flush_subnormals()
+        loss = type(self).__new__(type(self))
+        loss._set(getattr(kernels, self._stem), dict(self._options), self._target_max, True)
         return loss
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -827,6 +842,7 @@ class SigmoidBCE(_CrossEntropy):
     axis: int
     from_probabilities: bool
 
+    @_takes_options
     def __init__(
         self,
         *,
@@ -842,8 +858,7 @@ class SigmoidBCE(_CrossEntropy):
         logit_clip: float | None = None,
         axis: int = -1,
         from_probabilities: bool = False,
-    ) -> None:
-        self._configure(locals())
+    ) -> None: ...
 
 
 class SoftmaxCE(_CrossEntropy, _Softmax):
@@ -966,6 +981,7 @@ class SoftmaxCE(_CrossEntropy, _Softmax):
     axis: int
     from_probabilities: bool
 
+    @_takes_options
     def __init__(
         self,
         *,
@@ -980,8 +996,7 @@ class SoftmaxCE(_CrossEntropy, _Softmax):
         logit_clip: float | None = None,
         axis: int = -1,
         from_probabilities: bool = False,
-    ) -> None:
-        self._configure(locals())
+    ) -> None: ...
 
 
 class SigmoidMSE(_Loss):
@@ -1115,8 +1130,10 @@ class SoftmaxMSE(_Softmax):
 
     axis: int
 
-    def __init__(self, *, reduction: str = "mean", logit_clip: float | None = None, axis: int = -1) -> None:
-        self._configure(locals())
+    @_takes_options
+    def __init__(
+        self, *, reduction: str = "mean", logit_clip: float | None = None, axis: int = -1
+    ) -> None: ...
 
 
 sigmoid_bce = SigmoidBCE()

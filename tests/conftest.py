@@ -35,7 +35,7 @@ def pytest_addoption(parser):
 
 
 # Not by pytest's --ignore-glob, which takes a pattern as one below the working directory.
-MORE_PACKAGES = ("adapters*", "docs", "examples", "porting", "release")
+MORE_PACKAGES = ("adapters*", "bench", "docs", "examples", "porting", "release")
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -50,6 +50,7 @@ def pytest_ignore_collect(collection_path, config):
 SAMPLE = 40
 LONG_FILES = {
     "test_adapters_boosting_dask.py",
+    "test_bench.py",
     "test_faults_engine.py",
     "test_fuzz.py",
     "test_typing.py",

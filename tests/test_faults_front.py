@@ -831,6 +831,15 @@ def test_missing_arguments_are_named(case):
     assert str(caught.value) == f"{start} required positional argument{plural}: {names}"
 
 
+def test_options_that_do_not_exist_are_refused():
+    for make in (sl.SoftmaxCE, sl.SigmoidMSE):
+        message = rf"^{make.__name__}.__init__\(\) got an unexpected keyword argument 'weight'$"
+        with pytest.raises(TypeError, match=message):
+            make(weight=[1.0, 2.0])
+        with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given"):
+            make("sum")
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [

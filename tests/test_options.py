@@ -821,12 +821,9 @@ def test_hessian_vector_product_solves_for_newton(stem):
 @pytest.mark.parametrize(
     "loss",
     [
-        sl.softmax_ce,
+        *(getattr(sl, stem) for stem in bits.LOSSES),
         sl.SoftmaxCE(focal_gamma=2, z_loss=0.1),
         sl.SoftmaxCE(softcap=30, label_smoothing=0.1),
-        sl.softmax_mse,
-        sl.sigmoid_bce,
-        sl.sigmoid_mse,
     ],
     ids=str,
 )

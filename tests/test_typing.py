@@ -101,9 +101,9 @@ def test_mistake_is_seen(reports, code):
 
 
 def signature(function):
-    """Names, kinds and defaults."""
+    """Names, kinds and defaults; `...` is the kernels' for what is required (see _call.pxi)."""
     return [
-        (p.name, p.kind, p.default)
+        (p.name, p.kind, inspect.Parameter.empty if p.default is ... else p.default)
         for p in inspect.signature(function, follow_wrapped=False).parameters.values()
     ]
 
@@ -111,8 +111,8 @@ def signature(function):
 METHODS = [
     value
     for cls in (sl.losses._Loss, sl.losses._CrossEntropy, sl.losses._Softmax)
-    for value in vars(cls).values()
-    if hasattr(value, "__wrapped__") and callable(value)
+    for name, value in vars(cls).items()
+    if hasattr(value, "__wrapped__") and callable(value) and name != "__init__"
 ]
 
 

@@ -171,8 +171,9 @@ cdef void run_rows(const void* context, Py_ssize_t block, void* scratch, Sum* pa
 cdef bint rows_in_order(const Job* job, const Operand* op) noexcept:
     """Whether the rows of an operand follow each other in memory, of the type of the arithmetic."""
     cdef bint single = op.kind == np.NPY_FLOAT and not job.in_float64
-    return ((single or op.kind == np.NPY_DOUBLE) and op.inner == (4 if single else 8)
-            and op.ndim == 1 and op.stride[0] == job.k * op.inner)
+    cdef Py_ssize_t size = 4 if single else 8
+    return ((single or op.kind == np.NPY_DOUBLE) and (job.k == 1 or op.inner == size)
+            and op.ndim == 1 and op.stride[0] == job.k * size)
 
 
 cdef int run(Job* job, const Kernel* kernel, Sum* total) except -1:

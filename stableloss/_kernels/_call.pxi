@@ -11,7 +11,7 @@
 # uses _job: Job open_job
 # uses _loss: Loss bounded_axis
 # uses _math: PyArrayObject PyObject Py_INCREF Py_XDECREF
-# uses _operand: NO_AXIS Operand PyArray_BYTES PyArray_DIMS PyArray_ISALIGNED PyArray_ISNOTSWAPPED
+# uses _operand: MAX_DIMS NO_AXIS Operand PyArray_BYTES PyArray_DIMS PyArray_ISALIGNED PyArray_ISNOTSWAPPED
 # uses _operand: PyArray_ISWRITEABLE PyArray_ITEMSIZE PyArray_NDIM PyArray_SIZE PyArray_TYPE bind bind_weights
 # uses _operand: disjoint element_kind empty_like empty_per_row gather is_floating load_flat one_per_row
 # uses _operand: prefix_of_rows row_offsets same_memory same_shape
@@ -23,7 +23,7 @@
 from stableloss._arrays import (
     Stats, index, mask_array, multiply_by_power, over_axes, place_of, real_array, refuse_axis,
     refuse_denominator, refuse_missing, refuse_shapes, refuse_total, refuse_value, refuse_weights,
-    require_denominator, require_out, rounded_to_bounds, shaped, sign_hint, without_labels,
+    require_denominator, require_out, rounded_to_bounds, sign_hint, without_labels,
 )
 
 cdef extern from "Python.h":
@@ -132,6 +132,30 @@ cdef inline int counted_axis(PyArrayObject* array, int axis) noexcept:
     if axis < 0:
         axis += ndim
     return axis if 0 <= axis < ndim else NO_AXIS
+
+
+# the memory of all elements of an array that `shaped` makes
+cdef double ELEMENT = 0
+
+
+cdef np.ndarray shaped(object shape, int kind):
+    """An array of a shape that takes no memory, in the place of logits that are not looked at."""
+    cdef np.npy_intp lengths[MAX_DIMS]
+    cdef np.npy_intp strides[MAX_DIMS]
+    cdef Py_ssize_t length
+    cdef int ndim = 0
+    try:
+        for length in shape:
+            if length < 0:
+                raise ValueError(f"shape is {shape!r}, which has a negative length")
+            if ndim == MAX_DIMS:
+                raise ValueError(f"shape is {shape!r}, which has more than {MAX_DIMS} dimensions")
+            lengths[ndim] = length
+            strides[ndim] = 0
+            ndim += 1
+    except TypeError:
+        raise TypeError(f"shape must be that of the logits, a tuple of integers, not {shape!r}") from None
+    return np.PyArray_New(np.ndarray, ndim, lengths, kind, strides, &ELEMENT, 0, 0, None)
 
 
 # ---- results --------------------------------------------------------------------------------------
@@ -314,6 +338,7 @@ cdef class Call:
     cdef int axis
     cdef bint integer_logits
     cdef double divisor             # -1: the reduction's; 0: nothing is to count
+    cdef object denominator         # as it was given
     cdef double value               # the loss, where it is reduced
     # each owned (see `keep`), or NULL
     cdef PyArrayObject* logits
@@ -354,6 +379,7 @@ cdef class Call:
         self.divisor = -1
         if denominator is None:
             return 0
+        self.denominator = denominator
         self.divisor = python_number(denominator)
         if not (self.loss.reduction >= REDUCE_MEAN and 0 <= self.divisor <= DOUBLE_MAX):
             self.divisor = require_denominator(denominator, self.loss.options["reduction"])
@@ -579,7 +605,7 @@ cdef class Call:
             if job.signed_ and not job.divisor > 0 and largest_exponent(job) != NO_EXPONENT:
                 refuse_total(job.divisor, job.exponent)
             if self.divisor == 0 and job.divisor != 0:
-                refuse_denominator(self.divisor, ldexp(job.divisor, job.exponent))
+                refuse_denominator(self.denominator, ldexp(job.divisor, job.exponent))
             if job.divisor == 0:
                 job.divisor = 1     # nothing counts: the loss is 0, the gradient 0 (or empty)
         if job.extreme and not self.loss.rowwise:
@@ -772,7 +798,7 @@ def divisor(Loss self not None, shape=..., targets=..., *, sample_weight=None, m
     cdef Call call
     if shape is ... or targets is ...:
         refuse_missing(self, "divisor", shape=shape, targets=targets)
-    call = open_call(self, 0, shaped(shape), targets, sample_weight, mask, None)
+    call = open_call(self, 0, shaped(shape, np.NPY_FLOAT), targets, sample_weight, mask, None)
     call.compute_divisor()
     return call.value
 
@@ -780,7 +806,7 @@ def divisor(Loss self not None, shape=..., targets=..., *, sample_weight=None, m
 def survey(Loss self not None, shape, targets, sample_weight, mask):
     """Of logits of a shape, what linear.py goes by (see Call.survey); arguments that do not fit are
     refused."""
-    return open_call(self, 0, shaped(shape), targets, sample_weight, mask, None).survey()
+    return open_call(self, 0, shaped(shape, np.NPY_FLOAT), targets, sample_weight, mask, None).survey()
 
 
 def grad_and_hess(Loss self not None, logits=..., targets=..., *, sample_weight=None, mask=None, out=None):

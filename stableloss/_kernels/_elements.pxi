@@ -2,14 +2,15 @@
 #
 # A kernel opens a chunk, computes its losses and derivatives into the chunk's buffers, and closes it.
 # The buffers are never the caller's memory, so that the loops over them vectorise whether or not
-# the gradient overwrites the logits.
+# the gradient overwrites the logits. The plain loops are in sl_elements_of.h and need no buffer, but for what
+# is no whole vector.
 #
 # uses _job: Job
 # uses _logits: transform_logits
-# uses _math: SL_INFINITY absolute fma real
-# uses _operand: load_flat store_flat store_values view_flat
+# uses _math: SL_INFINITY absolute real
+# uses _operand: Operand kind_of load_flat store_flat store_values
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_TARGET_GRAD
-# uses _sums: CHUNK FAR Sum add add_far lane_sum padded
+# uses _sums: CHUNK FAR GROUP Sum add add_far lane_sum padded
 # uses _weights: load_weights output_weights
 
 cdef enum:
@@ -17,8 +18,8 @@ cdef enum:
     VALUE = 2 * CHUNK
     GRAD = 3 * CHUNK
     HESS = 4 * CHUNK
-    EXPONENTIAL = 5 * CHUNK
-    WEIGHT = 6 * CHUNK
+    WEIGHT = 5 * CHUNK
+    EXPONENTIAL = 6 * CHUNK
     # of all else than the plain loss
     LOGIT = 7 * CHUNK
     SLOPE = 8 * CHUNK
@@ -29,13 +30,60 @@ cdef enum:
     PRODUCT = 13 * CHUNK
 
 
+cdef inline bint in_vectors(const Operand* op, Py_ssize_t n, real hint) noexcept nogil:
+    """Whether n elements in a row are whole vectors of the type of the arithmetic."""
+    return (n % GROUP == 0 and op.ndim == 1 and op.kind == kind_of(hint)
+            and op.stride[0] == <Py_ssize_t>sizeof(real))
+
+
+cdef inline const real* view_vectors(
+    const Operand* op, Py_ssize_t start, Py_ssize_t n, real* buffer
+) noexcept nogil:
+    """Elements as whole vectors: in place where they are that already."""
+    if in_vectors(op, n, buffer[0]):
+        return <const real*>op.data + start
+    load_flat(op, start, n, buffer)
+    return buffer
+
+
+cdef inline real* place_vectors(
+    const Operand* op, Py_ssize_t start, Py_ssize_t n, real* buffer
+) noexcept nogil:
+    """Where elements can be written as whole vectors: in place, or in the buffer."""
+    return <real*>op.data + start if in_vectors(op, n, buffer[0]) else buffer
+
+
+cdef inline real* place_gradient(
+    const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch
+) noexcept nogil:
+    """Where the gradient of a chunk is computed."""
+    if job.any_weight or job.has_options:
+        return scratch + GRAD
+    return place_vectors(&job.g, start, n, scratch + GRAD)
+
+
+cdef extern from "sl_elements.h" nogil:
+    void sl_exponentials_f32(const float*, Py_ssize_t, float*, bint, const float*, const float*) noexcept
+    void sl_exponentials_f64(const double*, Py_ssize_t, double*, bint, const double*, const double*) noexcept
+
+
+cdef inline void chunk_exponentials(
+    const Job* job, const real* z, const real* y, const real* grad, Py_ssize_t n, real* e
+) noexcept nogil:
+    """e**-abs(z)."""
+    if real is float:
+        sl_exponentials_f32(z, n, e, job.streams, y, grad)
+    else:
+        sl_exponentials_f64(z, n, e, job.streams, y, grad)
+
+
 cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
     """The targets of a chunk. Where those that count are in [0, 1], 64-bit integers need not take the slow
     conversion of all their digits."""
     cdef const int64_t* labels
     cdef Py_ssize_t i
     if job.target_max > 1 or job.t.kind != np.NPY_INT64 or job.t.ndim != 1 or job.t.stride[0] != 8:
-        return view_flat(&job.t, start, n, buffer)
+        return view_vectors(&job.t, start, n, buffer)
     labels = <const int64_t*>job.t.data + start
     for i in range(n):
         buffer[i] = <real><int32_t>labels[i]
@@ -48,15 +96,10 @@ cdef const real* open_chunk(
     """The logits of a chunk, as they enter the activation where there is no cap, and its targets."""
     targets[0] = view_targets(job, start, n, scratch + CHUNK)
     if job.o.logit_clip == SL_INFINITY:
-        return view_flat(&job.x, start, n, scratch)
+        return view_vectors(&job.x, start, n, scratch)
     load_flat(&job.x, start, n, scratch)
     transform_logits(job, n, scratch, scratch + SLOPE)
     return scratch
-
-
-cdef inline real residual_numerator(real z, real y, real e) noexcept nogil:
-    """(1 + e) (a - y)."""
-    return fma(-y, e, <real>1 - y) if z >= 0 else fma(<real>1 - y, e, -y)
 
 
 cdef void weigh(real* values, const real* weight, Py_ssize_t n) noexcept nogil:
@@ -128,7 +171,7 @@ cdef void close_chunk(
             add_far_losses(job, n, <const real*>scratch, total)
         else:
             add(total, sum_, lo)
-    if job.want & (WANT_GRAD | WANT_TARGET_GRAD):
+    if job.want & (WANT_GRAD | WANT_TARGET_GRAD) and place_gradient(job, start, n, scratch) == scratch + GRAD:
         store_flat(&job.g, start, n, <const real*>(scratch + GRAD))
     if job.want & WANT_PRODUCT:
         store_flat(&job.g, start, n, <const real*>product)

@@ -1,7 +1,7 @@
 # The rows of a softmax loss, GROUP of them at a time: what its kernels have in common around the arithmetic.
 #
 # uses _job: Job
-# uses _math: SL_ISFINITE real two_sum unit
+# uses _math: SL_ISFINITE log1p_positive real row_scale two_sum unit
 # uses _operand: Operand row_offsets store_value
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: Row
@@ -55,6 +55,7 @@ cdef struct Group:
     double loss[GROUP]
     double focus[GROUP]     # with focusing, what it multiplies the gradient by
     Py_ssize_t y[GROUP]     # class indices
+    double m[GROUP]         # maxima, of activations alone
     TargetSums sums
     Smoothing smooth
 
@@ -91,17 +92,18 @@ cdef void clear_results(const Job* job, Py_ssize_t row, int want, real* s) noexc
         store_row_statistics(job, row, -1, 0, 0)
 
 
-cdef inline void open_group(const Group* group, real* s, real* m) noexcept nogil:
-    """Logits of a group as columns, and their maxima."""
-    cdef bint limit[GROUP]
+cdef inline bint open_group(const Group* group, real* s, real* m, bint* limit) noexcept nogil:
+    """Logits of a group as columns, and their maxima; whether any is that of a limit, and then which."""
     cdef int j
     # plain losses have no cap, and so no slope
     load_columns(group.job, group.start, group.count, group.weight, s, s)
     for j in range(GROUP):
         m[j] = s[j]
     column_maxima(<const real*>(s + GROUP), group.job.k - 1, m)
-    if start_limits(m, limit):
-        limit_columns(s, group.job.k, limit)
+    if not start_limits(m, limit):
+        return False
+    limit_columns(s, group.job.k, limit)
+    return True
 
 
 cdef inline sl_ahead* group_ahead(const Group* group, sl_ahead* ahead) noexcept nogil:
@@ -109,6 +111,33 @@ cdef inline sl_ahead* group_ahead(const Group* group, sl_ahead* ahead) noexcept 
     cdef Py_ssize_t row = job.k * job.x.inner
     return rows_ahead(job, group.start * row, group.count * row, ahead)
 
+
+# ---- sums of a row and its target ----------------------------------------------------------------
+
+cdef inline double index_scale(
+    real hint, const TargetSums* sums, int j, double weight, const Job* job
+) noexcept nogil:
+    """Factor from an exponential to its gradient."""
+    cdef double lo, total, divisor = job.divisor
+    weight *= job.exponent_scale
+    if real is float:
+        return weight / (divisor * (sums.rest.hi[j] + sums.e_target[j]))
+    else:
+        total = two_sum(sums.rest.hi[j], sums.e_target[j], &lo)
+        return row_scale(weight, divisor, total, lo + sums.rest.lo[j])
+
+
+cdef inline void plain_losses(
+    real hint, const TargetSums* sums, int start, int stop, double* loss
+) noexcept nogil:
+    """Losses of rows start ... stop - 1 without further options."""
+    cdef double inverse = 1 / <double>unit(hint)
+    cdef int j
+    for j in range(start, stop):
+        loss[j] = sums.gap[j] + log1p_positive(above_maximum(hint, sums, j) * inverse)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
 
 cdef void each_row(Group* group, RowStep step, real* s) noexcept nogil:
     """Rows of class indices by themselves."""

@@ -69,7 +69,9 @@ cdef class Loss:
         self.require_configured()
         return self.options
 
-    def _set(self, LossKernel kernel not None, dict options not None, double target_max):
+    def _set(
+        self, LossKernel kernel not None, dict options not None, double target_max, bint flushes=False
+    ):
         """Take over options that the class has checked."""
         if self.kernel is not None:
             raise AttributeError(f"{type(self).__name__} is immutable: its options cannot be set again")
@@ -83,6 +85,7 @@ cdef class Loss:
         if "axis" in options:
             self.axis = bounded_axis(options["axis"])
         self.set_numbers(options)
+        self.settings.flushes = flushes
         self.set_weights(options)
         self.set_ignore_index(options.get("ignore_index"))
         # The rounding of a scaled or bent logit, or of a logarithm that is raised to a power, would be
@@ -103,10 +106,6 @@ cdef class Loss:
                             or self.settings.pos_weight != NULL)
         self.options = PyDictProxy_New(options)
         self.kernel = kernel
-
-    def _flush_subnormals(self):
-        """Let results below the smallest normal number be 0."""
-        self.settings.flushes = True
 
     cdef int require_configured(self) except -1:
         if self.kernel is None:

@@ -279,16 +279,20 @@ cdef void row_offsets(
     const Operand* op, Py_ssize_t start, Py_ssize_t count, Py_ssize_t* offset
 ) noexcept nogil:
     """Byte offsets of rows start ... start + count - 1, in C order of the leading dimensions."""
-    cdef Py_ssize_t j, at
+    cdef Py_ssize_t j, at, take
     cdef Py_ssize_t index[MAX_DIMS]
     if op.ndim == 1:
         for j in range(count):
             offset[j] = (start + j) * op.stride[0]
         return
     at = locate(op, start, index)
-    for j in range(count):
-        offset[j] = at
-        at += advance(op, index, 1)
+    while count > 0:
+        take = min(count, op.shape[0] - index[0])
+        for j in range(take):
+            offset[j] = at + j * op.stride[0]
+        offset += take
+        count -= take
+        at += advance(op, index, take)
 
 
 cdef inline void gather_typed(

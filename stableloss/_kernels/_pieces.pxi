@@ -6,8 +6,15 @@
 # uses _logits: indicator_logit
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather kind_of scatter
-# uses _rows: column_maxima load_logits row_exponentials rows_ahead scale_probabilities
-# uses _sums: GROUP NARROW PIECE lane_squares lane_sum maximum_of ordered_sum padded
+# uses _rows: load_logits row_exponentials rows_ahead scale_probabilities
+# uses _sums: GROUP NARROW PIECE lane_squares lane_sum ordered_sum padded
+
+cdef extern from "sl_columns.h":
+    float sl_row_maximum_f32(const float*, Py_ssize_t, float) noexcept nogil
+    double sl_row_maximum_f64(const double*, Py_ssize_t, double) noexcept nogil
+    void sl_scale_f32(const float*, Py_ssize_t, float, float*) noexcept nogil
+    void sl_scale_f64(const double*, Py_ssize_t, double, double*) noexcept nogil
+
 
 cdef struct Row:
     const Job* job
@@ -42,14 +49,25 @@ cdef void load_limited(const Row* row, Py_ssize_t first, Py_ssize_t n, real* s) 
             s[i] = indicator_logit(s[i])
 
 
-cdef const real* view_piece(const Row* row, real* s) noexcept nogil:
+cdef const real* logits_of_piece(const Row* row, real* s) noexcept nogil:
     """Where the logits of a piece can be read: where they lie, if they are contiguous and used as they are,
-    or in s. The last n % GROUP of them, padded with -inf, are in s in any case."""
+    or in s."""
+    if (row.job.x.kind == kind_of(s[0]) and row.job.x.inner == <Py_ssize_t>sizeof(real)
+            and row.job.o.logit_clip == SL_INFINITY and not row.limit):
+        return <const real*>row.x + row.first
+    load_limited(row, row.first, row.n, s)
+    return s
+
+
+cdef const real* view_piece(const Row* row, real* s) noexcept nogil:
+    """Logits of a piece, of which the last n % GROUP, padded with -inf, are in s wherever the others are."""
     cdef Py_ssize_t i
-    cdef const real* source = <const real*>row.x + row.first
-    if (row.pieces == 1 or row.job.x.kind != kind_of(s[0]) or row.job.x.inner != <Py_ssize_t>sizeof(real)
-            or row.job.o.logit_clip < SL_INFINITY or row.limit):
+    cdef const real* source
+    if row.pieces == 1:
         load_limited(row, row.first, row.n, s)
+        return s
+    source = logits_of_piece(row, s)
+    if source == s:
         return s
     for i in range(row.n & ~(GROUP - 1), row.n):
         s[i] = source[i]
@@ -58,29 +76,39 @@ cdef const real* view_piece(const Row* row, real* s) noexcept nogil:
     return source
 
 
+cdef inline real row_maximum(const real* x, Py_ssize_t n, real m) noexcept nogil:
+    if real is float:
+        return sl_row_maximum_f32(x, n, m)
+    else:
+        return sl_row_maximum_f64(x, n, m)
+
+
 cdef inline real maximum_of_pieces(Row* row, Py_ssize_t pieces, real* s) noexcept nogil:
     """The maximum of the first pieces of a row; of no use where the call is to end."""
     cdef const real* source
-    cdef real m[GROUP]
-    cdef Py_ssize_t index, lines, j
-    for j in range(GROUP):
-        m[j] = -SL_INFINITY
+    cdef real m = -SL_INFINITY
+    cdef Py_ssize_t index, n
     for index in range(pieces):
         if not place_piece(index, row):
             break
         source = view_piece(row, s)
-        lines = 0 if source == s else row.n // GROUP
-        if lines:
-            column_maxima(source, lines, m)
-        column_maxima(<const real*>(s + lines * GROUP), padded(row.n) // GROUP - lines, m)
-    return maximum_of(m)
+        n = 0 if source == s else row.n & ~(GROUP - 1)
+        if n:
+            m = row_maximum(source, n, m)
+        m = row_maximum(<const real*>(s + n), padded(row.n) - n, m)
+    return m
+
+
+cdef inline void place_row(Row* row, real hint) noexcept nogil:
+    """How a row is gone through."""
+    row.pieces = (row.job.k + PIECE - 1) // PIECE
+    row.cached = row.grad != NULL and row.pieces > 1 and row.job.g.kind == kind_of(hint)
+    row.in_place = row.job.g.kind == kind_of(hint) and row.job.g.inner == <Py_ssize_t>sizeof(real)
 
 
 cdef void open_row(Row* row, real* s) noexcept nogil:
     """The maximum of a row and the logit of its target. A row of one piece is left in s."""
-    row.pieces = (row.job.k + PIECE - 1) // PIECE
-    row.cached = row.grad != NULL and row.pieces > 1 and row.job.g.kind == kind_of(s[0])
-    row.in_place = row.job.g.kind == kind_of(s[0]) and row.job.g.inner == <Py_ssize_t>sizeof(real)
+    place_row(row, s[0])
     row.limit = False
     if row.job.o.from_probabilities:
         row.m = row.x_target = 0
@@ -163,3 +191,30 @@ cdef const real* return_to_piece(const Row* row, real* s) noexcept nogil:
 
 cdef inline void store_class(const Row* row, Py_ssize_t c, real value) noexcept nogil:
     scatter(<const real*>&value, row.grad + c * row.job.g.inner, row.job.g.kind, row.job.g.inner, 1)
+
+
+cdef inline void scale_values(
+    const real* values, Py_ssize_t n, double factor, bint extreme, real* to
+) noexcept nogil:
+    cdef Py_ssize_t i
+    if extreme:
+        for i in range(n):
+            to[i] = <real>(values[i] * factor)
+    elif real is float:
+        sl_scale_f32(values, n, <float>factor, to)
+    else:
+        sl_scale_f64(values, n, factor, to)
+
+
+cdef bint scale_row(Row* row, double factor, bint extreme, real* s) noexcept nogil:
+    """Scale the exponentials of a row to its results; False where the call is to end."""
+    cdef const real* e
+    cdef Py_ssize_t index
+    for index in range(row.pieces):
+        if not place_piece(index, row):
+            return False
+        e = return_to_piece(row, s)
+        scale_values(e, row.n, factor, extreme, <real*>row.grad + row.first if row.in_place else s)
+        if not row.in_place:
+            write_piece(row, <const real*>s)
+    return True

@@ -27,6 +27,8 @@ cdef extern from "sl_columns.h" nogil:
     ctypedef struct sl_ahead:
         uintptr_t read
         uintptr_t write
+    void sl_padded_copy_f32(const float*, Py_ssize_t, float*) noexcept
+    void sl_padded_copy_f64(const double*, Py_ssize_t, double*) noexcept
     void sl_column_maxima_f32(const float*, Py_ssize_t, float*) noexcept
     void sl_column_maxima_f64(const double*, Py_ssize_t, double*) noexcept
     void sl_column_exponentials_f32(
@@ -109,10 +111,17 @@ cdef void load_logits(
 ) noexcept nogil:
     """Logits first ... first + n - 1 of a row as they enter the softmax, padded with -inf to whole lines."""
     cdef Py_ssize_t i
-    gather(row + first * job.x.inner, job.x.kind, job.x.inner, n, x)
+    row += first * job.x.inner
+    if job.x.kind == kind_of(x[0]) and job.x.inner == <Py_ssize_t>sizeof(real):
+        if real is float:
+            sl_padded_copy_f32(<const float*>row, n, x)
+        else:
+            sl_padded_copy_f64(<const double*>row, n, x)
+    else:
+        gather(row, job.x.kind, job.x.inner, n, x)
+        for i in range(n, padded(n)):
+            x[i] = -SL_INFINITY
     transform_logits(job, n, x, slope)
-    for i in range(n, padded(n)):
-        x[i] = -SL_INFINITY
 
 
 cdef void load_tile(const Tile* tile, const double* weight, real* x, real* slope) noexcept nogil:

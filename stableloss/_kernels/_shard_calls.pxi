@@ -10,7 +10,7 @@
 # uses _job: Job
 # uses _loss: Loss
 # uses _math: PyArrayObject PyObject Py_XDECREF
-# uses _operand: NO_AXIS PyArray_DIMS PyArray_NDIM bind element_kind same_shape
+# uses _operand: NO_AXIS PyArray_DIMS PyArray_NDIM PyArray_TYPE bind element_kind same_shape
 # uses _options: REDUCE_MEAN WANT_GRAD WANT_LOSS
 # uses _shards: INDEX_REST INDEX_SQUARES PART_CLASSES PART_FIRST PART_HEAD PART_PEAK PART_PEAKED_HEAD
 # uses _shards: PART_STOP PART_WIDTH Shard TILE_LOSS finish_rows part_of_rows
@@ -101,7 +101,7 @@ cdef class ShardCall:
         call.set_divisor(denominator)
         shape = list((<object>self.logits).shape)
         shape[self.axis] = n_classes
-        everything = shaped(shape, (<object>self.logits).dtype)
+        everything = shaped(shape, PyArray_TYPE(self.logits))
         soft = PyArray_NDIM(self.targets) == PyArray_NDIM(self.logits)
         call.convert(everything, everything if soft else <object>self.targets, weight, mask)
         return 0

@@ -6,14 +6,14 @@
 # of the row itself: they are added in its order, and results have its bits. Otherwise each piece has the
 # maximum of its shard, and is multiplied by e**(its maximum - that of the row) in the end.
 #
-# uses _groups: Group clear_row close_group
+# uses _groups: Group clear_row close_group index_scale
 # uses _job: Job
 # uses _logits: chain_first indicator_logit transform_logits
 # uses _math: SL_INFINITY SL_ISFINITE SL_UNIT_F64 is_positive_infinity product product_error real two_sum unit
 # uses _operand: Operand kind_of load_flat row_offsets
 # uses _options: Settings WANT_GRAD WANT_LOSS
-# uses _pieces: Row load_limited maximum_of_pieces piece_exponentials place_piece store_class take_out
-# uses _pieces: write_piece
+# uses _pieces: Row load_limited maximum_of_pieces piece_exponentials place_piece scale_values store_class
+# uses _pieces: take_out write_piece
 # uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials gap_of
 # uses _rows: given_targets inverse_square load_tile open_tile row_exponentials sum_losses tile_exponentials
 # uses _rows: to_real
@@ -22,7 +22,7 @@
 # uses _tiles: TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_SLOPE TILE_TARGETS Tile open_rows place_tile
 # uses _tiles: write_tile
 # uses _weights: drops_by_class load_classes load_weights
-# uses softmax_ce: close_indices index_losses index_scale scale_values
+# uses softmax_ce: close_indices index_losses
 # uses softmax_ce_options: CrossEntropy FocalColumns FocalEntries FocalSums ce_gradient clear_focal
 # uses softmax_ce_options: finish_factors finish_losses focal_columns focal_derivatives focal_entries
 # uses softmax_mse: Gradients Quadratic RestSums finish_column finish_powers first_maximum gradient_entries

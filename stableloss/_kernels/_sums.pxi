@@ -14,7 +14,8 @@ cdef extern from "sl_sizes.h":
 cdef extern from "sl_columns.h":
     void sl_column_sums_f32(const float*, Py_ssize_t, double*) noexcept nogil
     void sl_column_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
-    void sl_narrow_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
+    double sl_lane_sum_f32(const float*, Py_ssize_t) noexcept nogil
+    double sl_lane_sum_f64(const double*, Py_ssize_t, double*) noexcept nogil
 
 cdef extern from "sl_targets.h" nogil:
     void sl_clear(double*) noexcept
@@ -153,34 +154,28 @@ cdef inline double ordered_sum(const real* v, Py_ssize_t n, bint squared, double
     return hi
 
 
-cdef inline double sum_in_lanes(
-    const real* v, Py_ssize_t n, bint squared, int width, double* lo
-) noexcept nogil:
+cdef inline double lane_sum(const real* v, Py_ssize_t n, double* lo) noexcept nogil:
+    """Sum of n numbers, n a multiple of GROUP: in lanes that are added in the end."""
+    if real is float:
+        lo[0] = 0
+        return sl_lane_sum_f32(v, n)
+    else:
+        return sl_lane_sum_f64(v, n, lo)
+
+
+cdef double lane_squares(const real* v, Py_ssize_t n, double* lo) noexcept nogil:
+    cdef int width = GROUP if real is float else GROUP // 2
     cdef double hi[GROUP]
     cdef double lost[GROUP]
     cdef Py_ssize_t i, j
     for j in range(width):
         hi[j] = lost[j] = 0
-    if squared:
-        for i in range(n // width):
-            for j in range(width):
-                accumulate_square(v[i * width + j], &hi[j], &lost[j])
-    elif real is float:
-        sl_column_sums_f32(v, n // width, hi)
-    else:
-        sl_narrow_sums_f64(v, n // width, hi, lost)
+    for i in range(n // width):
+        for j in range(width):
+            accumulate_square(v[i * width + j], &hi[j], &lost[j])
     fold_all(hi, lost, width)
     lo[0] = lost[0] if real is double else 0
     return hi[0]
-
-
-cdef double lane_sum(const real* v, Py_ssize_t n, double* lo) noexcept nogil:
-    """Sum of n numbers, n a multiple of GROUP: in lanes that are added in the end."""
-    return sum_in_lanes(v, n, False, GROUP if real is float else GROUP // 2, lo)
-
-
-cdef double lane_squares(const real* v, Py_ssize_t n, double* lo) noexcept nogil:
-    return sum_in_lanes(v, n, True, GROUP if real is float else GROUP // 2, lo)
 
 
 # ---- columns of a tile ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@
 # uses _blocks: stopped
 # uses _job: Job
 # uses _math: absolute real
-# uses _operand: Operand gather kind_of row_offsets scatter
+# uses _operand: MAX_DIMS Operand gather kind_of locate row_offsets scatter
 # uses _sums: GROUP NARROW PIECE TILE padded
 
 cdef enum:
@@ -25,6 +25,8 @@ cdef enum:
     TILE_EV = 7 * TILE              # e v
     TILE_DIRECTION = TILE_EV        # v - p.v, formed from it, entry by entry
     TILE_OUT = TILE_EV              # formed from that in turn, or what else is written out
+
+    STRIP = 8 * NARROW              # entries of rows on their way to columns, or from there
 
 cdef extern from "sl_transpose.h":
     void sl_to_lanes_f32(const float*, Py_ssize_t, float*, Py_ssize_t) noexcept nogil
@@ -119,14 +121,21 @@ cdef inline bint transposable(const Operand* op, real hint) noexcept nogil:
 cdef Py_ssize_t row_distance(
     const Operand* op, Py_ssize_t start, int count, Py_ssize_t* offset
 ) noexcept nogil:
-    """Offsets of rows, and the one distance between them if it is less than that of their classes (Fortran
-    order, classes on an earlier axis), else 0."""
-    cdef Py_ssize_t distance, j
+    """The one distance between rows where it is less than that of their classes (Fortran order, classes on an
+    earlier axis), and the offset of the first; else 0, and the offsets of all."""
+    cdef Py_ssize_t index[MAX_DIMS]
+    cdef Py_ssize_t distance = op.stride[0]
+    offset[0] = locate(op, start, index)
+    if (distance != 0 and absolute(<double>distance) < absolute(<double>op.inner)
+            and (op.ndim == 1 or index[0] + count <= op.shape[0])):
+        return distance
     row_offsets(op, start, count, offset)
-    distance = offset[1] - offset[0] if count > 1 else 0
-    for j in range(2, count):
-        distance = distance if offset[j] - offset[j - 1] == distance else 0
-    return distance if absolute(<double>distance) < absolute(<double>op.inner) else 0
+    return 0
+
+
+cdef inline Py_ssize_t rows_of_strip(Py_ssize_t k) noexcept nogil:
+    """Rows that a strip of them holds: all of a group, or a multiple of the height of a transposition."""
+    return min(<Py_ssize_t>GROUP, STRIP // k & ~7)
 
 
 cdef void widen_columns(
@@ -142,20 +151,26 @@ cdef void widen_columns(
 
 
 cdef void narrow_columns(
-    const double* s, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k
+    const double* s, const double* scale, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k
 ) noexcept nogil:
+    """The same back."""
     cdef float narrow[NARROW * GROUP]
-    cdef Py_ssize_t i
-    for i in range(k * GROUP):
-        narrow[i] = <float>s[i]
-    write_columns(<const float*>narrow, op, start, count, k)
+    cdef float one[GROUP]
+    cdef Py_ssize_t distance = op.stride[0] // <Py_ssize_t>sizeof(float)
+    cdef Py_ssize_t c, j
+    for j in range(GROUP):
+        one[j] = 1
+    for c in range(k):
+        for j in range(GROUP):
+            narrow[c * GROUP + j] = <float>(s[c * GROUP + j] * scale[j])
+    columns_to_rows(narrow, one, count, k, <float*>op.data + start * distance, distance)
 
 
 cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_t k, real* s) noexcept nogil:
     """s[c, j] = class c of row start + j, of any element type; columns without a row are 0."""
     cdef Py_ssize_t offset[GROUP]
-    cdef Py_ssize_t c, distance, j
-    cdef real line[NARROW]
+    cdef Py_ssize_t c, distance, j, r, rows
+    cdef real strip[STRIP]
     if transposable(op, s[0]):
         distance = op.stride[0] // <Py_ssize_t>sizeof(real)
         rows_to_columns(<const real*>op.data + start * distance, distance, count, k, s)
@@ -167,40 +182,51 @@ cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_
             for c in range(k):
                 gather(op.data + offset[0] + c * op.inner, op.kind, distance, count, s + c * GROUP)
         else:
-            for j in range(count):
-                gather(op.data + offset[j], op.kind, op.inner, k, line)
-                for c in range(k):
-                    s[c * GROUP + j] = line[c]
+            for r from 0 <= r < count by rows_of_strip(k):
+                rows = min(rows_of_strip(k), count - r)
+                if op.ndim == 1 and op.stride[0] == k * op.inner:
+                    gather(op.data + offset[r], op.kind, op.inner, rows * k, strip)
+                else:
+                    for j in range(rows):
+                        gather(op.data + offset[r + j], op.kind, op.inner, k, strip + j * k)
+                rows_to_columns(<const real*>strip, k, rows, k, s + r)
     for j in range(count, GROUP):
         for c in range(k):
             s[c * GROUP + j] = 0
 
 
 cdef void write_columns(
-    const real* s, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k
+    const real* s, const real* scale, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k
 ) noexcept nogil:
+    """Class c of row start + j = s[c, j] * scale[j]."""
     cdef Py_ssize_t offset[GROUP]
-    cdef Py_ssize_t c, distance, j
-    cdef real line[NARROW]
-    cdef real one[GROUP]
+    cdef Py_ssize_t c, distance, j, r, rows
+    cdef real strip[STRIP]
+    cdef real factor[GROUP]
     if transposable(op, s[0]):
-        for j in range(GROUP):
-            one[j] = 1
         distance = op.stride[0] // <Py_ssize_t>sizeof(real)
-        columns_to_rows(s, <const real*>one, count, k, <real*>op.data + start * distance, distance)
+        columns_to_rows(s, scale, count, k, <real*>op.data + start * distance, distance)
         return
     if real is double and transposable(op, <float>0):
-        narrow_columns(s, op, start, count, k)
+        narrow_columns(s, scale, op, start, count, k)
         return
     distance = row_distance(op, start, count, offset)
     if distance != 0:
+        for j in range(GROUP):
+            factor[j] = scale[j]
         for c in range(k):
-            scatter(s + c * GROUP, op.data + offset[0] + c * op.inner, op.kind, distance, count)
+            for j in range(GROUP):
+                strip[j] = s[c * GROUP + j] * factor[j]
+            scatter(<const real*>strip, op.data + offset[0] + c * op.inner, op.kind, distance, count)
         return
-    for j in range(count):
-        for c in range(k):
-            line[c] = s[c * GROUP + j]
-        scatter(<const real*>line, op.data + offset[j], op.kind, op.inner, k)
+    for r from 0 <= r < count by rows_of_strip(k):
+        rows = min(rows_of_strip(k), count - r)
+        columns_to_rows(s + r, scale + r, rows, k, strip, k)
+        if op.ndim == 1 and op.stride[0] == k * op.inner:
+            scatter(<const real*>strip, op.data + offset[r], op.kind, op.inner, rows * k)
+        else:
+            for j in range(rows):
+                scatter(<const real*>(strip + j * k), op.data + offset[r + j], op.kind, op.inner, k)
 
 
 cdef void clear_columns(real* s, Py_ssize_t k, const double* weight) noexcept nogil:
@@ -258,9 +284,12 @@ cdef void read_tile(const Operand* op, const Tile* tile, real* to) noexcept nogi
 
 
 cdef void write_tile(const real* s, const Operand* op, const Tile* tile) noexcept nogil:
-    cdef Py_ssize_t offset
+    cdef Py_ssize_t offset, j
+    cdef real one[GROUP]
     if tile.wide:
         row_offsets(op, tile.start, 1, &offset)
         scatter(s, op.data + offset + tile.first * op.inner, op.kind, op.inner, tile.n)
     else:
-        write_columns(s, op, tile.start, tile.count, tile.n)
+        for j in range(GROUP):
+            one[j] = 1
+        write_columns(s, <const real*>one, op, tile.start, tile.count, tile.n)

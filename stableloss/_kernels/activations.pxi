@@ -9,140 +9,346 @@
 # uses _blocks: run sl_default_environment sl_restore_environment
 # uses _call: axis_of counted_axis delivered floating over_axes readable refuse_axis refuse_missing
 # uses _call: require_out returned writable_like
-# uses _elements: VALUE
-# uses _groups: sum_tiles
+# uses _elements: VALUE place_vectors view_vectors
+# uses _groups: FEW Group GroupStep TargetSums each_row group_ahead index_scale open_group plain_losses
 # uses _job: Job Kernel open_job
-# uses _math: PyArrayObject SL_INFINITY absolute exp_negative log1p_unit real reciprocal
+# uses _math: PyArrayObject SL_INFINITY is_positive_infinity real two_sum unit
 # uses _operand: NO_AXIS PyArray_DIMS PyArray_ISALIGNED PyArray_NDIM PyArray_TYPE bind disjoint empty_like
-# uses _operand: empty_per_row one_per_row row_offsets same_memory same_shape scatter store_flat view_flat
-# uses _rows: Columns limit_columns open_columns reload_tile tile_exponentials
-# uses _stats: tile_probabilities
-# uses _sums: GROUP NARROW Sum
-# uses _tiles: TILE_LOGITS TILE_OUT Tile open_rows place_tile write_tile
+# uses _operand: empty_per_row one_per_row same_memory same_shape store_flat
+# uses _options: WANT_GRAD
+# uses _pieces: Row add_piece logits_of_piece open_row piece_exponentials place_piece place_row scale_row
+# uses _pieces: write_piece
+# uses _rows: column_exponentials
+# uses _sums: GROUP NARROW Pairs Split Sum TILE accumulate clear_split column_sums fold_all padded
+# uses _sums: sum_exponentials
+# uses _tiles: write_columns
+
+
+cdef extern from "sl_columns.h" nogil:
+    void sl_subtract_f32(const float*, Py_ssize_t, float, float, float*) noexcept
+    void sl_subtract_f64(const double*, Py_ssize_t, double, double, double*) noexcept
+
+cdef extern from "sl_elements.h" nogil:
+    void sl_sigmoids_f32(const float*, Py_ssize_t, float*, bint) noexcept
+    void sl_sigmoids_f64(const double*, Py_ssize_t, double*, bint) noexcept
+    void sl_log_sigmoids_f32(const float*, Py_ssize_t, float*, bint) noexcept
+    void sl_log_sigmoids_f64(const double*, Py_ssize_t, double*, bint) noexcept
+
+
+# ---- sigmoid --------------------------------------------------------------------------------------
+
+cdef inline void each_chunk(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, bint logarithm, real* scratch
+) noexcept nogil:
+    cdef const real* x
+    cdef real* y
+    cdef Py_ssize_t at, n
+    for at from start <= at < stop by CHUNK:
+        n = min(<Py_ssize_t>CHUNK, stop - at)
+        x = view_vectors(&job.x, at, n, scratch)
+        y = place_vectors(&job.g, at, n, scratch + VALUE)
+        if real is float:
+            if logarithm:
+                sl_log_sigmoids_f32(x, n, y, job.streams)
+            else:
+                sl_sigmoids_f32(x, n, y, job.streams)
+        elif logarithm:
+            sl_log_sigmoids_f64(x, n, y, job.streams)
+        else:
+            sl_sigmoids_f64(x, n, y, job.streams)
+        if y == scratch + VALUE:
+            store_flat(&job.g, at, n, <const real*>y)
 
 
 cdef void sigmoid_kernel(
     const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
 ) noexcept nogil:
-    cdef const real* x
-    cdef real* y = scratch + VALUE
-    cdef real e, t, q
-    cdef Py_ssize_t at, n, i
-    for at from start <= at < stop by CHUNK:
-        n = min(<Py_ssize_t>CHUNK, stop - at)
-        x = view_flat(&job.x, at, n, scratch)
-        for i in range(n):
-            e = exp_negative(-absolute(x[i]))
-            t = <real>1 + e
-            q = reciprocal(t, e - (t - <real>1))
-            y[i] = e * q if x[i] < 0 else q
-        store_flat(&job.g, at, n, <const real*>y)
+    each_chunk(job, start, stop, False, scratch)
 
 
 cdef void log_sigmoid_kernel(
     const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
 ) noexcept nogil:
-    cdef const real* x
-    cdef real* y = scratch + VALUE
-    cdef Py_ssize_t at, n, i
-    for at from start <= at < stop by CHUNK:
-        n = min(<Py_ssize_t>CHUNK, stop - at)
-        x = view_flat(&job.x, at, n, scratch)
-        for i in range(n):
-            y[i] = (x[i] if x[i] < 0 else 0) - log1p_unit(exp_negative(-absolute(x[i])))
-        store_flat(&job.g, at, n, <const real*>y)
+    each_chunk(job, start, stop, True, scratch)
 
 
-cdef enum:
-    # what `Job.want` asks the row kernel for
-    SOFTMAX = 0
-    LOG_SOFTMAX = 1
-    LOGSUMEXP = 2
+# ---- softmax --------------------------------------------------------------------------------------
+# The gradient of class indices, of a row without a target.
+
+cdef void softmax_columns(Group* group, real* s) noexcept nogil:
+    cdef bint limit[GROUP]
+    cdef real m[GROUP]
+    cdef real scale[GROUP]
+    cdef sl_ahead ahead
+    cdef Py_ssize_t j, k = group.job.k
+    open_group(group, s, m, limit)
+    column_exponentials(<const real*>s, s, k, <const real*>m, False, 1, group_ahead(group, &ahead))
+    column_sums(<const real*>s, k, False, &group.sums.rest)
+    for j in range(GROUP):
+        group.sums.e_target[j] = 0
+    for j in range(GROUP):
+        scale[j] = <real>index_scale(s[0], &group.sums, j, 1, group.job)
+    write_columns(<const real*>s, <const real*>scale, &group.job.g, group.start, group.count, k)
 
 
-cdef bint add_undefined(Tile* tile, Columns* columns, real* scratch) noexcept nogil:
-    """Maxima of -inf with a NaN beside become NaN; False where the call is to end."""
-    cdef const real* x = scratch + TILE_LOGITS
-    cdef Py_ssize_t index, c, j
-    for index in range(tile.tiles):
-        if not place_tile(index, tile):
-            return False
-        reload_tile(tile, columns, scratch)
+cdef void softmax_row(Row* row, Group* group, int j, real* s) noexcept nogil:
+    cdef double total = 0, lo = 0
+    cdef Py_ssize_t index
+    row.compensated = False
+    open_row(row, s)
+    for index in range(row.pieces):
+        if not place_piece(index, row):
+            return
+        piece_exponentials(row, s)
+        add_piece(row, <const real*>s, False, &total, &lo)
+        if row.cached:
+            write_piece(row, <const real*>s)
+    group.sums.rest.hi[j] = total
+    group.sums.rest.lo[j] = lo
+    group.sums.e_target[j] = 0
+    scale_row(row, index_scale(s[0], &group.sums, j, 1, group.job), False, s)
+
+
+cdef void softmax_group(Group* group, real* s) noexcept nogil:
+    if group.job.k <= NARROW and group.count > FEW:
+        softmax_columns(group, s)
+    else:
+        each_row(group, softmax_row[real], s)
+
+
+# ---- logarithms of sums ---------------------------------------------------------------------------
+# The loss of class indices, of a row whose target is its maximum, is log(sum e**(x - m)).
+
+cdef inline bint saturated(real hint, double total) noexcept nogil:
+    """Whether a maximum holds so much of a sum that what is left has lost digits, unless it is summed apart.
+    float64 always does."""
+    if real is float:
+        return total < <double>(unit(hint) * <real>(1 + 2.0**-14))
+    else:
+        return True
+
+
+cdef inline void finish_split(
+    real hint, const Split* sums, int column, TargetSums* to, int j
+) noexcept nogil:
+    """What is summed apart (see _sums.pxi) as the sum of all exponentials but one maximum."""
+    cdef double error
+    to.rest.hi[j] = two_sum(sums.max.hi[column] - unit(hint), sums.rest.hi[column], &error)
+    to.rest.lo[j] = sums.rest.lo[column] + error
+
+
+cdef inline void finish_total(real hint, double total, TargetSums* to, int j) noexcept nogil:
+    to.rest.hi[j] = total - unit(hint)
+    to.rest.lo[j] = 0
+
+
+cdef void log_columns(Group* group, real* s) noexcept nogil:
+    """Maxima and sums of a group as columns, whose logits stay in s."""
+    cdef bint limit[GROUP]
+    cdef bint undefined = False, apart = False
+    cdef real m[GROUP]
+    cdef Pairs total
+    cdef Split sums
+    cdef sl_ahead ahead
+    cdef Py_ssize_t c, j, k = group.job.k
+    cdef bint limited = open_group(group, s, m, limit)
+    for j in range(GROUP):
+        group.m[j] = SL_INFINITY if limited and limit[j] else m[j]
+        undefined |= m[j] == -SL_INFINITY
+    if undefined:
         for j in range(GROUP):
-            if columns.m[j] == -SL_INFINITY:
-                for c in range(tile.lines):
-                    columns.m[j] += x[c * GROUP + j]
-    if tile.wide:
-        for j in range(1, GROUP):
-            columns.m[0] = columns.m[j] if columns.m[j] != columns.m[j] else columns.m[0]
-    return True
+            for c in range(k if m[j] == -SL_INFINITY else 0):
+                group.m[j] += s[c * GROUP + j]
+    column_exponentials(
+        <const real*>s, s + TILE, k, <const real*>m, False, 1, group_ahead(group, &ahead))
+    if real is float:
+        column_sums(<const real*>(s + TILE), k, False, &total)
+        for j in range(GROUP):
+            apart |= saturated(s[0], total.hi[j])
+            finish_total(s[0], total.hi[j], &group.sums, j)
+        if not apart:
+            return
+    clear_split(&sums)
+    sum_exponentials(<const real*>(s + TILE), k, &sums)
+    for j in range(GROUP):
+        if real is double or saturated(s[0], total.hi[j]):
+            finish_split(s[0], &sums, j, &group.sums, j)
 
 
-cdef void store_logsumexp(Tile* tile, Columns* columns, real* scratch) noexcept nogil:
-    """m + log_sum; the limit +inf where m stands for it, and -inf for a row of nothing else."""
-    cdef Py_ssize_t to[GROUP]
-    cdef double m = 0
-    cdef real value
+cdef double undefined_maximum(Row* row, real* s) noexcept nogil:
+    """Of a row without a maximum above -inf: NaN if the row has one, else -inf."""
+    cdef double m = -SL_INFINITY
+    cdef const real* x
+    cdef Py_ssize_t index, i
+    for index in range(row.pieces):
+        if not place_piece(index, row):
+            break
+        x = logits_of_piece(row, s)
+        for i in range(row.n):
+            m += x[i]
+    return m
+
+
+cdef void add_split(const Row* row, const real* e, Split* sums) noexcept nogil:
+    """Add up a piece: of few classes in the order in which a column is added up."""
+    cdef Py_ssize_t i
+    cdef real below
+    if row.job.k > NARROW:
+        sum_exponentials(e, padded(row.n) // GROUP, sums)
+        return
+    for i in range(row.n):
+        below = e[i] if e[i] < unit(e[0]) else 0
+        accumulate(e[0], &sums.rest.hi[0], &sums.rest.lo[0], below)
+        sums.max.hi[0] += e[i] - below
+
+
+cdef bint sum_row(Row* row, TargetSums* to, int j, real* s) noexcept nogil:
+    """The sum of a row's exponentials, if that is enough."""
+    cdef double total = 0, lo = 0
+    cdef Py_ssize_t index
+    for index in range(row.pieces):
+        if not place_piece(index, row):
+            break
+        piece_exponentials(row, s)
+        add_piece(row, <const real*>s, False, &total, &lo)
+    finish_total(s[0], total, to, j)
+    return not saturated(s[0], total)
+
+
+cdef void split_row(Row* row, TargetSums* to, int j, real* s) noexcept nogil:
+    """The same with the maxima apart. The exponentials of a row of one piece may be in s already."""
+    cdef Split sums
+    cdef Py_ssize_t index
+    clear_split(&sums)
+    for index in range(row.pieces):
+        if not place_piece(index, row):
+            return
+        if real is double or row.pieces > 1:
+            piece_exponentials(row, s)
+        add_split(row, <const real*>s, &sums)
+    fold_all(sums.rest.hi, sums.rest.lo, GROUP)
+    fold_all(sums.max.hi, sums.max.lo, GROUP)
+    finish_split(s[0], &sums, 0, to, j)
+
+
+cdef void log_row(Row* row, Group* group, int j, real* s) noexcept nogil:
+    """Maximum and sums of a row."""
+    row.compensated = False
+    open_row(row, s)
+    group.m[j] = SL_INFINITY if row.limit else row.m
+    if row.m == -SL_INFINITY:
+        group.m[j] = undefined_maximum(row, s)
+    if real is double or not sum_row(row, &group.sums, j, s):
+        split_row(row, &group.sums, j, s)
+
+
+cdef void log_sums(Group* group, real* s) noexcept nogil:
+    """Maxima of rows (+inf for the limit), and as losses the logarithms of their sums."""
     cdef int j
     for j in range(GROUP):
-        m = min(m, columns.m[j])
-    if m == -SL_INFINITY and not add_undefined(tile, columns, scratch):
-        return
-    row_offsets(&tile.job.g, tile.start, tile.count, to)
-    for j in range(tile.count):
-        m = <double>SL_INFINITY if columns.limit[j] else columns.m[j]
-        value = <real>(m if m == -SL_INFINITY else m + columns.log_sum[j])
-        scatter(<const real*>&value, tile.job.g.data + to[j], tile.job.g.kind, sizeof(real), 1)
+        group.sums.gap[j] = 0
+    if group.job.k <= NARROW and group.count > FEW:
+        log_columns(group, s)
+        plain_losses(s[0], &group.sums, 0, GROUP, group.loss)
+    else:
+        each_row(group, log_row[real], s)
+        plain_losses(s[0], &group.sums, 0, group.count, group.loss)
 
 
-cdef void emit_log_softmax(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:
-    cdef const real* x = scratch + TILE_LOGITS
-    cdef real* to = scratch + TILE_OUT
+cdef void logsumexp_group(Group* group, real* s) noexcept nogil:
+    cdef real value[GROUP]
+    cdef Py_ssize_t j
+    log_sums(group, s)
+    for j in range(group.count):
+        value[j] = <real>(group.m[j] if group.m[j] == -SL_INFINITY else group.m[j] + group.loss[j])
+    store_flat(&group.job.g, group.start, group.count, <const real*>value)
+
+
+# x - (m + log_sum), with a constant in two parts, is as good as (x - m) - log_sum in twice the digits.
+
+cdef inline void split_constant(double m, double log_sum, real* hi, real* lo) noexcept nogil:
+    cdef double error
+    cdef double c = two_sum(0 if is_positive_infinity(m) else m, log_sum, &error)
+    hi[0] = <real>c
+    lo[0] = <real>((c - hi[0]) + error)
+
+
+cdef void log_softmax_columns(Group* group, real* s) noexcept nogil:
+    cdef real hi[GROUP]
+    cdef real lo[GROUP]
+    cdef real one[GROUP]
     cdef Py_ssize_t c, j
-    for c in range(tile.lines):
+    for j in range(GROUP):
+        split_constant(group.m[j], group.loss[j], &hi[j], &lo[j])
+        one[j] = 1
+    for c in range(group.job.k):
         for j in range(GROUP):
-            to[c * GROUP + j] = <real>((<double>x[c * GROUP + j] - columns.m[j]) - columns.log_sum[j])
-    write_tile(<const real*>to, &tile.job.g, tile)
+            s[c * GROUP + j] = (s[c * GROUP + j] - hi[j]) - lo[j]
+    write_columns(<const real*>s, <const real*>one, &group.job.g, group.start, group.count, group.job.k)
 
 
-cdef void activation_tiles(Tile* tile, real* scratch) noexcept nogil:
-    cdef Columns columns
+cdef void log_softmax_row(Row* row, Group* group, int j, real* s) noexcept nogil:
+    cdef real hi, lo
+    cdef const real* x
+    cdef real* to
     cdef Py_ssize_t index
-    columns.compensated = columns.linear = False
-    open_columns(tile, &columns, scratch)
-    if not sum_tiles(tile, &columns, NULL, scratch):
-        return
-    if tile.job.want == LOGSUMEXP:
-        store_logsumexp(tile, &columns, scratch)
-        return
-    for index in range(tile.tiles):
-        if not place_tile(index, tile):
+    place_row(row, s[0])
+    row.limit = is_positive_infinity(group.m[j])
+    split_constant(group.m[j], group.loss[j], &hi, &lo)
+    for index in range(row.pieces):
+        if not place_piece(index, row):
             return
-        reload_tile(tile, &columns, scratch)
-        if tile.job.want == SOFTMAX and tile.tiles > 1:
-            tile_exponentials(tile, &columns, scratch)
-        elif tile.tiles > 1 and columns.any_limit:
-            limit_columns(scratch + TILE_LOGITS, tile.lines, columns.limit)
-        if tile.job.want == SOFTMAX:
-            tile_probabilities(&tile.job.g, tile, &columns, scratch)
+        x = logits_of_piece(row, s)
+        to = <real*>row.grad + row.first if row.in_place else s
+        if real is float:
+            sl_subtract_f32(x, row.n, hi, lo, to)
         else:
-            emit_log_softmax(tile, &columns, scratch)
+            sl_subtract_f64(x, row.n, hi, lo, to)
+        if not row.in_place:
+            write_piece(row, <const real*>s)
 
 
-cdef void rows_kernel(
+cdef void log_softmax_group(Group* group, real* s) noexcept nogil:
+    log_sums(group, s)
+    if group.job.k <= NARROW and group.count > FEW:
+        log_softmax_columns(group, s)
+    else:
+        each_row(group, log_softmax_row[real], s)
+
+
+# ---- kernels --------------------------------------------------------------------------------------
+
+cdef inline void each_group(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, GroupStep step, real* scratch
+) noexcept nogil:
+    cdef Group group
+    cdef Py_ssize_t at, j
+    group.job = job
+    for j in range(GROUP):
+        group.weight[j] = 1
+        group.y[j] = 0
+    for at from start <= at < stop by GROUP:
+        group.start = at
+        group.count = <int>min(<Py_ssize_t>GROUP, stop - at)
+        step(&group, scratch)
+
+
+cdef void softmax_kernel(
     const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
 ) noexcept nogil:
-    cdef double one[GROUP]
-    cdef Tile tile
-    cdef bint wide = job.k > NARROW
-    cdef Py_ssize_t at, j
-    for j in range(GROUP):
-        one[j] = 1
-    tile.want = 0
-    tile.weight = one
-    for at from start <= at < stop by (1 if wide else GROUP):
-        open_rows(job, at, <int>min(<Py_ssize_t>(1 if wide else GROUP), stop - at), wide, &tile)
-        activation_tiles(&tile, scratch)
+    each_group(job, start, stop, softmax_group[real], scratch)
+
+
+cdef void log_softmax_kernel(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
+    each_group(job, start, stop, log_softmax_group[real], scratch)
+
+
+cdef void logsumexp_kernel(
+    const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
+) noexcept nogil:
+    each_group(job, start, stop, logsumexp_group[real], scratch)
 
 
 # ---- calls ----------------------------------------------------------------------------------------
@@ -172,10 +378,11 @@ cdef np.ndarray activation_memory(object out, PyArrayObject* x, int along, bint 
     return empty_like(to)
 
 
-cdef object activation(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
+cdef object activation(
+    object value, object out, bint rowwise, object axis, bint per_row, const Kernel* kernel
+):
     cdef Job job
     cdef Sum total
-    cdef bint per_row = rowwise and want == LOGSUMEXP
     cdef int given = axis_of(axis) if rowwise else NO_AXIS
     cdef np.ndarray array = floating(readable(value, "x"))
     cdef PyArrayObject* x = <PyArrayObject*>array
@@ -190,17 +397,18 @@ cdef object activation(object value, object out, bint rowwise, object axis, int 
     if not activation_fits(memory, x, along, per_row):
         raise RuntimeError("x or out was changed during the call")
     open_job(&job, x, along)
-    job.want = want
+    job.want = 0 if per_row else WANT_GRAD
+    job.hard = rowwise          # takes what class indices take
     bind(&job.g, memory, job.x.kind, NO_AXIS if per_row else along)
     run(&job, kernel, &total)
     return returned(memory) if out is None else delivered(out, memory)
 
 
-cdef object activate(object value, object out, bint rowwise, object axis, int want, const Kernel* kernel):
+cdef object activate(object value, object out, bint rowwise, object axis, bint per_row, const Kernel* kernel):
     """An activation along an axis, or element by element, in the default floating-point environment."""
     cdef sl_environment environment = sl_default_environment()
     try:
-        return activation(value, out, rowwise, axis, want, kernel)
+        return activation(value, out, rowwise, axis, per_row, kernel)
     finally:
         sl_restore_environment(environment)
 
@@ -212,7 +420,7 @@ def sigmoid(x=..., out=None):
     if x is ...:
         refuse_missing(None, "sigmoid", x=x)
     cdef Kernel kernel = Kernel(sigmoid_kernel[float], sigmoid_kernel[double])
-    return activate(x, out, False, None, 0, &kernel)
+    return activate(x, out, False, None, False, &kernel)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
@@ -222,7 +430,7 @@ def log_sigmoid(x=..., out=None):
     if x is ...:
         refuse_missing(None, "log_sigmoid", x=x)
     cdef Kernel kernel = Kernel(log_sigmoid_kernel[float], log_sigmoid_kernel[double])
-    return activate(x, out, False, None, 0, &kernel)
+    return activate(x, out, False, None, False, &kernel)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
@@ -233,8 +441,8 @@ def softmax(x=..., axis=-1, out=None):
         refuse_missing(None, "softmax", x=x)
     if axis is None or type(axis) is tuple:
         return over_axes(softmax, x, axis, out)
-    cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
-    return activate(x, out, True, axis, SOFTMAX, &kernel)
+    cdef Kernel kernel = Kernel(softmax_kernel[float], softmax_kernel[double])
+    return activate(x, out, True, axis, False, &kernel)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
@@ -245,8 +453,8 @@ def log_softmax(x=..., axis=-1, out=None):
         refuse_missing(None, "log_softmax", x=x)
     if axis is None or type(axis) is tuple:
         return over_axes(log_softmax, x, axis, out)
-    cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
-    return activate(x, out, True, axis, LOG_SOFTMAX, &kernel)
+    cdef Kernel kernel = Kernel(log_softmax_kernel[float], log_softmax_kernel[double])
+    return activate(x, out, True, axis, False, &kernel)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:
@@ -257,5 +465,5 @@ def logsumexp(x=..., axis=-1, out=None, bint keepdims=False):
         refuse_missing(None, "logsumexp", x=x)
     if keepdims or axis is None or type(axis) is tuple:
         return over_axes(logsumexp, x, axis, out, keepdims, reduces=True)
-    cdef Kernel kernel = Kernel(rows_kernel[float], rows_kernel[double])
-    return activate(x, out, True, axis, LOGSUMEXP, &kernel)
+    cdef Kernel kernel = Kernel(logsumexp_kernel[float], logsumexp_kernel[double])
+    return activate(x, out, True, axis, True, &kernel)

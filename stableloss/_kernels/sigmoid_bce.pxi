@@ -12,8 +12,8 @@
 #   grad  -A b**g (b + g a S) + B a**h (a + h b T)
 #   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**h (a b (1 + 2h) + h b T (h b - a))
 #
-# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk
-# uses _elements: open_chunk residual_numerator
+# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE chunk_exponentials
+# uses _elements: close_chunk open_chunk place_gradient
 # uses _job: Job loss_kernel
 # uses _logits: chain_first chain_second smallest_normal transform_logits
 # uses _math: absolute exp_negative fma log1p_positive log1p_unit product_error real square_of_one_plus
@@ -24,37 +24,40 @@
 # uses _weights: output_weights
 
 
-cdef inline real bce_margin(real z, real y) noexcept nogil:
-    """abs(z) times the target's share on the other side; 0 * inf counts as 0, so that an infinite
-    logit on the side of its target costs nothing."""
-    cdef real against = <real>1 - y if z > 0 else y
-    return 0 if against == 0 else absolute(z) * against
+cdef extern from "sl_elements.h" nogil:
+    void sl_bce_losses_f32(const float*, const float*, const float*, Py_ssize_t, float*) noexcept
+    void sl_bce_losses_f64(const double*, const double*, const double*, Py_ssize_t, double*) noexcept
+    void sl_bce_gradients_f32(
+        const float*, const float*, const float*, Py_ssize_t, float, float*) noexcept
+    void sl_bce_gradients_f64(
+        const double*, const double*, const double*, Py_ssize_t, double, double*) noexcept
 
 
 cdef void plain_chunks(
     const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
 ) noexcept nogil:
-    cdef real divisor = <real>job.divisor
-    cdef real* value = scratch + VALUE
-    cdef real* grad = scratch + GRAD
     cdef real* hess = scratch + HESS
+    cdef real* e = scratch + EXPONENTIAL
+    cdef real* grad = NULL
     cdef const real* z
     cdef const real* y
-    cdef real* e = scratch + EXPONENTIAL
     cdef Py_ssize_t at, n, i
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
-        # one short loop per quantity: each fits the vector registers
-        for i in range(n):
-            e[i] = exp_negative(-absolute(z[i]))
-        if job.want & WANT_LOSS:
-            for i in range(n):
-                value[i] = bce_margin(z[i], y[i]) + log1p_unit(e[i])
         if job.want & WANT_GRAD:
-            # the divisor goes into 1 + e, where it costs no rounding of its own
-            for i in range(n):
-                grad[i] = residual_numerator(z[i], y[i], e[i]) / fma(divisor, e[i], divisor)
+            grad = place_gradient(job, at, n, scratch)
+        chunk_exponentials(job, z, y, <const real*>grad, n, e)
+        if real is float:
+            if job.want & WANT_LOSS:
+                sl_bce_losses_f32(z, y, <const real*>e, n, scratch + VALUE)
+            if job.want & WANT_GRAD:
+                sl_bce_gradients_f32(z, y, <const real*>e, n, <float>job.divisor, grad)
+        else:
+            if job.want & WANT_LOSS:
+                sl_bce_losses_f64(z, y, <const real*>e, n, scratch + VALUE)
+            if job.want & WANT_GRAD:
+                sl_bce_gradients_f64(z, y, <const real*>e, n, job.divisor, grad)
         if job.want & WANT_HESS:
             for i in range(n):
                 hess[i] = e[i] / square_of_one_plus(e[i])

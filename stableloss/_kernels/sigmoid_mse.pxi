@@ -10,73 +10,48 @@
 # These products have the relative error of e two or three times, up to 2.9 ulp. For 4 ulp, everything
 # else is carried along with what its rounding lost, so that only the last rounding is added.
 #
-# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE close_chunk
-# uses _elements: open_chunk residual_numerator
+# uses _elements: EXPONENTIAL HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE chunk_exponentials
+# uses _elements: close_chunk open_chunk place_gradient
 # uses _job: Job loss_kernel
-# uses _math: absolute exp_negative fma log1p_unit product product_error real two_sum
+# uses _math: fma log1p_unit product product_error real two_sum
 # uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
 # uses _stats: chunk_statistics
 # uses _sums: Sum
 
 
-cdef inline real exact_residual(real z, real y, real e, real* lo) noexcept nogil:
-    """(1 + e) (a - y) and what the rounding of 1 - y lost."""
-    cdef real lost = (<real>1 - (<real>1 - y)) - y
-    lo[0] = lost if z >= 0 else lost * e
-    return residual_numerator(z, y, e)
-
-
-# Each finds its buffers by their places in scratch, so that the compiler sees that they are apart.
+cdef extern from "sl_elements.h" nogil:
+    void sl_mse_losses_f32(const float*, const float*, Py_ssize_t, float*, float*) noexcept
+    void sl_mse_losses_f64(const double*, const double*, Py_ssize_t, double*, double*) noexcept
+    void sl_mse_gradients_f32(const float*, Py_ssize_t, float, float, float*) noexcept
+    void sl_mse_gradients_f64(const double*, Py_ssize_t, double, double, double*) noexcept
 
 cdef enum:
+    # 1 / (1 + e) and a - y, after e
     QUOTIENT = LOGIT
     QUOTIENT_LO = SLOPE
     RESIDUAL = POSITIVE
     RESIDUAL_LO = NEGATIVE
 
 
-cdef void sigmoid_mse_values(const real* z, const real* y, Py_ssize_t n, real* scratch) noexcept nogil:
-    """Losses, and 1 / (1 + e) and a - y for the derivatives."""
-    cdef const real* e = scratch + EXPONENTIAL
-    cdef real* value = scratch + VALUE
-    cdef real* q = scratch + QUOTIENT
-    cdef real* q_lo = scratch + QUOTIENT_LO
-    cdef real* d = scratch + RESIDUAL
-    cdef real* d_lo = scratch + RESIDUAL_LO
-    cdef real one, inverse, inverse_lo, numerator, lo, difference, difference_lo
-    cdef Py_ssize_t i
-    for i in range(n):
-        one = <real>1 + e[i]
-        inverse = <real>1 / one
-        inverse_lo = inverse * fma(-inverse, e[i] - (one - <real>1), -product_error(inverse, one, <real>1))
-        numerator = exact_residual(z[i], y[i], e[i], &lo)
-        difference = product(numerator, lo, inverse, inverse_lo, &difference_lo)
-        value[i] = fma(<real>0.5 * difference, difference, difference * difference_lo)
-        q[i] = inverse
-        q_lo[i] = inverse_lo
-        d[i] = difference
-        d_lo[i] = difference_lo
+cdef inline void sigmoid_mse_values(
+    const Job* job, const real* z, const real* y, Py_ssize_t n, real* scratch, real* grad
+) noexcept nogil:
+    """Losses, the gradient if there is a place for it, and what curvatures are made from."""
+    cdef real* parts = scratch + EXPONENTIAL
+    cdef real scale = <real>(1 / job.divisor)
+    cdef real scale_lo = <real>(-product_error(<double>scale, job.divisor, <double>1) / job.divisor)
+    chunk_exponentials(job, z, y, <const real*>grad, n, parts)
+    if real is float:
+        sl_mse_losses_f32(z, y, n, parts, scratch + VALUE)
+        if grad != NULL:
+            sl_mse_gradients_f32(<const real*>parts, n, scale, scale_lo, grad)
+    else:
+        sl_mse_losses_f64(z, y, n, parts, scratch + VALUE)
+        if grad != NULL:
+            sl_mse_gradients_f64(<const real*>parts, n, scale, scale_lo, grad)
 
 
-cdef void sigmoid_mse_gradients(Py_ssize_t n, double divisor, real* scratch) noexcept nogil:
-    cdef const real* e = scratch + EXPONENTIAL
-    cdef const real* q = scratch + QUOTIENT
-    cdef const real* q_lo = scratch + QUOTIENT_LO
-    cdef const real* d = scratch + RESIDUAL
-    cdef const real* d_lo = scratch + RESIDUAL_LO
-    cdef real* grad = scratch + GRAD
-    cdef real scale = <real>(1 / divisor)
-    cdef real scale_lo = <real>(-product_error(<double>scale, divisor, <double>1) / divisor)
-    cdef real a, c, lo
-    cdef Py_ssize_t i
-    for i in range(n):
-        a = e[i] * q[i]
-        lo = fma(e[i], q_lo[i], product_error(e[i], q[i], a))
-        c = product(a, lo, q[i], q_lo[i], &lo)
-        # the divisor before d: both may be far below 1
-        c = product(c, lo, scale, scale_lo, &lo)
-        grad[i] = fma(c, d[i], fma(c, d_lo[i], lo * d[i]))
-
+# It finds its buffers by their places in scratch, so that the compiler sees that they are apart.
 
 cdef void sigmoid_mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noexcept nogil:
     cdef const real* e = scratch + EXPONENTIAL
@@ -111,7 +86,7 @@ cdef void sigmoid_mse_curvatures(const real* z, Py_ssize_t n, real* scratch) noe
 cdef void sigmoid_mse_kernel(
     const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
 ) noexcept nogil:
-    cdef real* e = scratch + EXPONENTIAL
+    cdef const real* e = scratch + EXPONENTIAL
     cdef real* log_on = scratch + LOG_ON
     cdef real* log_off = scratch + LOG_OFF
     cdef const real* z
@@ -120,11 +95,8 @@ cdef void sigmoid_mse_kernel(
     for at from start <= at < stop by CHUNK:
         n = min(<Py_ssize_t>CHUNK, stop - at)
         z = open_chunk(job, at, n, scratch, &y)
-        for i in range(n):
-            e[i] = exp_negative(-absolute(z[i]))
-        sigmoid_mse_values(z, y, n, scratch)
-        if job.want & WANT_GRAD:
-            sigmoid_mse_gradients(n, job.divisor, scratch)
+        sigmoid_mse_values(job, z, y, n, scratch,
+                           place_gradient(job, at, n, scratch) if job.want & WANT_GRAD else NULL)
         if job.want & (WANT_HESS | WANT_PRODUCT):
             sigmoid_mse_curvatures(z, n, scratch)
         if job.want & WANT_STATS:

@@ -96,17 +96,68 @@ static SL_ALWAYS_INLINE void sl_add_lines_f64(
     }
 }
 
+/* Sums of n numbers of a row, n a multiple of SL_GROUP, in lanes that are added in the end: the halves of a
+   vector after whole vectors. */
+static double sl_lane_sum_f32(const float *v, Py_ssize_t n) {
+    sl_vector_f64 sum[SL_GROUP / SL_DOUBLES];
+    double hi[SL_GROUP] = {0}, lane[SL_DOUBLES];
+    int i, count;
+    sl_add_lines_f32(v, n / SL_GROUP, SL_GROUP, hi);
+#pragma GCC unroll 16
+    for (i = 0; i < SL_GROUP / SL_DOUBLES; i++) sum[i] = SL_READ(sl_vector_f64, hi + i * SL_DOUBLES);
+#pragma GCC unroll 4
+    for (count = SL_GROUP / SL_DOUBLES / 2; count > 0; count /= 2)
+#pragma GCC unroll 8
+        for (i = 0; i < count; i++) sum[i] += sum[i + count];
+    SL_WRITE(sl_vector_f64, lane, sum[0]);
+#pragma GCC unroll 4
+    for (count = SL_DOUBLES / 2; count > 0; count /= 2)
+#pragma GCC unroll 4
+        for (i = 0; i < count; i++) lane[i] += lane[i + count];
+    return lane[0];
+}
+
+/* `lo` gets what the roundings lose, those of the last additions by Knuth's two-sum. */
+static double sl_lane_sum_f64(const double *v, Py_ssize_t n, double *lo) {
+    sl_vector_f64 sum[SL_GROUP / 2 / SL_DOUBLES], lost[SL_GROUP / 2 / SL_DOUBLES], s, part;
+    double hi[SL_GROUP / 2] = {0}, low[SL_GROUP / 2] = {0}, total, of;
+    int i, count;
+    sl_add_lines_f64(v, n / (SL_GROUP / 2), SL_GROUP / 2, hi, low);
+#pragma GCC unroll 8
+    for (i = 0; i < SL_GROUP / 2 / SL_DOUBLES; i++) {
+        sum[i] = SL_READ(sl_vector_f64, hi + i * SL_DOUBLES);
+        lost[i] = SL_READ(sl_vector_f64, low + i * SL_DOUBLES);
+    }
+#pragma GCC unroll 4
+    for (count = SL_GROUP / 2 / SL_DOUBLES / 2; count > 0; count /= 2)
+#pragma GCC unroll 4
+        for (i = 0; i < count; i++) {
+            s = sum[i] + sum[i + count];
+            part = s - sum[i];
+            lost[i] += lost[i + count] + ((sum[i] - (s - part)) + (sum[i + count] - part));
+            sum[i] = s;
+        }
+    SL_WRITE(sl_vector_f64, hi, sum[0]);
+    SL_WRITE(sl_vector_f64, low, lost[0]);
+#pragma GCC unroll 4
+    for (count = SL_DOUBLES / 2; count > 0; count /= 2)
+#pragma GCC unroll 4
+        for (i = 0; i < count; i++) {
+            total = hi[i] + hi[i + count];
+            of = total - hi[i];
+            low[i] += low[i + count] + ((hi[i] - (total - of)) + (hi[i + count] - of));
+            hi[i] = total;
+        }
+    *lo = low[0];
+    return hi[0];
+}
+
 static void sl_column_sums_f32(const float *v, Py_ssize_t lines, double *hi) {
     sl_add_lines_f32(v, lines, SL_GROUP, hi);
 }
 
 static void sl_column_sums_f64(const double *v, Py_ssize_t lines, double *hi, double *lo) {
     sl_add_lines_f64(v, lines, SL_GROUP, hi, lo);
-}
-
-/* of half as many columns */
-static void sl_narrow_sums_f64(const double *v, Py_ssize_t lines, double *hi, double *lo) {
-    sl_add_lines_f64(v, lines, SL_GROUP / 2, hi, lo);
 }
 
 #endif

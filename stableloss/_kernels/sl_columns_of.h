@@ -213,7 +213,7 @@ static SL_ALWAYS_INLINE void SL_OF(sl_copy)(const SL_REAL *x, Py_ssize_t n, SL_R
         SL_WRITE(V, to + i + WIDTH, lower);
     }
     for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(V, to + i, SL_READ(V, x + i));
-    for (; i < n; i++) to[i] = x[i];
+    if (i < n) SL_OF(sl_write_first)(to + i, n - i, SL_OF(sl_read_first)(x + i, n - i, (V){0}));
 }
 
 /* to = x * factor, in place or not. */
@@ -224,7 +224,60 @@ static void SL_OF(sl_scale)(const SL_REAL *x, Py_ssize_t n, SL_REAL factor, SL_R
         SL_WRITE(V, to + i, upper);
         SL_WRITE(V, to + i + WIDTH, lower);
     }
-    for (; i < n; i++) to[i] = x[i] * factor;
+    for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(V, to + i, SL_READ(V, x + i) * factor);
+    if (i < n) SL_OF(sl_write_first)(to + i, n - i, SL_OF(sl_read_first)(x + i, n - i, (V){0}) * factor);
+}
+
+/* n logits padded with -inf to whole lines: what is written number by number before a vector of it is read
+   would be waited for. */
+static void SL_OF(sl_padded_copy)(const SL_REAL *x, Py_ssize_t n, SL_REAL *to) {
+    V nothing = SL_OF(sl_all)(-SL_INFINITY);
+    Py_ssize_t i = 0, end = (n + SL_GROUP - 1) / SL_GROUP * SL_GROUP;
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        V upper = SL_READ(V, x + i), lower = SL_READ(V, x + i + WIDTH);
+        SL_WRITE(V, to + i, upper);
+        SL_WRITE(V, to + i + WIDTH, lower);
+    }
+    for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(V, to + i, SL_READ(V, x + i));
+    if (i < n) {
+        SL_WRITE(V, to + i, SL_OF(sl_read_first)(x + i, n - i, nothing));
+        i += WIDTH;
+    }
+    for (; i < end; i += WIDTH) SL_WRITE(V, to + i, nothing);
+}
+
+/* The maximum of m and n numbers, n a multiple of SL_GROUP; NaN may lose. */
+static SL_REAL SL_OF(sl_row_maximum)(const SL_REAL *x, Py_ssize_t n, SL_REAL m) {
+    V top[4];
+    SL_REAL lanes[WIDTH];
+    Py_ssize_t c = 0;
+    int i, width;
+#pragma GCC unroll 4
+    for (i = 0; i < 4; i++) top[i] = SL_OF(sl_all)(m);
+    for (; c + 4 * WIDTH <= n; c += 4 * WIDTH)
+#pragma GCC unroll 4
+        for (i = 0; i < 4; i++) top[i] = SL_OF(sl_max)(SL_READ(V, x + c + i * WIDTH), top[i]);
+    for (; c < n; c += WIDTH) top[0] = SL_OF(sl_max)(SL_READ(V, x + c), top[0]);
+    top[0] = SL_OF(sl_max)(SL_OF(sl_max)(top[3], top[2]), SL_OF(sl_max)(top[1], top[0]));
+    SL_WRITE(V, lanes, top[0]);
+#pragma GCC unroll 4
+    for (width = WIDTH / 2; width > 0; width /= 2)
+#pragma GCC unroll 8
+        for (i = 0; i < width; i++) lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
+    return lanes[0];
+}
+
+/* to = (x - hi) - lo, in place or not. */
+static void SL_OF(sl_subtract)(const SL_REAL *x, Py_ssize_t n, SL_REAL hi, SL_REAL lo, SL_REAL *to) {
+    Py_ssize_t i = 0;
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        V upper = (SL_READ(V, x + i) - hi) - lo, lower = (SL_READ(V, x + i + WIDTH) - hi) - lo;
+        SL_WRITE(V, to + i, upper);
+        SL_WRITE(V, to + i + WIDTH, lower);
+    }
+    for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(V, to + i, (SL_READ(V, x + i) - hi) - lo);
+    if (i < n)
+        SL_OF(sl_write_first)(to + i, n - i, (SL_OF(sl_read_first)(x + i, n - i, (V){0}) - hi) - lo);
 }
 
 #undef V

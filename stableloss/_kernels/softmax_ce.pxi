@@ -11,23 +11,20 @@
 # Here are loss and gradient of class indices, for which that is all there is to do; all else is in
 # softmax_ce_options.pxi.
 #
-# uses _groups: FEW Group TargetSums above_maximum each_row group_ahead open_group softmax_rows whole_rest
+# uses _groups: FEW Group TargetSums each_row group_ahead index_scale open_group plain_losses softmax_rows
+# uses _groups: whole_rest
 # uses _job: Job loss_kernel
-# uses _math: log1p_positive real row_scale two_sum unit
+# uses _math: log1p_positive real
+# uses _operand: kind_of row_offsets
 # uses _options: WANT_GRAD
-# uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece store_class take_out
-# uses _pieces: write_piece
+# uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece scale_row store_class
+# uses _pieces: take_out write_piece
 # uses _rows: any_extreme column_exponentials load_columns scale_probabilities
 # uses _smoothing: mark_dead mark_piece open_smoothing smooth_columns smooth_gradients smooth_losses
 # uses _smoothing: smooth_piece smooth_target smooth_values
 # uses _sums: GROUP NARROW Sum column_sums
 # uses _tiles: TILE_TARGETS columns_to_rows transposable write_columns
 # uses softmax_ce_options: focal_factor focal_slopes odds_of tile_cross_entropy
-
-
-cdef extern from "sl_columns.h":
-    void sl_scale_f32(const float*, Py_ssize_t, float, float*) noexcept nogil
-    void sl_scale_f64(const double*, Py_ssize_t, double, double*) noexcept nogil
 
 
 cdef double FAR_QUOTIENT = 2.0**-600
@@ -44,24 +41,10 @@ cdef inline double log1p_quotient(real hint, double above, double below) noexcep
                 + (415.88830833596717 if far else 0.0))         # 600 log(2)
 
 
-cdef inline double index_scale(
-    real hint, const TargetSums* sums, int j, double weight, const Job* job
-) noexcept nogil:
-    """Factor from an exponential to its gradient."""
-    cdef double lo, total, divisor = job.divisor
-    weight *= job.exponent_scale
-    if real is float:
-        return weight / (divisor * (sums.rest.hi[j] + sums.e_target[j]))
-    else:
-        total = two_sum(sums.rest.hi[j], sums.e_target[j], &lo)
-        return row_scale(weight, divisor, total, lo + sums.rest.lo[j])
-
-
 cdef inline void index_losses(
     real hint, Group* group, const TargetSums* sums, int start, int stop
 ) noexcept nogil:
     """Losses of rows start ... stop - 1 of a group."""
-    cdef double inverse = 1 / <double>unit(hint)
     cdef int j
     if group.job.o.from_probabilities:
         for j in range(start, stop):
@@ -70,8 +53,7 @@ cdef inline void index_losses(
     elif group.job.o.label_smoothing != 0:
         smooth_losses(hint, group, sums, start, stop)
     else:
-        for j in range(start, stop):
-            group.loss[j] = sums.gap[j] + log1p_positive(above_maximum(hint, sums, j) * inverse)
+        plain_losses(hint, sums, start, stop, group.loss)
     if group.job.o.focal_gamma != 0:
         focus_losses(hint, group, sums, start, stop)
 
@@ -101,6 +83,7 @@ cdef inline void store_gradients(
     """Scale the exponentials of a group to its gradient; `target` has that of the targets."""
     cdef Py_ssize_t place[GROUP]
     cdef Py_ssize_t c, distance
+    cdef real one[GROUP]
     cdef real* row
     cdef int i, j, aligned = group.count - group.count % 8
     if transposable(&group.job.g, s[0]):
@@ -115,12 +98,19 @@ cdef inline void store_gradients(
         for j in range(aligned, group.count):
             row[place[j]] = target[j]
         return
+    if group.job.g.kind == kind_of(s[0]):
+        write_columns(<const real*>s, scale, &group.job.g, group.start, group.count, group.job.k)
+        row_offsets(&group.job.g, group.start, group.count, place)
+        for j in range(group.count):
+            (<real*>(group.job.g.data + place[j] + group.y[j] * group.job.g.inner))[0] = target[j]
+        return
     for c in range(group.job.k):
         for j in range(GROUP):
             s[c * GROUP + j] *= scale[j]
     for j in range(GROUP):
         s[group.y[j] * GROUP + j] = target[j]
-    write_columns(<const real*>s, &group.job.g, group.start, group.count, group.job.k)
+        one[j] = 1
+    write_columns(<const real*>s, <const real*>one, &group.job.g, group.start, group.count, group.job.k)
 
 
 cdef inline void index_gradients(
@@ -158,6 +148,7 @@ cdef inline void index_exponentials(
     Group* group, const Py_ssize_t* place, TargetSums* sums, real* s
 ) noexcept nogil:
     """Exponentials of a group, and m - x of the targets, of which `place` says where in s they are."""
+    cdef bint limit[GROUP]
     cdef real m[GROUP]
     cdef real target[GROUP]
     cdef sl_ahead ahead
@@ -166,7 +157,7 @@ cdef inline void index_exponentials(
         load_columns(group.job, group.start, group.count, group.weight, s, s)
         scale_probabilities(group.job, group.job.k * GROUP, s)
         return
-    open_group(group, s, m)
+    open_group(group, s, m, limit)
     for i from 0 <= i < GROUP by 8:
         for j in range(i, i + 8):
             target[j] = s[place[j]]
@@ -206,24 +197,29 @@ cdef void index_columns(Group* group, real* s) noexcept nogil:
 
 # ---- a row by itself ------------------------------------------------------------------------------
 
-cdef inline void scale_values(
-    const real* values, Py_ssize_t n, double factor, bint extreme, real* to
+cdef bint smooth_row(
+    Row* row, const Group* group, double factor, double less, bint extreme, real* s
 ) noexcept nogil:
-    cdef Py_ssize_t i
-    if extreme:
-        for i in range(n):
-            to[i] = <real>(values[i] * factor)
-    elif real is float:
-        sl_scale_f32(values, n, <float>factor, to)
-    else:
-        sl_scale_f64(values, n, factor, to)
+    """Scale the exponentials of a row to the gradient of smoothed targets; False where the call is to end."""
+    cdef bint dead = group.smooth.any_dead
+    cdef const real* e
+    cdef Py_ssize_t index
+    for index in range(row.pieces):
+        if not place_piece(index, row):
+            return False
+        e = return_to_piece(row, s)
+        if dead and row.pieces > 1 and not row.cached:
+            mark_piece(row, s)
+        smooth_values(
+            e, row.n, factor, less, extreme, dead, <real*>row.grad + row.first if row.in_place else s)
+        if not row.in_place:
+            write_piece(row, <const real*>s)
+    return True
 
 
 cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     """Gradient of a row, and what its loss is made from; of few classes with the bits of `index_columns`."""
     cdef double rest = 0, rest_lo = 0, e_target = 1, less = 0, factor, target
-    cdef const real* e
-    cdef real* to
     cdef bint smooth = row.job.o.label_smoothing != 0
     cdef bint dead, extreme
     cdef Py_ssize_t index
@@ -257,20 +253,8 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     if smooth:
         target = smooth_target(s[0], group, &group.sums, j, &factor, &less)
     extreme = any_extreme(row.job, &factor, 1, s[0]) or any_extreme(row.job, &less, 1, s[0])
-    for index in range(row.pieces):
-        if not place_piece(index, row):
-            return
-        e = return_to_piece(row, s)
-        to = <real*>row.grad + row.first if row.in_place else s
-        if smooth:
-            if group.smooth.any_dead and row.pieces > 1 and not row.cached:
-                mark_piece(row, s)
-            smooth_values(e, row.n, factor, less, extreme, group.smooth.any_dead, to)
-        else:
-            scale_values(e, row.n, factor, extreme, to)
-        if not row.in_place:
-            write_piece(row, <const real*>s)
-    store_class(row, row.y, <real>target)
+    if smooth_row(row, group, factor, less, extreme, s) if smooth else scale_row(row, factor, extreme, s):
+        store_class(row, row.y, <real>target)
 
 
 cdef inline void close_indices(real hint, Group* group) noexcept nogil:

@@ -167,14 +167,16 @@ cdef void last_maxima(const real* s, Py_ssize_t k, int32_t* at) noexcept nogil:
 cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
     """Losses and gradient of a group as columns."""
     cdef int32_t at[GROUP]
+    cdef bint limit[GROUP]
     cdef real m[GROUP]
+    cdef real one[GROUP]
     cdef RestSums rest
     cdef Gradients out
     cdef real e_max = unit(s[0])
     cdef sl_ahead ahead
     cdef Py_ssize_t c, k = group.job.k
     cdef int j
-    open_group(group, s, m)
+    open_group(group, s, m, limit)
     column_exponentials(<const real*>s, s, k, <const real*>m, real is double, 1, group_ahead(group, &ahead))
     last_maxima(<const real*>s, k, at)
     for j in range(GROUP):
@@ -197,7 +199,8 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
         s[group.y[j] * GROUP + j] = <real>(0 if group.weight[j] == 0 else out.target[j])
         if at[j] >= 0:
             s[at[j] * GROUP + j] = <real>out.max[j]
-    write_columns(<const real*>s, &group.job.g, group.start, group.count, k)
+        one[j] = 1
+    write_columns(<const real*>s, <const real*>one, &group.job.g, group.start, group.count, k)
 
 
 cdef Py_ssize_t first_maximum(const real* s, Py_ssize_t n) noexcept nogil:

@@ -43,7 +43,7 @@ def _divisor(loss: _Loss, block: Block, ndim: int, k: int) -> float:
     rows = np.shape(targets) if np.ndim(targets) < ndim else _arrays.without(np.shape(targets), axis)
     shape = (*rows[:axis], k, *rows[axis:])
     if isinstance(loss, _Softmax) and np.ndim(targets) == ndim:
-        targets = _arrays.shaped(shape)  # soft ones have no part in it, and may be those of a shard
+        targets = np.broadcast_to(0.0, shape)  # soft ones have no part in it, and may be those of a shard
     return loss.divisor(shape, targets, **_weights(block))
 
 
