@@ -17,7 +17,7 @@
 # uses _math: uintptr_t unit
 # uses _operand: gather kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_PRODUCT WANT_TARGET_GRAD
-# uses _sums: GROUP Pairs Split clear_pairs clear_split fold_columns maximum_of padded
+# uses _sums: GROUP Pairs Split clear_pairs clear_split fold_columns maximum_of padded spread
 # uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile clear_columns place_tile
 # uses _tiles: read_columns read_tile write_tile
 # uses _weights: load_classes
@@ -46,10 +46,9 @@ cdef double LESS = 2.0**-400
 
 
 cdef extern from "sl_targets.h" nogil:
-    void sl_target_sums_f32(
-        const float*, const float*, Py_ssize_t, const double*, double*, double*, double*, double*) noexcept
+    void sl_target_sums_f32(const float*, const float*, Py_ssize_t, const double*, double*, double*) noexcept
     void sl_target_sums_f64(
-        const double*, const double*, Py_ssize_t, const double*, double*, double*, double*, double*) noexcept
+        const double*, const double*, Py_ssize_t, const double*, double*, double*) noexcept
 
 
 # ---- columns --------------------------------------------------------------------------------------
@@ -91,10 +90,8 @@ cdef inline int columns_of(bint wide) noexcept nogil:
 
 
 cdef inline void broadcast(double* columns, bint wide) noexcept nogil:
-    cdef int j
     if wide:
-        for j in range(1, GROUP):
-            columns[j] = columns[0]
+        spread(columns)
 
 
 # ---- load -----------------------------------------------------------------------------------------
@@ -491,12 +488,10 @@ cdef void sum_losses(const Tile* tile, Columns* columns, const real* scratch) no
     """Add up q (m - x) / 2 and q; an absent class costs nothing even where x is -inf."""
     cdef const real* x = scratch + TILE_LOGITS
     cdef const real* q = scratch + TILE_TARGETS
-    cdef Pairs* loss = &columns.loss
-    cdef Pairs* mass = &columns.mass
     if real is float:
-        sl_target_sums_f32(x, q, tile.lines, columns.m, loss.hi, loss.lo, mass.hi, mass.lo)
+        sl_target_sums_f32(x, q, tile.lines, columns.m, columns.loss.hi, columns.mass.hi)
     else:
-        sl_target_sums_f64(x, q, tile.lines, columns.m, loss.hi, loss.lo, mass.hi, mass.lo)
+        sl_target_sums_f64(x, q, tile.lines, columns.m, columns.loss.hi, columns.mass.hi)
 
 
 # ---- tiles ----------------------------------------------------------------------------------------

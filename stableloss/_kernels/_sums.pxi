@@ -18,6 +18,7 @@ cdef extern from "sl_columns.h":
     double sl_lane_sum_f64(const double*, Py_ssize_t, double*) noexcept nogil
 
 cdef extern from "sl_targets.h" nogil:
+    void sl_clear(double*) noexcept
     void sl_split_sums_f32(const float*, Py_ssize_t, double, double*, double*) noexcept
     void sl_split_sums_f64(const double*, Py_ssize_t, double, double*, double*, double*) noexcept
 
@@ -180,7 +181,7 @@ cdef double lane_squares(const real* v, Py_ssize_t n, double* lo) noexcept nogil
 # ---- columns of a tile ----------------------------------------------------------------------------
 
 cdef struct Pairs:
-    # A number per column, as an unevaluated hi + lo.
+    # A number per column, as an unevaluated hi + lo; sl_targets_of.h counts on their order.
     double hi[GROUP]
     double lo[GROUP]
 
@@ -206,9 +207,8 @@ cdef inline void copy_split(const Split* from_, Split* to) noexcept nogil:
 
 
 cdef void clear_pairs(Pairs* sums) noexcept nogil:
-    cdef int j
-    for j in range(GROUP):
-        sums.hi[j] = sums.lo[j] = 0
+    sl_clear(sums.hi)
+    sl_clear(sums.lo)
 
 
 cdef void clear_split(Split* split) noexcept nogil:
@@ -216,15 +216,21 @@ cdef void clear_split(Split* split) noexcept nogil:
     clear_pairs(&split.max)
 
 
+cdef inline void spread(double* columns) noexcept nogil:
+    """Set all to the first, which is stored as well: a vector loaded next would wait for two stores."""
+    cdef double first = columns[0]
+    cdef int j
+    for j in range(GROUP):
+        columns[j] = first
+
+
 cdef void fold_columns(Pairs* sums, bint wide) noexcept nogil:
     """Add across the columns where they are parts of one row."""
-    cdef int j
     if not wide:
         return
     fold_all(sums.hi, sums.lo, GROUP)
-    for j in range(1, GROUP):
-        sums.hi[j] = sums.hi[0]
-        sums.lo[j] = sums.lo[0]
+    spread(sums.hi)
+    spread(sums.lo)
 
 
 cdef void reduce_columns(Pairs* sums, bint wide) noexcept nogil:

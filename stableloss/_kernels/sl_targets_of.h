@@ -52,8 +52,8 @@ static void SL_OF(sl_column_gaps)(
 /* Add up q (m - x) / 2, of which half overflows only where its product with q may, and q. `masked`: what is
    absent (q = 0) costs nothing even where x is -inf. */
 static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
-        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m,
-        double *loss, double *loss_lo, double *mass, double *mass_lo, int masked) {
+        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *loss, double *mass,
+        int masked) {
     V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS], lost[SL_COLUMN_VECTORS];
     V all[SL_COLUMN_VECTORS], all_lost[SL_COLUMN_VECTORS], share, gap;
     V minus_half = sl_all_f64(-0.5), none = {0};
@@ -65,51 +65,54 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
             at = j + i * SL_LANES;
             top[i] = READ(m + at) * 0.5;
             sum[i] = READ(loss + at);
-            lost[i] = READ(loss_lo + at);
             all[i] = READ(mass + at);
-            all_lost[i] = READ(mass_lo + at);
+#if SL_CARRIES
+            lost[i] = READ(loss + SL_GROUP + at);
+            all_lost[i] = READ(mass + SL_GROUP + at);
+#endif
         }
         for (c = 0; c < lines; c++)
 #pragma GCC unroll 4
             for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-                share = SL_READ_AS_F64(q + c * SL_GROUP + j + i * SL_LANES);
-                gap = sl_fma_f64(minus_half, SL_READ_AS_F64(x + c * SL_GROUP + j + i * SL_LANES), top[i]);
+                at = c * SL_GROUP + j + i * SL_LANES;
+                share = SL_READ_AS_F64(q + at);
+                gap = sl_fma_f64(minus_half, SL_READ_AS_F64(x + at), top[i]);
                 if (masked) gap = sl_where_f64((sl_bits_vector_f64)(share != none), gap);
+#if SL_CARRIES
                 SL_OF(sl_accumulate)(&sum[i], &lost[i], gap * share);
+#else
+                sum[i] = sl_fma_f64(gap, share, sum[i]);
+#endif
                 SL_OF(sl_add)(&all[i], &all_lost[i], share);
             }
 #pragma GCC unroll 4
         for (i = 0; i < SL_COLUMN_VECTORS; i++) {
             at = j + i * SL_LANES;
             SL_WRITE(V, loss + at, sum[i]);
-            SL_WRITE(V, loss_lo + at, lost[i]);
             SL_WRITE(V, mass + at, all[i]);
-            SL_WRITE(V, mass_lo + at, all_lost[i]);
+#if SL_CARRIES
+            SL_WRITE(V, loss + SL_GROUP + at, lost[i]);
+            SL_WRITE(V, mass + SL_GROUP + at, all_lost[i]);
+#endif
         }
     }
 }
 
+/* loss and mass, both 0 so far: columns, followed by as many of what they lack. */
 static void SL_OF(sl_target_sums)(
-        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m,
-        double *loss, double *loss_lo, double *mass, double *mass_lo) {
-    double before[4][SL_GROUP];
-    size_t bytes = sizeof before[0];
+        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *loss, double *mass) {
     Py_ssize_t last = (lines - 1) * SL_GROUP;
     int j, undefined = 0;
-    memcpy(before[0], loss, bytes);
-    memcpy(before[1], loss_lo, bytes);
-    memcpy(before[2], mass, bytes);
-    memcpy(before[3], mass_lo, bytes);
     /* infinite logits are rare, but for those that fill the last line: of all else the bits are the same */
-    SL_OF(sl_add_targets)(x, q, lines - 1, m, loss, loss_lo, mass, mass_lo, 0);
-    SL_OF(sl_add_targets)(x + last, q + last, 1, m, loss, loss_lo, mass, mass_lo, 1);
+    SL_OF(sl_add_targets)(x, q, lines - 1, m, loss, mass, 0);
+    SL_OF(sl_add_targets)(x + last, q + last, 1, m, loss, mass, 1);
     for (j = 0; j < SL_GROUP; j++) undefined |= loss[j] != loss[j];
     if (!undefined) return;
-    memcpy(loss, before[0], bytes);
-    memcpy(loss_lo, before[1], bytes);
-    memcpy(mass, before[2], bytes);
-    memcpy(mass_lo, before[3], bytes);
-    SL_OF(sl_add_targets)(x, q, lines, m, loss, loss_lo, mass, mass_lo, 1);
+    sl_clear(loss);
+    sl_clear(loss + SL_GROUP);
+    sl_clear(mass);
+    sl_clear(mass + SL_GROUP);
+    SL_OF(sl_add_targets)(x, q, lines, m, loss, mass, 1);
 }
 
 /* to = e * factor - less, in place or not. */

@@ -20,6 +20,7 @@
 # uses _logits: chain_first chain_product chain_second
 # uses _math: SL_FMA SL_INFINITY exp_negative fma log1p_positive product product_error real remainder_of
 # uses _math: two_sum unit
+# uses _operand: kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _rows: Columns any_extreme broadcast columns_of gap_of inverse_square inverse_sum open_columns
 # uses _rows: return_to_tile tile_vector to_real write_product
@@ -394,17 +395,31 @@ cdef inline real without(real term, bint at_max, real sum_rest, real sum_max) no
     return (sum_max - term) + sum_rest if at_max else (sum_rest - term) + sum_max
 
 
-cdef void plain_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
-    """p mass - q, as e (mass - q) - q others over the sum: for a one-hot row either term is 0, and the
-    other keeps its digits. So does what a class of nearly all the mass leaves to the others."""
+cdef real* gradient_place(const Tile* tile, real* scratch) noexcept nogil:
+    """Where the whole lines of a gradient go that is all that is written: to the caller's array, if it has
+    room for them, or to scratch."""
+    cdef Py_ssize_t offset
+    if (not tile.wide or tile.job.any_weight or tile.job.g.kind != kind_of(scratch[0])
+            or tile.job.g.inner != <Py_ssize_t>sizeof(real)):
+        return scratch + TILE_GRAD
+    row_offsets(&tile.job.g, tile.start, 1, &offset)
+    return <real*>(tile.job.g.data + offset) + tile.first
+
+
+cdef void plain_gradient(
+    const Tile* tile, const CrossEntropy* state, Py_ssize_t start, Py_ssize_t stop, real* to, real* scratch
+) noexcept nogil:
+    """Lines start ... stop - 1 of p mass - q, as e (mass - q) - q others over the sum: for a one-hot row
+    either term is 0, and the other keeps its digits. So does what a class of nearly all the mass leaves to
+    the others."""
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* q = scratch + TILE_TARGETS
-    cdef real* to = scratch + TILE_GRAD
     cdef real sum_max[GROUP]
     cdef real sum_rest[GROUP]
     cdef real mass[GROUP]
     cdef real mass_lo[GROUP]
     cdef real factor[GROUP]
+    cdef real line[GROUP]       # no store to it reaches what is read
     cdef bint extreme = any_extreme(tile.job, state.factor, GROUP, e[0])
     cdef Py_ssize_t c, j
     to_real(state.columns.sum_max, sum_max)
@@ -413,15 +428,31 @@ cdef void plain_gradient(const Tile* tile, const CrossEntropy* state, real* scra
         mass[j] = <real>state.mass.hi[j]
         mass_lo[j] = <real>((state.mass.hi[j] - mass[j]) + state.mass.lo[j])
         factor[j] = <real>(1 if extreme else state.factor[j])
-    for c in range(tile.lines):
+    for c in range(start, stop):
         for j in range(GROUP):
-            to[c * GROUP + j] = fma(
+            line[j] = fma(
                 e[c * GROUP + j], (mass[j] - q[c * GROUP + j]) + mass_lo[j],
                 -(q[c * GROUP + j] * remainder_of(e[c * GROUP + j], sum_max[j], sum_rest[j]))) * factor[j]
+        for j in range(GROUP):
+            to[c * GROUP + j] = line[j]
     if extreme:
-        for c in range(tile.lines):
+        for c in range(start, stop):
             for j in range(GROUP):
                 to[c * GROUP + j] = <real>(to[c * GROUP + j] * state.factor[j])
+
+
+cdef void write_plain_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
+    """Without a copy of its whole lines, where there is room for them."""
+    cdef real* to = gradient_place(tile, scratch)
+    cdef real* last = scratch + TILE_GRAD
+    cdef Py_ssize_t whole = tile.n // GROUP if to != last else 0
+    plain_gradient(tile, state, 0, whole, to, scratch)
+    plain_gradient(tile, state, whole, tile.lines, last, scratch)
+    if to == last:
+        write_tile(<const real*>last, &tile.job.g, tile)
+    else:
+        for whole in range(whole * GROUP, tile.n):
+            to[whole] = last[whole]
 
 
 cdef void focal_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
@@ -484,7 +515,7 @@ cdef void ce_gradient(const Tile* tile, const CrossEntropy* state, real* scratch
     elif tile.job.o.focal_gamma != 0:
         focal_gradient(tile, state, scratch)
     else:
-        plain_gradient(tile, state, scratch)
+        plain_gradient(tile, state, 0, tile.lines, scratch + TILE_GRAD, scratch)
 
 
 cdef void plain_hessian(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
@@ -573,6 +604,10 @@ cdef void emit_values(const Tile* tile, const CrossEntropy* state, real* scratch
     cdef real* hess = scratch + TILE_OUT
     if tile.job.wants_probabilities:
         tile_probabilities(&tile.job.p, tile, &state.columns, scratch)
+    if (tile.want & ~(WANT_LOSS | WANT_STATS) == WANT_GRAD and state.columns.linear
+            and tile.job.o.z_loss == 0 and tile.job.o.softcap == 0 and tile.job.logit_scale == 1):
+        write_plain_gradient(tile, state, scratch)
+        return
     if tile.want & WANT_GRAD or tile.job.o.softcap != 0:
         ce_gradient(tile, state, scratch)
     if tile.want & WANT_HESS:
