@@ -46,7 +46,9 @@ cdef inline const real* view_vectors(
     return buffer
 
 
-cdef inline real* place_vectors(const Operand* op, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
+cdef inline real* place_vectors(
+    const Operand* op, Py_ssize_t start, Py_ssize_t n, real* buffer
+) noexcept nogil:
     """Where elements can be written as whole vectors: in place, or in the buffer."""
     return <real*>op.data + start if in_vectors(op, n, buffer[0]) else buffer
 

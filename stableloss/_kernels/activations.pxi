@@ -358,7 +358,9 @@ cdef bint activation_fits(np.ndarray out, np.ndarray x, int axis, bint per_row) 
     return writable_like(out, x) and (one_per_row(out, x, axis) if per_row else same_shape(out, x))
 
 
-cdef object activation(object value, object out, bint rowwise, object axis, bint per_row, const Kernel* kernel):
+cdef object activation(
+    object value, object out, bint rowwise, object axis, bint per_row, const Kernel* kernel
+):
     cdef Job job
     cdef Sum total
     cdef np.ndarray result
