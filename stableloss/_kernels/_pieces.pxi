@@ -12,6 +12,8 @@
 cdef extern from "sl_columns.h":
     float sl_row_maximum_f32(const float*, Py_ssize_t, float) noexcept nogil
     double sl_row_maximum_f64(const double*, Py_ssize_t, double) noexcept nogil
+    void sl_clear_padding_f32(float*, Py_ssize_t) noexcept nogil
+    void sl_clear_padding_f64(double*, Py_ssize_t) noexcept nogil
     void sl_scale_f32(const float*, Py_ssize_t, float, float*) noexcept nogil
     void sl_scale_f64(const double*, Py_ssize_t, double, double*) noexcept nogil
 
@@ -146,10 +148,11 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
         lines = row.n // GROUP
         row_exponentials(source, s, lines * GROUP, m, row.compensated, job.exponent_scale, next)
     s += lines * GROUP
-    # few classes are added up one by one, without what pads them; shards are of several pieces
-    row_exponentials(
-        <const real*>s, s, (row.n if row.pieces == 1 and job.k <= NARROW else padded(row.n)) - lines * GROUP,
-        m, row.compensated, job.exponent_scale, next)
+    row_exponentials(<const real*>s, s, row.n - lines * GROUP, m, row.compensated, job.exponent_scale, next)
+    if real is float:
+        sl_clear_padding_f32(s, row.n - lines * GROUP)
+    else:
+        sl_clear_padding_f64(s, row.n - lines * GROUP)
 
 
 cdef inline real take_out(real* at) noexcept nogil:

@@ -28,6 +28,10 @@ cdef enum:
 
     STRIP = 8 * NARROW              # entries of rows on their way to columns, or from there
 
+cdef extern from "sl_columns.h":
+    void sl_fetch_read(const char*, Py_ssize_t) noexcept nogil
+    void sl_fetch_write(const char*, Py_ssize_t) noexcept nogil
+
 cdef extern from "sl_transpose.h":
     void sl_to_lanes_f32(const float*, Py_ssize_t, float*, Py_ssize_t) noexcept nogil
     void sl_to_lanes_f64(const double*, Py_ssize_t, double*, Py_ssize_t) noexcept nogil
@@ -133,6 +137,12 @@ cdef Py_ssize_t row_distance(
     return 0
 
 
+cdef inline Py_ssize_t bytes_of_line(Py_ssize_t distance, int count) noexcept nogil:
+    """What follows a class's line of a group, if it is contiguous, and comes next: these lines lie too far
+    from each other for processors to see that."""
+    return count * distance if 0 < distance <= 8 else 0
+
+
 cdef inline Py_ssize_t rows_of_strip(Py_ssize_t k) noexcept nogil:
     """Rows that a strip of them holds: all of a group, or a multiple of the height of a transposition."""
     return min(<Py_ssize_t>GROUP, STRIP // k & ~7)
@@ -169,7 +179,8 @@ cdef void narrow_columns(
 cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_t k, real* s) noexcept nogil:
     """s[c, j] = class c of row start + j, of any element type; columns without a row are 0."""
     cdef Py_ssize_t offset[GROUP]
-    cdef Py_ssize_t c, distance, j, r, rows
+    cdef Py_ssize_t c, distance, j, line, r, rows
+    cdef const char* at
     cdef real strip[STRIP]
     if transposable(op, s[0]):
         distance = op.stride[0] // <Py_ssize_t>sizeof(real)
@@ -179,8 +190,12 @@ cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_
     else:
         distance = row_distance(op, start, count, offset)
         if distance != 0:
+            at = op.data + offset[0]
+            line = bytes_of_line(distance, count)
             for c in range(k):
-                gather(op.data + offset[0] + c * op.inner, op.kind, distance, count, s + c * GROUP)
+                sl_fetch_read(at + line, line)
+                gather(at, op.kind, distance, count, s + c * GROUP)
+                at += op.inner
         else:
             for r from 0 <= r < count by rows_of_strip(k):
                 rows = min(rows_of_strip(k), count - r)
@@ -200,7 +215,8 @@ cdef void write_columns(
 ) noexcept nogil:
     """Class c of row start + j = s[c, j] * scale[j]."""
     cdef Py_ssize_t offset[GROUP]
-    cdef Py_ssize_t c, distance, j, r, rows
+    cdef Py_ssize_t c, distance, j, line, r, rows
+    cdef char* at
     cdef real strip[STRIP]
     cdef real factor[GROUP]
     if transposable(op, s[0]):
@@ -214,10 +230,14 @@ cdef void write_columns(
     if distance != 0:
         for j in range(GROUP):
             factor[j] = scale[j]
+        at = op.data + offset[0]
+        line = bytes_of_line(distance, count)
         for c in range(k):
+            sl_fetch_write(at + line, line)
             for j in range(GROUP):
                 strip[j] = s[c * GROUP + j] * factor[j]
-            scatter(<const real*>strip, op.data + offset[0] + c * op.inner, op.kind, distance, count)
+            scatter(<const real*>strip, at, op.kind, distance, count)
+            at += op.inner
         return
     for r from 0 <= r < count by rows_of_strip(k):
         rows = min(rows_of_strip(k), count - r)

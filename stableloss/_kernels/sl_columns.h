@@ -24,6 +24,15 @@ static SL_ALWAYS_INLINE void sl_fetch(sl_ahead *ahead, int bytes) {
     ahead->write += bytes;
 }
 
+static SL_ALWAYS_INLINE void sl_fetch_read(const char *at, Py_ssize_t bytes) {
+    Py_ssize_t i;
+    for (i = 0; i < bytes; i += 64) __builtin_prefetch((const void *)((uintptr_t)at + i), 0);
+}
+static SL_ALWAYS_INLINE void sl_fetch_write(const char *at, Py_ssize_t bytes) {
+    Py_ssize_t i;
+    for (i = 0; i < bytes; i += 64) __builtin_prefetch((const void *)((uintptr_t)at + i), 1);
+}
+
 enum { SL_PLAIN, SL_COMPENSATED, SL_SCALED };      /* exponentials, see sl_columns_of.h */
 
 #define SL_OF(name) name##_f32
@@ -100,7 +109,7 @@ static SL_ALWAYS_INLINE void sl_add_lines_f64(
    vector after whole vectors. */
 static double sl_lane_sum_f32(const float *v, Py_ssize_t n) {
     sl_vector_f64 sum[SL_GROUP / SL_DOUBLES];
-    double hi[SL_GROUP] = {0}, lane[SL_DOUBLES];
+    double hi[SL_GROUP] = {0};
     int i, count;
     sl_add_lines_f32(v, n / SL_GROUP, SL_GROUP, hi);
 #pragma GCC unroll 16
@@ -109,18 +118,15 @@ static double sl_lane_sum_f32(const float *v, Py_ssize_t n) {
     for (count = SL_GROUP / SL_DOUBLES / 2; count > 0; count /= 2)
 #pragma GCC unroll 8
         for (i = 0; i < count; i++) sum[i] += sum[i + count];
-    SL_WRITE(sl_vector_f64, lane, sum[0]);
 #pragma GCC unroll 4
-    for (count = SL_DOUBLES / 2; count > 0; count /= 2)
-#pragma GCC unroll 4
-        for (i = 0; i < count; i++) lane[i] += lane[i + count];
-    return lane[0];
+    for (count = SL_DOUBLES / 2; count > 0; count /= 2) sum[0] += sl_rotate_f64(sum[0], count);
+    return sum[0][0];
 }
 
 /* `lo` gets what the roundings lose, those of the last additions by Knuth's two-sum. */
 static double sl_lane_sum_f64(const double *v, Py_ssize_t n, double *lo) {
-    sl_vector_f64 sum[SL_GROUP / 2 / SL_DOUBLES], lost[SL_GROUP / 2 / SL_DOUBLES], s, part;
-    double hi[SL_GROUP / 2] = {0}, low[SL_GROUP / 2] = {0}, total, of;
+    sl_vector_f64 sum[SL_GROUP / 2 / SL_DOUBLES], lost[SL_GROUP / 2 / SL_DOUBLES], other, other_lost, s, part;
+    double hi[SL_GROUP / 2] = {0}, low[SL_GROUP / 2] = {0};
     int i, count;
     sl_add_lines_f64(v, n / (SL_GROUP / 2), SL_GROUP / 2, hi, low);
 #pragma GCC unroll 8
@@ -128,28 +134,19 @@ static double sl_lane_sum_f64(const double *v, Py_ssize_t n, double *lo) {
         sum[i] = SL_READ(sl_vector_f64, hi + i * SL_DOUBLES);
         lost[i] = SL_READ(sl_vector_f64, low + i * SL_DOUBLES);
     }
+#pragma GCC unroll 8
+    for (count = SL_GROUP / 4; count > 0; count /= 2)
 #pragma GCC unroll 4
-    for (count = SL_GROUP / 2 / SL_DOUBLES / 2; count > 0; count /= 2)
-#pragma GCC unroll 4
-        for (i = 0; i < count; i++) {
-            s = sum[i] + sum[i + count];
+        for (i = 0; i < (count > SL_DOUBLES ? count / SL_DOUBLES : 1); i++) {
+            other = count < SL_DOUBLES ? sl_rotate_f64(sum[0], count) : sum[i + count / SL_DOUBLES];
+            other_lost = count < SL_DOUBLES ? sl_rotate_f64(lost[0], count) : lost[i + count / SL_DOUBLES];
+            s = sum[i] + other;
             part = s - sum[i];
-            lost[i] += lost[i + count] + ((sum[i] - (s - part)) + (sum[i + count] - part));
+            lost[i] += other_lost + ((sum[i] - (s - part)) + (other - part));
             sum[i] = s;
         }
-    SL_WRITE(sl_vector_f64, hi, sum[0]);
-    SL_WRITE(sl_vector_f64, low, lost[0]);
-#pragma GCC unroll 4
-    for (count = SL_DOUBLES / 2; count > 0; count /= 2)
-#pragma GCC unroll 4
-        for (i = 0; i < count; i++) {
-            total = hi[i] + hi[i + count];
-            of = total - hi[i];
-            low[i] += low[i + count] + ((hi[i] - (total - of)) + (hi[i + count] - of));
-            hi[i] = total;
-        }
-    *lo = low[0];
-    return hi[0];
+    *lo = lost[0][0];
+    return sum[0][0];
 }
 
 static void sl_column_sums_f32(const float *v, Py_ssize_t lines, double *hi) {

@@ -246,12 +246,17 @@ static void SL_OF(sl_padded_copy)(const SL_REAL *x, Py_ssize_t n, SL_REAL *to) {
     for (; i < end; i += WIDTH) SL_WRITE(V, to + i, nothing);
 }
 
+/* Zeros after the vectors of n exponentials up to whole lines. */
+static void SL_OF(sl_clear_padding)(SL_REAL *e, Py_ssize_t n) {
+    Py_ssize_t i = (n + WIDTH - 1) / WIDTH * WIDTH, end = (n + SL_GROUP - 1) / SL_GROUP * SL_GROUP;
+    for (; i < end; i += WIDTH) SL_WRITE(V, e + i, (V){0});
+}
+
 /* The maximum of m and n numbers, n a multiple of SL_GROUP; NaN may lose. */
 static SL_REAL SL_OF(sl_row_maximum)(const SL_REAL *x, Py_ssize_t n, SL_REAL m) {
     V top[4];
-    SL_REAL lanes[WIDTH];
     Py_ssize_t c = 0;
-    int i, width;
+    int i;
 #pragma GCC unroll 4
     for (i = 0; i < 4; i++) top[i] = SL_OF(sl_all)(m);
     for (; c + 4 * WIDTH <= n; c += 4 * WIDTH)
@@ -259,12 +264,9 @@ static SL_REAL SL_OF(sl_row_maximum)(const SL_REAL *x, Py_ssize_t n, SL_REAL m) 
         for (i = 0; i < 4; i++) top[i] = SL_OF(sl_max)(SL_READ(V, x + c + i * WIDTH), top[i]);
     for (; c < n; c += WIDTH) top[0] = SL_OF(sl_max)(SL_READ(V, x + c), top[0]);
     top[0] = SL_OF(sl_max)(SL_OF(sl_max)(top[3], top[2]), SL_OF(sl_max)(top[1], top[0]));
-    SL_WRITE(V, lanes, top[0]);
 #pragma GCC unroll 4
-    for (width = WIDTH / 2; width > 0; width /= 2)
-#pragma GCC unroll 8
-        for (i = 0; i < width; i++) lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
-    return lanes[0];
+    for (i = WIDTH / 2; i > 0; i /= 2) top[0] = SL_OF(sl_max)(SL_OF(sl_rotate)(top[0], i), top[0]);
+    return top[0][0];
 }
 
 /* to = (x - hi) - lo, in place or not. */

@@ -8,25 +8,27 @@
 
 static SL_ALWAYS_INLINE V SL_OF(sl_magnitude)(V x) { return (V)((BITS)x & ~(BITS)SL_OF(sl_all)(-(SL_REAL)0)); }
 
-/* e**d for d with the n of d / ln 2 in the range of exponents; NaN for NaN. */
-static SL_ALWAYS_INLINE V SL_OF(sl_exp_within)(V d) {
+/* e**d = (1 + result) * power for d with the n of d / ln 2 in the range of exponents; NaN for NaN. */
+static SL_ALWAYS_INLINE V SL_OF(sl_exp_within)(V d, V *power) {
     V shifted = FMA(d, ALL(SL_LOG2E), ALL(SL_MAGIC));
     V n = shifted - ALL(SL_MAGIC);
     V r = FMA(n, -ALL(SL_LN2_LO), FMA(n, -ALL(SL_LN2_HI), d));
-    V power = (V)((BITS)shifted << SL_REAL_BITS);
-    return (1 + SL_OF(sl_expm1_reduced)(r, r)) * power;
+    *power = (V)((BITS)shifted << SL_REAL_BITS);
+    return SL_OF(sl_expm1_reduced)(r, r);
 }
 
 /* e**-|x|: subnormal or 0 below the smallest normal number. */
 static SL_ALWAYS_INLINE V SL_OF(sl_exp_minus)(V x) {
-    V d = (V)((BITS)x | (BITS)SL_OF(sl_all)(-(SL_REAL)0));
-    return SL_OF(sl_exp_within)(SL_OF(sl_max)(SL_OF(sl_all)(-SL_VANISHES), d));
+    V d = (V)((BITS)x | (BITS)SL_OF(sl_all)(-(SL_REAL)0)), power;
+    V p = SL_OF(sl_exp_within)(SL_OF(sl_max)(SL_OF(sl_all)(-SL_VANISHES), d), &power);
+    return FMA(p, power, power);
 }
 
 /* 1 / (1 + e**-x), whose denominator loses nothing where it is large. */
 static SL_ALWAYS_INLINE V SL_OF(sl_sigmoid)(V x) {
-    V d = SL_OF(sl_min)(SL_OF(sl_all)(SL_OVERFLOWS), SL_OF(sl_max)(SL_OF(sl_all)(-SL_VANISHES), -x));
-    return 1 / (1 + SL_OF(sl_exp_within)(d));
+    V d = SL_OF(sl_min)(SL_OF(sl_all)(SL_OVERFLOWS), SL_OF(sl_max)(SL_OF(sl_all)(-SL_VANISHES), -x)), power;
+    V p = SL_OF(sl_exp_within)(d, &power);
+    return 1 / (1 + (1 + p) * power);       /* the power may be infinite */
 }
 
 static SL_ALWAYS_INLINE V SL_OF(sl_log_sigmoid)(V x) {
@@ -56,6 +58,7 @@ EACH(sl_log_sigmoids, sl_log_sigmoid)
 static void SL_OF(sl_exponentials)(
         const SL_REAL *z, Py_ssize_t n, SL_REAL *e, int ahead, const SL_REAL *y, const SL_REAL *grad) {
     Py_ssize_t i;
+#pragma GCC unroll 2
     for (i = 0; i < n; i += WIDTH) {
         if (ahead) {
             SL_FETCH(z + i, 0);
@@ -77,6 +80,7 @@ static void SL_OF(sl_bce_losses)(
         const SL_REAL *z, const SL_REAL *y, const SL_REAL *e, Py_ssize_t n, SL_REAL *loss) {
     V zero = SL_OF(sl_all)(0), x, t, against, margin;
     Py_ssize_t i;
+#pragma GCC unroll 2
     for (i = 0; i < n; i += WIDTH) {
         x = SL_READ(V, z + i);
         t = SL_READ(V, y + i);
@@ -93,6 +97,7 @@ static void SL_OF(sl_bce_gradients)(
         const SL_REAL *z, const SL_REAL *y, const SL_REAL *e, Py_ssize_t n, SL_REAL divisor, SL_REAL *grad) {
     V by = SL_OF(sl_all)(divisor), power;
     Py_ssize_t i;
+#pragma GCC unroll 2
     for (i = 0; i < n; i += WIDTH) {
         power = SL_READ(V, e + i);
         SL_WRITE(V, grad + i, SL_OF(sl_residual_numerator)(SL_READ(V, z + i), SL_READ(V, y + i), power)
@@ -115,6 +120,7 @@ static void SL_OF(sl_mse_losses)(
     V zero = SL_OF(sl_all)(0), half = SL_OF(sl_all)(0.5), unity = SL_OF(sl_all)(1);
     V x, t, e, one, q, q_lo, lost, d, d_lo;
     Py_ssize_t i;
+#pragma GCC unroll 2
     for (i = 0; i < n; i += WIDTH) {
         x = SL_READ(V, z + i);
         t = SL_READ(V, y + i);
@@ -138,6 +144,7 @@ static void SL_OF(sl_mse_gradients)(
         const SL_REAL *parts, Py_ssize_t n, SL_REAL scale, SL_REAL scale_lo, SL_REAL *grad) {
     V by = SL_OF(sl_all)(scale), by_lo = SL_OF(sl_all)(scale_lo), e, q, q_lo, d, a, c, lo;
     Py_ssize_t i;
+#pragma GCC unroll 2
     for (i = 0; i < n; i += WIDTH) {
         e = SL_READ(V, parts + i);
         q = SL_READ(V, parts + SL_CHUNK + i);

@@ -32,6 +32,35 @@ typedef uint64_t sl_bits_vector_f64 __attribute__((vector_size(SL_VECTOR_BYTES))
 static SL_ALWAYS_INLINE sl_vector_f32 sl_all_f32(float x) { return x - (sl_vector_f32){0}; }
 static SL_ALWAYS_INLINE sl_vector_f64 sl_all_f64(double x) { return x - (sl_vector_f64){0}; }
 
+/* Lane i of the result is lane i + by, modulo their number. */
+#if SL_VECTOR_BYTES == 64
+#define SL_LANES_F32 (sl_bits_vector_f32){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+#define SL_LANES_F64 (sl_bits_vector_f64){0, 1, 2, 3, 4, 5, 6, 7}
+#elif SL_VECTOR_BYTES == 32
+#define SL_LANES_F32 (sl_bits_vector_f32){0, 1, 2, 3, 4, 5, 6, 7}
+#define SL_LANES_F64 (sl_bits_vector_f64){0, 1, 2, 3}
+#else
+#define SL_LANES_F32 (sl_bits_vector_f32){0, 1, 2, 3}
+#define SL_LANES_F64 (sl_bits_vector_f64){0, 1}
+#endif
+#if defined(__clang__)
+static SL_ALWAYS_INLINE sl_vector_f32 sl_rotate_f32(sl_vector_f32 v, int by) {
+    sl_vector_f32 to;
+    int i, lanes = SL_VECTOR_BYTES / 4;
+    for (i = 0; i < lanes; i++) to[i] = v[(i + by) % lanes];
+    return to;
+}
+static SL_ALWAYS_INLINE sl_vector_f64 sl_rotate_f64(sl_vector_f64 v, int by) {
+    sl_vector_f64 to;
+    int i, lanes = SL_VECTOR_BYTES / 8;
+    for (i = 0; i < lanes; i++) to[i] = v[(i + by) % lanes];
+    return to;
+}
+#else
+#define sl_rotate_f32(v, by) __builtin_shuffle(v, SL_LANES_F32 + (uint32_t)(by))
+#define sl_rotate_f64(v, by) __builtin_shuffle(v, SL_LANES_F64 + (uint64_t)(by))
+#endif
+
 /* sl_max: a > b ? a : b, so that b wins where either is NaN; sl_min likewise; sl_where_less: a < b ? x : y;
    sl_read_as_f64: a vector of doubles from floats; sl_read_first: the first n numbers, fewer than a vector
    has, and those of `rest` beside them; sl_write_first */
