@@ -15,7 +15,7 @@
 # uses _logits: chain_first indicator_logit smallest_normal transform_logits
 # uses _math: SL_INFINITY absolute fma is_positive_infinity log1p_positive log_of_ratio real row_scale two_sum
 # uses _math: uintptr_t unit
-# uses _operand: gather kind_of row_offsets
+# uses _operand: Operand gather kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_PRODUCT WANT_TARGET_GRAD
 # uses _sums: GROUP Pairs Split clear_pairs clear_split fold_columns maximum_of padded spread
 # uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile clear_columns place_tile
@@ -46,9 +46,10 @@ cdef double LESS = 2.0**-400
 
 
 cdef extern from "sl_targets.h" nogil:
-    void sl_target_sums_f32(const float*, const float*, Py_ssize_t, const double*, double*, double*) noexcept
+    void sl_target_sums_f32(
+        const float*, const float*, Py_ssize_t, const double*, double*, double*, uintptr_t) noexcept
     void sl_target_sums_f64(
-        const double*, const double*, Py_ssize_t, const double*, double*, double*) noexcept
+        const double*, const double*, Py_ssize_t, const double*, double*, double*, uintptr_t) noexcept
 
 
 # ---- columns --------------------------------------------------------------------------------------
@@ -488,10 +489,14 @@ cdef void sum_losses(const Tile* tile, Columns* columns, const real* scratch) no
     """Add up q (m - x) / 2 and q; an absent class costs nothing even where x is -inf."""
     cdef const real* x = scratch + TILE_LOGITS
     cdef const real* q = scratch + TILE_TARGETS
+    cdef const Operand* t = &tile.job.t
+    cdef Py_ssize_t ahead = 0
+    if tile.wide and tile.job.streams and not tile.job.hard:
+        ahead = <Py_ssize_t>t.data + (tile.start + 1) * t.stride[0] + tile.first * t.inner
     if real is float:
-        sl_target_sums_f32(x, q, tile.lines, columns.m, columns.loss.hi, columns.mass.hi)
+        sl_target_sums_f32(x, q, tile.lines, columns.m, columns.loss.hi, columns.mass.hi, ahead)
     else:
-        sl_target_sums_f64(x, q, tile.lines, columns.m, columns.loss.hi, columns.mass.hi)
+        sl_target_sums_f64(x, q, tile.lines, columns.m, columns.loss.hi, columns.mass.hi, ahead)
 
 
 # ---- tiles ----------------------------------------------------------------------------------------

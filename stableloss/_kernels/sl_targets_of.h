@@ -53,7 +53,7 @@ static void SL_OF(sl_column_gaps)(
    absent (q = 0) costs nothing even where x is -inf. */
 static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
         const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *loss, double *mass,
-        int masked) {
+        int masked, uintptr_t ahead) {
     V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS], lost[SL_COLUMN_VECTORS];
     V all[SL_COLUMN_VECTORS], all_lost[SL_COLUMN_VECTORS], share, gap;
     V minus_half = sl_all_f64(-0.5), none = {0};
@@ -71,7 +71,10 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
             all_lost[i] = READ(mass + SL_GROUP + at);
 #endif
         }
-        for (c = 0; c < lines; c++)
+        for (c = 0; c < lines; c++) {
+            if (ahead)
+                for (i = 0; i < (int)sizeof(SL_REAL) * SL_COLUMN_VECTORS * SL_LANES; i += 64)
+                    __builtin_prefetch((const void *)(ahead + (c * SL_GROUP + j) * sizeof(SL_REAL) + i));
 #pragma GCC unroll 4
             for (i = 0; i < SL_COLUMN_VECTORS; i++) {
                 at = c * SL_GROUP + j + i * SL_LANES;
@@ -85,6 +88,7 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
 #endif
                 SL_OF(sl_add)(&all[i], &all_lost[i], share);
             }
+        }
 #pragma GCC unroll 4
         for (i = 0; i < SL_COLUMN_VECTORS; i++) {
             at = j + i * SL_LANES;
@@ -98,21 +102,26 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
     }
 }
 
-/* loss and mass, both 0 so far: columns, followed by as many of what they lack. */
+/* loss and mass, both 0 so far: columns, followed by as many of what they lack. `ahead` is where the targets
+   are that come next, if they come from memory, else 0: meanwhile they come closer. */
 static void SL_OF(sl_target_sums)(
-        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *loss, double *mass) {
+        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *loss, double *mass,
+        uintptr_t ahead) {
     Py_ssize_t last = (lines - 1) * SL_GROUP;
     int j, undefined = 0;
     /* infinite logits are rare, but for those that fill the last line: of all else the bits are the same */
-    SL_OF(sl_add_targets)(x, q, lines - 1, m, loss, mass, 0);
-    SL_OF(sl_add_targets)(x + last, q + last, 1, m, loss, mass, 1);
+    if (ahead)
+        SL_OF(sl_add_targets)(x, q, lines - 1, m, loss, mass, 0, ahead);
+    else
+        SL_OF(sl_add_targets)(x, q, lines - 1, m, loss, mass, 0, 0);
+    SL_OF(sl_add_targets)(x + last, q + last, 1, m, loss, mass, 1, 0);
     for (j = 0; j < SL_GROUP; j++) undefined |= loss[j] != loss[j];
     if (!undefined) return;
     sl_clear(loss);
     sl_clear(loss + SL_GROUP);
     sl_clear(mass);
     sl_clear(mass + SL_GROUP);
-    SL_OF(sl_add_targets)(x, q, lines, m, loss, mass, 1);
+    SL_OF(sl_add_targets)(x, q, lines, m, loss, mass, 1, 0);
 }
 
 /* to = e * factor - less, in place or not. */
