@@ -587,6 +587,32 @@ def batch(n=40, k=6, dtype=np.float64):
     return rng.normal(scale=3, size=(n, k)).astype(dtype), rng.integers(0, k, n), rng
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("k", [3, 128, 129, 5000])
+@pytest.mark.parametrize("options", [{}, {"logit_scale": 3.0}, {"logit_clip": 4.0}], ids=str)
+def test_smoothed_class_indices_are_smoothed_rows_of_one(k, dtype, options):
+    """Class indices have their own way: also where classes are disabled, in rows of one piece and several."""
+    rng = np.random.default_rng(k)
+    logits = rng.standard_normal((40, k)).astype(dtype) * 3
+    logits[1::4, : k // 2] = -INF
+    logits[2::9, -1] = INF
+    logits[3::9, 1] = NAN
+    logits[4::9] = -INF
+    targets = rng.integers(k, size=40)
+    one_hot = (targets[:, None] == np.arange(k)).astype(dtype)
+    loss = sl.SoftmaxCE(label_smoothing=0.2, reduction="none", **options)
+    expected, expected_grad = loss.value_and_grad(logits, one_hot)
+    tolerance = 20 * np.finfo(dtype).eps
+    slack = options.get("logit_scale", 1) * tolerance
+    for rows in (slice(None), slice(1, 4)):
+        value, grad = loss.value_and_grad(logits[rows], targets[rows])
+        np.testing.assert_allclose(value, expected[rows], rtol=tolerance)
+        np.testing.assert_allclose(grad, expected_grad[rows], rtol=tolerance, atol=slack)
+        in_place = logits[rows].copy()
+        loss.value_and_grad(in_place, targets[rows], out=in_place)
+        np.testing.assert_array_equal(in_place, grad)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_ignored_rows_are_masked_rows(reduction):
     logits, targets, rng = batch()
