@@ -7,8 +7,8 @@
 # with e_k = e**(x_k - m), m the maximum, sum their sum, rest the sum without the target's (see _rows.pxi).
 # Here are loss and gradient of class indices without further options; all else is in softmax_ce_options.pxi.
 #
-# uses _groups: FEW Group TargetSums each_row group_ahead index_losses index_scale open_group softmax_rows
-# uses _groups: whole_rest
+# uses _groups: Group TargetSums as_columns each_row group_ahead index_losses index_scale open_group
+# uses _groups: softmax_rows whole_rest
 # uses _job: Job loss_kernel
 # uses _math: real
 # uses _operand: kind_of row_offsets
@@ -16,7 +16,7 @@
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece scale_row store_class take_out
 # uses _pieces: write_piece
 # uses _rows: any_extreme column_exponentials
-# uses _sums: GROUP NARROW Sum column_sums
+# uses _sums: GROUP Sum column_sums
 # uses _tiles: columns_to_rows transposable write_columns
 # uses softmax_ce_options: tile_cross_entropy
 
@@ -143,7 +143,7 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
 
 
 cdef void index_cross_entropy(Group* group, real* s) noexcept nogil:
-    if group.job.k <= NARROW and group.count > FEW:
+    if as_columns(group):
         index_columns(group, s)
     else:
         each_row(group, index_row[real], s)
