@@ -189,6 +189,10 @@ class Memory:
         for axis in constant:
             steps[axis] = 0
         strides, origin, span = strided(shape, dtype.itemsize, order, steps, backwards)
+        if span + 256 > LARGE_ARENA.size:
+            strides, origin, span = strided(
+                shape, dtype.itemsize, order, [min(step, 1) for step in steps], backwards
+            )
         arena = SMALL_ARENA if span + 256 <= SMALL_ARENA.size else LARGE_ARENA
         block = arena.block(span, r.chance(0.6), int(misaligned))
         self.blocks.append(block)

@@ -13,9 +13,6 @@
 # uses _tiles: TILE_EV TILE_EXPS Tile open_rows place_tile write_tile
 # uses _weights: load_classes load_weights
 
-cdef enum:
-    FEW = 8                 # rows that take less time by themselves than as columns beside empty ones
-
 cdef struct TargetSums:
     # Per row, for the cross-entropy of class indices.
     double gap[GROUP]       # m - x_y
@@ -90,6 +87,11 @@ cdef void clear_results(const Job* job, Py_ssize_t row, int want, real* s) noexc
         clear_row(job, &job.p, row, s)
     if want & WANT_STATS:
         store_row_statistics(job, row, -1, 0, 0)
+
+
+cdef inline bint as_columns(const Group* group) noexcept nogil:
+    """Whether rows take less time as columns, empty ones beside them, than each by itself."""
+    return group.job.k <= NARROW and group.count > 3 + min(group.job.k // 8, <Py_ssize_t>9)
 
 
 cdef inline bint open_group(const Group* group, real* s, real* m, bint* limit) noexcept nogil:

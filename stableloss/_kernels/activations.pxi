@@ -10,7 +10,7 @@
 # uses _call: axis_of counted_axis delivered floating over_axes readable refuse_axis refuse_missing
 # uses _call: require_out returned writable_like
 # uses _elements: VALUE place_vectors view_vectors
-# uses _groups: FEW Group GroupStep TargetSums each_row group_ahead index_scale open_group plain_losses
+# uses _groups: Group GroupStep TargetSums as_columns each_row group_ahead index_scale open_group plain_losses
 # uses _job: Job Kernel open_job
 # uses _math: PyArrayObject SL_INFINITY is_positive_infinity real two_sum unit
 # uses _operand: NO_AXIS PyArray_DIMS PyArray_ISALIGNED PyArray_NDIM PyArray_TYPE bind disjoint empty_like
@@ -110,7 +110,7 @@ cdef void softmax_row(Row* row, Group* group, int j, real* s) noexcept nogil:
 
 
 cdef void softmax_group(Group* group, real* s) noexcept nogil:
-    if group.job.k <= NARROW and group.count > FEW:
+    if as_columns(group):
         softmax_columns(group, s)
     else:
         each_row(group, softmax_row[real], s)
@@ -247,7 +247,7 @@ cdef void log_sums(Group* group, real* s) noexcept nogil:
     cdef int j
     for j in range(GROUP):
         group.sums.gap[j] = 0
-    if group.job.k <= NARROW and group.count > FEW:
+    if as_columns(group):
         log_columns(group, s)
         plain_losses(s[0], &group.sums, 0, GROUP, group.loss)
     else:
@@ -310,7 +310,7 @@ cdef void log_softmax_row(Row* row, Group* group, int j, real* s) noexcept nogil
 
 cdef void log_softmax_group(Group* group, real* s) noexcept nogil:
     log_sums(group, s)
-    if group.job.k <= NARROW and group.count > FEW:
+    if as_columns(group):
         log_softmax_columns(group, s)
     else:
         each_row(group, log_softmax_row[real], s)

@@ -11,8 +11,8 @@
 # Here are loss and gradient of class indices, for which that is all there is to do; all else is in
 # softmax_ce_options.pxi.
 #
-# uses _groups: FEW Group TargetSums each_row group_ahead index_scale open_group plain_losses softmax_rows
-# uses _groups: whole_rest
+# uses _groups: Group TargetSums as_columns each_row group_ahead index_scale open_group plain_losses
+# uses _groups: softmax_rows whole_rest
 # uses _job: Job loss_kernel
 # uses _math: log1p_positive real
 # uses _operand: kind_of row_offsets
@@ -22,7 +22,7 @@
 # uses _rows: any_extreme column_exponentials load_columns scale_probabilities
 # uses _smoothing: mark_dead mark_piece open_smoothing smooth_columns smooth_gradients smooth_losses
 # uses _smoothing: smooth_piece smooth_target smooth_values
-# uses _sums: GROUP NARROW Sum column_sums
+# uses _sums: GROUP Sum column_sums
 # uses _tiles: TILE_TARGETS columns_to_rows transposable write_columns
 # uses softmax_ce_options: focal_factor focal_slopes odds_of tile_cross_entropy
 
@@ -264,7 +264,7 @@ cdef inline void close_indices(real hint, Group* group) noexcept nogil:
 
 
 cdef void index_cross_entropy(Group* group, real* s) noexcept nogil:
-    if group.job.k <= NARROW and group.count > FEW:
+    if as_columns(group):
         index_columns(group, s)
     else:
         each_row(group, index_row[real], s)

@@ -14,7 +14,7 @@
 # Each result is a product of several quantities, so float32 goes through float64 from the exponentials
 # on, and float64 carries along, in a second number x_lo beside x, what the roundings lost.
 #
-# uses _groups: FEW Group each_row group_ahead open_group softmax_rows sum_tiles
+# uses _groups: Group as_columns each_row group_ahead open_group softmax_rows sum_tiles
 # uses _job: Job loss_kernel
 # uses _math: SL_FMA product product_error real remainder_of row_scale two_sum unit
 # uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
@@ -291,7 +291,7 @@ cdef void quadratic_row(Row* row, Group* group, int j, real* s) noexcept nogil:
 
 
 cdef void index_quadratic(Group* group, real* s) noexcept nogil:
-    if group.job.k <= NARROW and group.count > FEW:
+    if as_columns(group):
         quadratic_columns(group, s)
     else:
         each_row(group, quadratic_row[real], s)
