@@ -189,17 +189,25 @@ cdef double undefined_maximum(Row* row, real* s) noexcept nogil:
     return m
 
 
+cdef inline real below_unit(real e, Split* sums) noexcept nogil:
+    """e, or 0 where it is UNIT and goes to the maxima."""
+    cdef real below = e if e < unit(e) else 0
+    sums.max.hi[0] += e - below
+    return below
+
+
 cdef void add_split(const Row* row, const real* e, Split* sums) noexcept nogil:
-    """Add up a piece: of few classes in the order in which a column is added up."""
+    """Add up a piece: of few classes in the order in which a column is added up, float32 in pairs."""
     cdef Py_ssize_t i
     cdef real below
     if row.job.k > NARROW:
         sum_exponentials(e, padded(row.n) // GROUP, sums)
         return
-    for i in range(row.n):
-        below = e[i] if e[i] < unit(e[0]) else 0
+    for i from 0 <= i < row.n by (2 if real is float else 1):
+        below = below_unit(e[i], sums)
+        if real is float and i + 1 < row.n:
+            below += below_unit(e[i + 1], sums)
         accumulate(e[0], &sums.rest.hi[0], &sums.rest.lo[0], below)
-        sums.max.hi[0] += e[i] - below
 
 
 cdef bint sum_row(Row* row, TargetSums* to, int j, real* s) noexcept nogil:
