@@ -71,24 +71,24 @@ static SL_ALWAYS_INLINE V SL_OF(sl_expm1_reduced)(V r, V start) {
    m = 0x1.2b037616450fcp-5. Below the smallest normal number results have the digits that are left. */
 static SL_ALWAYS_INLINE V SL_OF(sl_exp_shifted)(V x, const SL_OF(sl_shift) *to, int how) {
     V y = SL_OF(sl_max)(to->least, x - to->a);
-    V z = y, shifted, n, shift, rest, near, power, r;
+    V z = y, shifted, n, shift, rest, head, power, r;
     if (how == SL_SCALED) z = y * to->scale;
     shifted = FMA(z - to->b, ALL(SL_LOG2E), ALL(SL_UNIT_MAGIC));
     n = shifted - ALL(SL_UNIT_MAGIC);
     shift = FMA(n, ALL(SL_LN2_HI), to->hi);
     rest = FMA(n, ALL(SL_LN2_LO), to->lo);
-    near = z - shift;
+    head = z - shift;
     power = (V)((SL_OF(sl_bits_vector))shifted << SL_REAL_BITS);
     if (how == SL_COMPENSATED) {
-        V part = near - z, one;
-        rest -= (z - (near - part)) - (shift + part);       /* near + shift may not be z: two-sum */
-        r = near - rest;
+        V part = head - z, one;
+        rest -= (z - (head - part)) - (shift + part);       /* head + shift may not be z: two-sum */
+        r = head - rest;
         one = 1 + r;
-        return (one + (((1 - one) + r) + SL_OF(sl_expm1_reduced)(r, (near - r) - rest))) * power;
+        return (one + (((1 - one) + r) + SL_OF(sl_expm1_reduced)(r, (head - r) - rest))) * power;
     }
     if (how == SL_SCALED)
         rest -= FMA(to->scale_lo, y, SL_OF(sl_product_error)(y, to->scale, z));
-    r = near - rest;
+    r = head - rest;
     return (1 + SL_OF(sl_expm1_reduced)(r, r)) * power;
 }
 
@@ -140,9 +140,13 @@ static SL_ALWAYS_INLINE void SL_OF(sl_exp_row)(
     SL_REAL b, hi, lo, least;
     SL_REAL a = how == SL_SCALED ? SL_OF(sl_split_scaled)(m, scale, &b, &hi, &lo, &least)
                                  : SL_OF(sl_split)(m, &b, &hi, &lo, &least);
-    SL_OF(sl_shift) to = {SL_OF(sl_all)(a), SL_OF(sl_all)(b), SL_OF(sl_all)(hi), SL_OF(sl_all)(lo),
-                          SL_OF(sl_all)(least)};
+    SL_OF(sl_shift) to;
     sl_ahead next;
+    to.a = SL_OF(sl_all)(a);
+    to.b = SL_OF(sl_all)(b);
+    to.hi = SL_OF(sl_all)(hi);
+    to.lo = SL_OF(sl_all)(lo);
+    to.least = SL_OF(sl_all)(least);
     SL_OF(sl_set_scale)(&to, scale);
     if (ahead != NULL) next = *ahead;
     SL_OF(sl_exp_lanes)(x, e, WIDTH, n, &to, how, ahead != NULL ? &next : NULL);
@@ -186,7 +190,7 @@ static void SL_OF(sl_column_maxima)(const SL_REAL *x, Py_ssize_t lines, SL_REAL 
     const SL_REAL *at;
     Py_ssize_t c;
     int i, j;
-    for (j = 0; j < SL_GROUP; j += sizeof top / sizeof(SL_REAL)) {
+    for (j = 0; j < SL_GROUP; j += (int)(sizeof top / (sizeof(SL_REAL)))) {
 #pragma GCC unroll 8
         for (i = 0; i < (int)(sizeof top / sizeof(V)); i++) top[i] = SL_READ(V, m + j + i * WIDTH);
         for (c = 0; c + 1 < lines; c += 2)
