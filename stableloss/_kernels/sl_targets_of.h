@@ -54,8 +54,11 @@ static void SL_OF(sl_column_gaps)(
 static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
         const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *loss, double *mass,
         int masked, uintptr_t ahead) {
-    V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS], lost[SL_COLUMN_VECTORS];
+    V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS];
     V all[SL_COLUMN_VECTORS], all_lost[SL_COLUMN_VECTORS], share, gap;
+#if SL_CARRIES
+    V lost[SL_COLUMN_VECTORS];
+#endif
     V minus_half = sl_all_f64(-0.5), none = {0};
     Py_ssize_t c;
     int i, j, at;
