@@ -21,7 +21,8 @@ print(min(timer.repeat(20, 5_000)) / 5_000)
 
 
 def seconds(python):
-    run = subprocess.run([python, "-c", CODE], check=True, capture_output=True, text=True)
+    # isolated: from the root, Python would find the source folder
+    run = subprocess.run([python, "-I", "-c", CODE], check=True, capture_output=True, text=True)
     return float(run.stdout)
 
 
