@@ -129,6 +129,9 @@ static inline void sl_flush_subnormals(void) {}
 #define WIN32_LEAN_AND_MEAN
 #define NOMINMAX
 #include <windows.h>
+/* keywords of 16-bit compilers, which its headers define away */
+#undef near
+#undef far
 static inline int64_t sl_clock(void) {
     LARGE_INTEGER count, frequency;
     QueryPerformanceCounter(&count);
