@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 import stableloss as sl
 from stableloss.adapters.dask import DaskLoss
 
-COPIES, CHUNK, STEPS, RATE = 900, 8192, 3, 2.5
+COPIES, CHUNK, STEPS, RATE = 2000, 8192, 3, 2.5
 MIB = 1 << 20
 
 digits = load_digits()
@@ -42,6 +42,7 @@ chunks = (CHUNK, features + 1)
 table = da.map_blocks(examples, chunks=da.core.normalize_chunks(chunks, (n, features + 1)), dtype=np.float32)
 images, labels = table[:, :features], table[:, -1].astype(np.int64)
 
+# The limit is on addresses, of which threads and their memory for matrix products reserve some 300 MiB.
 if sys.platform.startswith("linux"):
     with open("/proc/self/statm") as file:
         present = int(file.read().split()[0]) * resource.getpagesize()
