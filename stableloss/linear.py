@@ -380,9 +380,7 @@ class _Call:
         with_stats: bool,
     ) -> None:
         self.loss, self.max_memory = head.loss, head.max_memory
-        # A processor takes a hundred times as long for a product with a number below the smallest normal one.
-        # Of such, gradients of confident rows consist, and they add nothing.
-        self.flushing = head.loss._flushing()
+        self.flushing = head._flushing
         self.layer, self.with_stats = layer, with_stats
         self.arguments = _Arguments(self.loss, layer, arguments, denominator)
         self.arguments.check(self.max_memory)
@@ -687,8 +685,9 @@ class LinearLoss:
     0.11802
     """
 
-    __slots__ = ("loss", "max_memory")
+    __slots__ = ("_flushing", "loss", "max_memory")
 
+    _flushing: _Loss
     loss: _Loss
     max_memory: int
 
@@ -704,6 +703,9 @@ class LinearLoss:
             raise ValueError(f"max_memory is {max_memory!r}, not a positive number of bytes")
         if hasattr(self, "loss"):
             raise AttributeError(f"{type(self).__name__} is immutable: its options cannot be set again")
+        # A processor takes a hundred times as long for a product with a number below the smallest normal one.
+        # Of such, gradients of confident rows consist, and they add nothing.
+        object.__setattr__(self, "_flushing", loss._flushing())
         object.__setattr__(self, "loss", loss)
         object.__setattr__(self, "max_memory", memory)
 

@@ -135,7 +135,12 @@ class _Option:
 # ---- the losses -----------------------------------------------------------------------------------
 
 
-def _rebuild(cls: "type[_Loss]", options: dict[str, Any], extra: Mapping[str, Any] | None = None) -> "_Loss":
+def _rebuild(
+    cls: "type[_Loss]",
+    options: dict[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    flushes: bool = False,
+) -> "_Loss":
     """A loss from its pickle, also of a class whose `__init__` takes other arguments."""
     if not (isinstance(cls, type) and issubclass(cls, _Loss)):
         raise TypeError(f"{cls!r} is not a class of losses")
@@ -143,7 +148,7 @@ def _rebuild(cls: "type[_Loss]", options: dict[str, Any], extra: Mapping[str, An
     if unknown:
         raise TypeError(f"{cls.__name__} has no option {unknown[0]!r}")
     loss = cls.__new__(cls)
-    loss._configure(options)
+    loss._configure(options, flushes)
     for name, value in (extra or {}).items():
         object.__setattr__(loss, name, value)
     return loss
@@ -188,7 +193,7 @@ class _Loss(kernels.Loss):
     @_takes_options
     def __init__(self, *, reduction: str = "mean", logit_clip: float | None = None) -> None: ...
 
-    def _configure(self, given: Mapping[str, Any]) -> None:
+    def _configure(self, given: Mapping[str, Any], flushes: bool = False) -> None:
         """Check the options that are given, and hand all to the kernels."""
         defaults = self._defaults
         options = dict(defaults)
@@ -205,7 +210,7 @@ class _Loss(kernels.Loss):
             for name in _OF_LOGITS:
                 if options.get(name) != defaults.get(name):
                     raise ValueError(f"from_probabilities=True leaves no logits for {name} to work on")
-        self._set(getattr(kernels, self._stem), options, self._target_max)
+        self._set(getattr(kernels, self._stem), options, self._target_max, flushes)
 
     @overload
     def __call__(
@@ -543,18 +548,20 @@ class _Loss(kernels.Loss):
     def __hash__(self) -> int:
         return hash((type(self), *self._changed().items()))
 
-    def _flushing(self) -> Any:
-        """The same loss, but with 0 for results below the smallest normal number."""
-        loss = type(self).__new__(type(self))
-        loss._set(getattr(kernels, self._stem), dict(self._options), self._target_max, True)
-        return loss
-
-    def __reduce__(self) -> tuple[Any, ...]:
+    def _extra(self) -> dict[str, Any]:
+        """What a subclass has beside the options."""
         extra = dict(getattr(self, "__dict__", {}))
-        for name in _slotnames(type(self)):  # of a subclass
+        for name in _slotnames(type(self)):
             if hasattr(self, name):
                 extra[name] = getattr(self, name)
-        return _rebuild, (type(self), self._changed(), extra)
+        return extra
+
+    def _flushing(self) -> "_Loss":
+        """The same loss, but with 0 for results below the smallest normal number."""
+        return _rebuild(type(self), self._changed(), self._extra(), flushes=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._changed(), self._extra())
 
 
 class _CrossEntropy(_Loss):

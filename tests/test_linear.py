@@ -860,6 +860,26 @@ def test_object():
     assert (head.loss, head.max_memory) == (sl.SoftmaxCE(label_smoothing=0.1), 1 << 20)
 
 
+def test_a_loss_with_attributes_of_its_own(rng):
+    class Scaled(sl.SoftmaxCE):
+        def __init__(self, factor):
+            super().__init__()
+            object.__setattr__(self, "factor", factor)
+
+        def value_and_grad(self, *given, **options):
+            value, grad = super().value_and_grad(*given, **options)
+            grad *= self.factor
+            return value * self.factor, grad
+
+    hidden, weight, bias = layer(rng, N, D, K, np.float64)
+    targets = rng.integers(0, K, N)
+    doubled = sl.LinearLoss(Scaled(2.0)).value_and_grad(hidden, weight, targets, bias)
+    once = sl.LinearLoss(sl.softmax_ce).value_and_grad(hidden, weight, targets, bias)
+    assert doubled[0] == 2 * once[0]
+    for twice, grad in zip(doubled[1], once[1], strict=True):
+        np.testing.assert_array_equal(twice, 2 * grad)
+
+
 def test_grads_can_be_left_out():
     assert sl.LinearGrads(weight=1) == (None, 1, None)
 
