@@ -95,15 +95,6 @@ cdef inline real product(real a, real a_lo, real b, real b_lo, real* lo) noexcep
     return ab
 
 
-cdef inline real reciprocal(real t, real t_lo) noexcept nogil:
-    """1 / (t + t_lo), with one rounding: the quotient corrected by its own residual.
-
-    For t + t_lo = 1 + e, 0 <= e <= 1: float32 0.5000 at e = 0x1.fe00fep-18, float64 0.5005 at
-    0x1.85def575bf2p-24."""
-    cdef real q = <real>1 / t
-    return fma(q, fma(-t, q, <real>1) - t_lo * q, q)
-
-
 cdef inline double row_scale(double weight, double divisor, double total, double total_lo) noexcept nogil:
     """weight / (divisor * (total + total_lo)), rounded once: 0.5000."""
     cdef double product = divisor * total

@@ -6,7 +6,7 @@
 # uses _logits: indicator_logit
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather kind_of scatter
-# uses _rows: load_logits row_exponentials rows_ahead scale_probabilities
+# uses _rows: load_logits padded_copy row_exponentials rows_ahead scale_probabilities
 # uses _sums: GROUP NARROW PIECE lane_squares lane_sum ordered_sum padded
 
 cdef extern from "sl_columns.h":
@@ -63,18 +63,14 @@ cdef const real* logits_of_piece(const Row* row, real* s) noexcept nogil:
 
 cdef const real* view_piece(const Row* row, real* s) noexcept nogil:
     """Logits of a piece, of which the last n % GROUP, padded with -inf, are in s wherever the others are."""
-    cdef Py_ssize_t i
+    cdef Py_ssize_t whole = row.n & ~(GROUP - 1)
     cdef const real* source
     if row.pieces == 1:
         load_limited(row, row.first, row.n, s)
         return s
     source = logits_of_piece(row, s)
-    if source == s:
-        return s
-    for i in range(row.n & ~(GROUP - 1), row.n):
-        s[i] = source[i]
-    for i in range(row.n, padded(row.n)):
-        s[i] = -SL_INFINITY
+    if source != s:
+        padded_copy(source + whole, row.n - whole, s + whole)
     return source
 
 

@@ -107,6 +107,14 @@ cdef void load_columns(
     transform_logits(job, job.k * GROUP, x, slope)
 
 
+cdef inline void padded_copy(const real* x, Py_ssize_t n, real* to) noexcept nogil:
+    """Logits, padded with -inf to whole lines."""
+    if real is float:
+        sl_padded_copy_f32(x, n, to)
+    else:
+        sl_padded_copy_f64(x, n, to)
+
+
 cdef void load_logits(
     const Job* job, const char* row, Py_ssize_t first, Py_ssize_t n, real* x, real* slope
 ) noexcept nogil:
@@ -114,10 +122,7 @@ cdef void load_logits(
     cdef Py_ssize_t i
     row += first * job.x.inner
     if job.x.kind == kind_of(x[0]) and job.x.inner == <Py_ssize_t>sizeof(real):
-        if real is float:
-            sl_padded_copy_f32(<const float*>row, n, x)
-        else:
-            sl_padded_copy_f64(<const double*>row, n, x)
+        padded_copy(<const real*>row, n, x)
     else:
         gather(row, job.x.kind, job.x.inner, n, x)
         for i in range(n, padded(n)):

@@ -8,7 +8,7 @@
 #
 # uses _blocks: stopped
 # uses _job: Job
-# uses _math: absolute real
+# uses _math: absolute real uintptr_t
 # uses _operand: MAX_DIMS Operand gather kind_of locate row_offsets scatter
 # uses _sums: GROUP NARROW PIECE TILE padded
 
@@ -29,8 +29,8 @@ cdef enum:
     STRIP = 8 * NARROW              # entries of rows on their way to columns, or from there
 
 cdef extern from "sl_columns.h":
-    void sl_fetch_read(const char*, Py_ssize_t) noexcept nogil
-    void sl_fetch_write(const char*, Py_ssize_t) noexcept nogil
+    void sl_fetch_read(uintptr_t, Py_ssize_t) noexcept nogil
+    void sl_fetch_write(uintptr_t, Py_ssize_t) noexcept nogil
 
 cdef extern from "sl_transpose.h":
     void sl_to_lanes_f32(const float*, Py_ssize_t, float*, Py_ssize_t) noexcept nogil
@@ -193,7 +193,7 @@ cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_
             at = op.data + offset[0]
             line = bytes_of_line(distance, count)
             for c in range(k):
-                sl_fetch_read(at + line, line)
+                sl_fetch_read(<uintptr_t>at + line, line)
                 gather(at, op.kind, distance, count, s + c * GROUP)
                 at += op.inner
         else:
@@ -210,7 +210,7 @@ cdef void read_columns(const Operand* op, Py_ssize_t start, int count, Py_ssize_
             s[c * GROUP + j] = 0
 
 
-cdef void write_columns(
+cdef void write_scaled_columns(
     const real* s, const real* scale, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k
 ) noexcept nogil:
     """Class c of row start + j = s[c, j] * scale[j]."""
@@ -233,7 +233,7 @@ cdef void write_columns(
         at = op.data + offset[0]
         line = bytes_of_line(distance, count)
         for c in range(k):
-            sl_fetch_write(at + line, line)
+            sl_fetch_write(<uintptr_t>at + line, line)
             for j in range(GROUP):
                 strip[j] = s[c * GROUP + j] * factor[j]
             scatter(<const real*>strip, at, op.kind, distance, count)
@@ -247,6 +247,16 @@ cdef void write_columns(
         else:
             for j in range(rows):
                 scatter(<const real*>(strip + j * k), op.data + offset[r + j], op.kind, op.inner, k)
+
+
+cdef void write_columns(
+    const real* s, const Operand* op, Py_ssize_t start, int count, Py_ssize_t k
+) noexcept nogil:
+    cdef real one[GROUP]
+    cdef int j
+    for j in range(GROUP):
+        one[j] = 1
+    write_scaled_columns(s, <const real*>one, op, start, count, k)
 
 
 cdef void clear_columns(real* s, Py_ssize_t k, const double* weight) noexcept nogil:
@@ -304,12 +314,9 @@ cdef void read_tile(const Operand* op, const Tile* tile, real* to) noexcept nogi
 
 
 cdef void write_tile(const real* s, const Operand* op, const Tile* tile) noexcept nogil:
-    cdef Py_ssize_t offset, j
-    cdef real one[GROUP]
+    cdef Py_ssize_t offset
     if tile.wide:
         row_offsets(op, tile.start, 1, &offset)
         scatter(s, op.data + offset + tile.first * op.inner, op.kind, op.inner, tile.n)
     else:
-        for j in range(GROUP):
-            one[j] = 1
-        write_columns(s, <const real*>one, op, tile.start, tile.count, tile.n)
+        write_columns(s, op, tile.start, tile.count, tile.n)

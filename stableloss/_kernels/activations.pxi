@@ -21,7 +21,7 @@
 # uses _rows: column_exponentials
 # uses _sums: GROUP NARROW Pairs Split Sum TILE accumulate clear_split column_sums fold_all padded
 # uses _sums: sum_exponentials
-# uses _tiles: write_columns
+# uses _tiles: write_columns write_scaled_columns
 
 
 cdef extern from "sl_columns.h" nogil:
@@ -88,25 +88,29 @@ cdef void softmax_columns(Group* group, real* s) noexcept nogil:
         group.sums.e_target[j] = 0
     for j in range(GROUP):
         scale[j] = <real>index_scale(s[0], &group.sums, j, 1, group.job)
-    write_columns(<const real*>s, <const real*>scale, &group.job.g, group.start, group.count, k)
+    write_scaled_columns(<const real*>s, <const real*>scale, &group.job.g, group.start, group.count, k)
+
+
+cdef bint sum_row(Row* row, double* total, double* lo, real* s) noexcept nogil:
+    """Exponentials of a row and their sum, which is 0 so far; False where the call is to end."""
+    cdef Py_ssize_t index
+    for index in range(row.pieces):
+        if not place_piece(index, row):
+            return False
+        piece_exponentials(row, s)
+        add_piece(row, <const real*>s, False, total, lo)
+        if row.cached:
+            write_piece(row, <const real*>s)
+    return True
 
 
 cdef void softmax_row(Row* row, Group* group, int j, real* s) noexcept nogil:
-    cdef double total = 0, lo = 0
-    cdef Py_ssize_t index
+    cdef TargetSums* sums = &group.sums
     row.compensated = False
     open_row(row, s)
-    for index in range(row.pieces):
-        if not place_piece(index, row):
-            return
-        piece_exponentials(row, s)
-        add_piece(row, <const real*>s, False, &total, &lo)
-        if row.cached:
-            write_piece(row, <const real*>s)
-    group.sums.rest.hi[j] = total
-    group.sums.rest.lo[j] = lo
-    group.sums.e_target[j] = 0
-    scale_row(row, index_scale(s[0], &group.sums, j, 1, group.job), False, s)
+    sums.rest.hi[j] = sums.rest.lo[j] = sums.e_target[j] = 0
+    if sum_row(row, &sums.rest.hi[j], &sums.rest.lo[j], s):
+        scale_row(row, index_scale(s[0], sums, j, 1, group.job), False, s)
 
 
 cdef void softmax_group(Group* group, real* s) noexcept nogil:
@@ -210,21 +214,8 @@ cdef void add_split(const Row* row, const real* e, Split* sums) noexcept nogil:
         accumulate(e[0], &sums.rest.hi[0], &sums.rest.lo[0], below)
 
 
-cdef bint sum_row(Row* row, TargetSums* to, int j, real* s) noexcept nogil:
-    """The sum of a row's exponentials, if that is enough."""
-    cdef double total = 0, lo = 0
-    cdef Py_ssize_t index
-    for index in range(row.pieces):
-        if not place_piece(index, row):
-            break
-        piece_exponentials(row, s)
-        add_piece(row, <const real*>s, False, &total, &lo)
-    finish_total(s[0], total, to, j)
-    return not saturated(s[0], total)
-
-
 cdef void split_row(Row* row, TargetSums* to, int j, real* s) noexcept nogil:
-    """The same with the maxima apart. The exponentials of a row of one piece may be in s already."""
+    """The sum of a row with the maxima apart. The exponentials of a row of one piece may be in s already."""
     cdef Split sums
     cdef Py_ssize_t index
     clear_split(&sums)
@@ -241,12 +232,18 @@ cdef void split_row(Row* row, TargetSums* to, int j, real* s) noexcept nogil:
 
 cdef void log_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     """Maximum and sums of a row."""
+    cdef double total = 0, lo = 0
     row.compensated = False
     open_row(row, s)
+    row.cached = False      # where the results go the logits may lie, which are read again
     group.m[j] = SL_INFINITY if row.limit else row.m
     if row.m == -SL_INFINITY:
         group.m[j] = undefined_maximum(row, s)
-    if real is double or not sum_row(row, &group.sums, j, s):
+    if real is float:
+        if not sum_row(row, &total, &lo, s):
+            return
+        finish_total(s[0], total, &group.sums, j)
+    if saturated(s[0], total):
         split_row(row, &group.sums, j, s)
 
 
@@ -284,15 +281,13 @@ cdef inline void split_constant(double m, double log_sum, real* hi, real* lo) no
 cdef void log_softmax_columns(Group* group, real* s) noexcept nogil:
     cdef real hi[GROUP]
     cdef real lo[GROUP]
-    cdef real one[GROUP]
     cdef Py_ssize_t c, j
     for j in range(GROUP):
         split_constant(group.m[j], group.loss[j], &hi[j], &lo[j])
-        one[j] = 1
     for c in range(group.job.k):
         for j in range(GROUP):
             s[c * GROUP + j] = (s[c * GROUP + j] - hi[j]) - lo[j]
-    write_columns(<const real*>s, <const real*>one, &group.job.g, group.start, group.count, group.job.k)
+    write_columns(<const real*>s, &group.job.g, group.start, group.count, group.job.k)
 
 
 cdef void log_softmax_row(Row* row, Group* group, int j, real* s) noexcept nogil:

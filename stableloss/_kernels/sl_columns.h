@@ -8,29 +8,16 @@
 #include "sl_sizes.h"
 #include "sl_vector.h"
 
-/* Memory that is to be read and written soon; an address at which there is none does no harm. */
+/* Memory that is to be read and written soon. */
 typedef struct {
     uintptr_t read, write;
 } sl_ahead;
 
 static SL_ALWAYS_INLINE void sl_fetch(sl_ahead *ahead, int bytes) {
-    int at;
-#pragma GCC unroll 2
-    for (at = 0; at < bytes; at += 64) {
-        __builtin_prefetch((const void *)(ahead->read + at), 0);
-        __builtin_prefetch((const void *)(ahead->write + at), 1);
-    }
+    sl_fetch_read(ahead->read, bytes);
+    sl_fetch_write(ahead->write, bytes);
     ahead->read += bytes;
     ahead->write += bytes;
-}
-
-static SL_ALWAYS_INLINE void sl_fetch_read(const char *at, Py_ssize_t bytes) {
-    Py_ssize_t i;
-    for (i = 0; i < bytes; i += 64) __builtin_prefetch((const void *)((uintptr_t)at + i), 0);
-}
-static SL_ALWAYS_INLINE void sl_fetch_write(const char *at, Py_ssize_t bytes) {
-    Py_ssize_t i;
-    for (i = 0; i < bytes; i += 64) __builtin_prefetch((const void *)((uintptr_t)at + i), 1);
 }
 
 enum { SL_PLAIN, SL_COMPENSATED, SL_SCALED };      /* exponentials, see sl_columns_of.h */
@@ -57,7 +44,6 @@ enum { SL_PLAIN, SL_COMPENSATED, SL_SCALED };      /* exponentials, see sl_colum
    room there, and enough for additions not to wait for each other. */
 #define SL_SUMS_F32 (SL_VECTOR_BYTES == 16 ? 16 : 32)
 #define SL_SUMS_F64 (SL_VECTOR_BYTES == 16 ? 8 : 16)
-#define SL_DOUBLES (SL_VECTOR_BYTES / 8)
 
 /* Add lines of `width` columns, GROUP or half of it, to hi. */
 static SL_ALWAYS_INLINE void sl_add_lines_f32(const float *v, Py_ssize_t lines, int width, double *hi) {

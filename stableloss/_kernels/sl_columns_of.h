@@ -236,13 +236,8 @@ static void SL_OF(sl_scale)(const SL_REAL *x, Py_ssize_t n, SL_REAL factor, SL_R
    would be waited for. */
 static void SL_OF(sl_padded_copy)(const SL_REAL *x, Py_ssize_t n, SL_REAL *to) {
     V nothing = SL_OF(sl_all)(-SL_INFINITY);
-    Py_ssize_t i = 0, end = (n + SL_GROUP - 1) / SL_GROUP * SL_GROUP;
-    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
-        V upper = SL_READ(V, x + i), lower = SL_READ(V, x + i + WIDTH);
-        SL_WRITE(V, to + i, upper);
-        SL_WRITE(V, to + i + WIDTH, lower);
-    }
-    for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(V, to + i, SL_READ(V, x + i));
+    Py_ssize_t i = n / WIDTH * WIDTH, end = (n + SL_GROUP - 1) / SL_GROUP * SL_GROUP;
+    SL_OF(sl_copy)(x, i, to);
     if (i < n) {
         SL_WRITE(V, to + i, SL_OF(sl_read_first)(x + i, n - i, nothing));
         i += WIDTH;

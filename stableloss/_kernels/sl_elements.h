@@ -11,23 +11,6 @@
 #define SL_FETCH(at, write) \
     __builtin_prefetch((const void *)((uintptr_t)(at) + SL_CHUNK * sizeof *(at)), write)
 
-/* a * b - product, exactly, for product = a * b rounded */
-#if defined(__FMA__) || defined(__aarch64__)
-#define sl_lost_f32(a, b, product) sl_fma_f32(a, b, -(product))
-#define sl_lost_f64(a, b, product) sl_fma_f64(a, b, -(product))
-#else
-static SL_ALWAYS_INLINE sl_vector_f32 sl_lost_f32(sl_vector_f32 a, sl_vector_f32 b, sl_vector_f32 product) {
-    int i;
-    for (i = 0; i < SL_VECTOR_BYTES / 4; i++) product[i] = SL_PRODUCT_ERRORF(a[i], b[i], product[i]);
-    return product;
-}
-static SL_ALWAYS_INLINE sl_vector_f64 sl_lost_f64(sl_vector_f64 a, sl_vector_f64 b, sl_vector_f64 product) {
-    int i;
-    for (i = 0; i < SL_VECTOR_BYTES / 8; i++) product[i] = SL_PRODUCT_ERROR(a[i], b[i], product[i]);
-    return product;
-}
-#endif
-
 /* log(1 + t) for 0 <= t <= 1; NaN for NaN. */
 static SL_ALWAYS_INLINE sl_vector_f32 sl_log1p_unit_f32(sl_vector_f32 t) {
     sl_vector_f32 q = sl_fma_f32(sl_all_f32(SL_LOG9_F32), t, sl_all_f32(SL_LOG8_F32));

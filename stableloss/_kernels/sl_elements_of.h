@@ -110,7 +110,7 @@ static void SL_OF(sl_bce_gradients)(
 /* ab and what its rounding lost, of a + a_lo and b + b_lo */
 static SL_ALWAYS_INLINE V SL_OF(sl_product)(V a, V a_lo, V b, V b_lo, V *lo) {
     V ab = a * b;
-    *lo = FMA(a, b_lo, FMA(a_lo, b, SL_OF(sl_lost)(a, b, ab)));
+    *lo = FMA(a, b_lo, FMA(a_lo, b, SL_OF(sl_product_error)(a, b, ab)));
     return ab;
 }
 
@@ -127,7 +127,7 @@ static void SL_OF(sl_mse_losses)(
         e = SL_READ(V, parts + i);
         one = 1 + e;
         q = 1 / one;
-        q_lo = q * FMA(-q, e - (one - 1), -SL_OF(sl_lost)(q, one, unity));
+        q_lo = q * FMA(-q, e - (one - 1), -SL_OF(sl_product_error)(q, one, unity));
         lost = (1 - (1 - t)) - t;
         lost = SL_OF(sl_where_less)(x, zero, lost * e, lost);
         d = SL_OF(sl_product)(SL_OF(sl_residual_numerator)(x, t, e), lost, q, q_lo, &d_lo);
@@ -151,7 +151,7 @@ static void SL_OF(sl_mse_gradients)(
         q_lo = SL_READ(V, parts + 2 * SL_CHUNK + i);
         d = SL_READ(V, parts + 3 * SL_CHUNK + i);
         a = e * q;
-        lo = FMA(e, q_lo, SL_OF(sl_lost)(e, q, a));
+        lo = FMA(e, q_lo, SL_OF(sl_product_error)(e, q, a));
         c = SL_OF(sl_product)(a, lo, q, q_lo, &lo);
         /* the divisor before the difference: both may be far below 1 */
         c = SL_OF(sl_product)(c, lo, by, by_lo, &lo);

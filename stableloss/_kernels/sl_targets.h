@@ -21,7 +21,6 @@
 #define sl_high_as_f64(v) ((sl_vector_f64){(v)[2], (v)[3]})
 #endif
 
-#define SL_LANES (SL_VECTOR_BYTES / 8)
 /* columns that go together, few enough for what belongs to them to find room in registers */
 #define SL_COLUMN_VECTORS (SL_VECTOR_BYTES == 64 ? 4 : 2)
 
@@ -32,7 +31,7 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_where_f64(sl_bits_vector_f64 which, sl_
 /* Columns to 0, by stores: GCC would make it an instruction that takes as long as a hundred additions. */
 static SL_ALWAYS_INLINE void sl_clear(double *to) {
     int j;
-    for (j = 0; j < SL_GROUP; j += SL_LANES) {
+    for (j = 0; j < SL_GROUP; j += SL_DOUBLES) {
         SL_WRITE(sl_vector_f64, to + j, (sl_vector_f64){0});
         __asm__ volatile("");
     }
@@ -59,26 +58,26 @@ static void sl_split_sums_f64(
     sl_vector_f64 limit = sl_all_f64(unit);
     Py_ssize_t c;
     int i, j;
-    for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_LANES) {
+    for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_DOUBLES) {
 #pragma GCC unroll 4
         for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-            sum[i] = SL_READ(sl_vector_f64, rest + j + i * SL_LANES);
-            lost[i] = SL_READ(sl_vector_f64, rest_lo + j + i * SL_LANES);
-            top[i] = SL_READ(sl_vector_f64, max + j + i * SL_LANES);
+            sum[i] = SL_READ(sl_vector_f64, rest + j + i * SL_DOUBLES);
+            lost[i] = SL_READ(sl_vector_f64, rest_lo + j + i * SL_DOUBLES);
+            top[i] = SL_READ(sl_vector_f64, max + j + i * SL_DOUBLES);
         }
         for (c = 0; c < lines; c++)
 #pragma GCC unroll 4
             for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-                v = SL_READ(sl_vector_f64, e + c * SL_GROUP + j + i * SL_LANES);
+                v = SL_READ(sl_vector_f64, e + c * SL_GROUP + j + i * SL_DOUBLES);
                 below = sl_where_f64((sl_bits_vector_f64)(v < limit), v);
                 top[i] += v - below;
                 sl_accumulate_f64(&sum[i], &lost[i], below);
             }
 #pragma GCC unroll 4
         for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-            SL_WRITE(sl_vector_f64, rest + j + i * SL_LANES, sum[i]);
-            SL_WRITE(sl_vector_f64, rest_lo + j + i * SL_LANES, lost[i]);
-            SL_WRITE(sl_vector_f64, max + j + i * SL_LANES, top[i]);
+            SL_WRITE(sl_vector_f64, rest + j + i * SL_DOUBLES, sum[i]);
+            SL_WRITE(sl_vector_f64, rest_lo + j + i * SL_DOUBLES, lost[i]);
+            SL_WRITE(sl_vector_f64, max + j + i * SL_DOUBLES, top[i]);
         }
     }
 }
@@ -100,32 +99,32 @@ static void sl_split_sums_f32(
     const float *at;
     Py_ssize_t c;
     int i, j;
-    for (j = 0; j < SL_GROUP; j += 4 * SL_LANES) {
+    for (j = 0; j < SL_GROUP; j += 4 * SL_DOUBLES) {
 #pragma GCC unroll 2
         for (i = 0; i < 2; i++) {
-            low[i] = SL_READ(sl_vector_f64, rest + j + 2 * i * SL_LANES);
-            high[i] = SL_READ(sl_vector_f64, rest + j + (2 * i + 1) * SL_LANES);
+            low[i] = SL_READ(sl_vector_f64, rest + j + 2 * i * SL_DOUBLES);
+            high[i] = SL_READ(sl_vector_f64, rest + j + (2 * i + 1) * SL_DOUBLES);
             top[i] = sl_all_f32(0);
         }
         at = e + j;
         for (c = 0; c + 1 < lines; c += 2, at += 2 * SL_GROUP)
 #pragma GCC unroll 2
             for (i = 0; i < 2; i++) {
-                v = sl_below_f32(at + 2 * i * SL_LANES, limit, &top[i]);
-                v += sl_below_f32(at + SL_GROUP + 2 * i * SL_LANES, limit, &top[i]);
+                v = sl_below_f32(at + 2 * i * SL_DOUBLES, limit, &top[i]);
+                v += sl_below_f32(at + SL_GROUP + 2 * i * SL_DOUBLES, limit, &top[i]);
                 low[i] += sl_low_as_f64(v);
                 high[i] += sl_high_as_f64(v);
             }
 #pragma GCC unroll 2
         for (i = 0; i < 2; i++) {
             if (c < lines) {
-                v = sl_below_f32(at + 2 * i * SL_LANES, limit, &top[i]);
+                v = sl_below_f32(at + 2 * i * SL_DOUBLES, limit, &top[i]);
                 low[i] += sl_low_as_f64(v);
                 high[i] += sl_high_as_f64(v);
             }
-            SL_WRITE(sl_vector_f64, rest + j + 2 * i * SL_LANES, low[i]);
-            SL_WRITE(sl_vector_f64, rest + j + (2 * i + 1) * SL_LANES, high[i]);
-            SL_WRITE(sl_vector_f32, counted + j + 2 * i * SL_LANES, top[i]);
+            SL_WRITE(sl_vector_f64, rest + j + 2 * i * SL_DOUBLES, low[i]);
+            SL_WRITE(sl_vector_f64, rest + j + (2 * i + 1) * SL_DOUBLES, high[i]);
+            SL_WRITE(sl_vector_f32, counted + j + 2 * i * SL_DOUBLES, top[i]);
         }
     }
     for (j = 0; j < SL_GROUP; j++) max[j] += counted[j];

@@ -29,22 +29,22 @@ static void SL_OF(sl_column_gaps)(
     V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS], lost[SL_COLUMN_VECTORS], minus = sl_all_f64(-unit);
     Py_ssize_t c;
     int i, j;
-    for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_LANES) {
+    for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_DOUBLES) {
 #pragma GCC unroll 4
         for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-            top[i] = SL_READ_AS_F64(m + j + i * SL_LANES) * unit;
-            sum[i] = READ(hi + j + i * SL_LANES);
-            lost[i] = READ(lo + j + i * SL_LANES);
+            top[i] = SL_READ_AS_F64(m + j + i * SL_DOUBLES) * unit;
+            sum[i] = READ(hi + j + i * SL_DOUBLES);
+            lost[i] = READ(lo + j + i * SL_DOUBLES);
         }
         for (c = 0; c < lines; c++)
 #pragma GCC unroll 4
             for (i = 0; i < SL_COLUMN_VECTORS; i++)
                 SL_OF(sl_accumulate)(&sum[i], &lost[i], sl_fma_f64(
-                    minus, SL_READ_AS_F64(x + c * SL_GROUP + j + i * SL_LANES), top[i]));
+                    minus, SL_READ_AS_F64(x + c * SL_GROUP + j + i * SL_DOUBLES), top[i]));
 #pragma GCC unroll 4
         for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-            SL_WRITE(V, hi + j + i * SL_LANES, sum[i]);
-            SL_WRITE(V, lo + j + i * SL_LANES, lost[i]);
+            SL_WRITE(V, hi + j + i * SL_DOUBLES, sum[i]);
+            SL_WRITE(V, lo + j + i * SL_DOUBLES, lost[i]);
         }
     }
 }
@@ -62,10 +62,10 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
     V minus_half = sl_all_f64(-0.5), none = {0};
     Py_ssize_t c;
     int i, j, at;
-    for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_LANES) {
+    for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_DOUBLES) {
 #pragma GCC unroll 4
         for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-            at = j + i * SL_LANES;
+            at = j + i * SL_DOUBLES;
             top[i] = READ(m + at) * 0.5;
             sum[i] = READ(loss + at);
             all[i] = READ(mass + at);
@@ -76,11 +76,11 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
         }
         for (c = 0; c < lines; c++) {
             if (ahead)
-                for (i = 0; i < (int)sizeof(SL_REAL) * SL_COLUMN_VECTORS * SL_LANES; i += 64)
-                    __builtin_prefetch((const void *)(ahead + (c * SL_GROUP + j) * sizeof(SL_REAL) + i));
+                sl_fetch_read(ahead + (c * SL_GROUP + j) * sizeof(SL_REAL),
+                              sizeof(SL_REAL) * SL_COLUMN_VECTORS * SL_DOUBLES);
 #pragma GCC unroll 4
             for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-                at = c * SL_GROUP + j + i * SL_LANES;
+                at = c * SL_GROUP + j + i * SL_DOUBLES;
                 share = SL_READ_AS_F64(q + at);
                 gap = sl_fma_f64(minus_half, SL_READ_AS_F64(x + at), top[i]);
                 if (masked) gap = sl_where_f64((sl_bits_vector_f64)(share != none), gap);
@@ -94,7 +94,7 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
         }
 #pragma GCC unroll 4
         for (i = 0; i < SL_COLUMN_VECTORS; i++) {
-            at = j + i * SL_LANES;
+            at = j + i * SL_DOUBLES;
             SL_WRITE(V, loss + at, sum[i]);
             SL_WRITE(V, mass + at, all[i]);
 #if SL_CARRIES

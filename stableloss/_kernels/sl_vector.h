@@ -6,7 +6,7 @@
 #ifndef SL_VECTOR_H
 #define SL_VECTOR_H
 
-#include "sl_platform.h"
+#include "sl_math.h"
 
 #if defined(__AVX512F__)
 #define SL_VECTOR_BYTES 64
@@ -26,8 +26,20 @@ typedef double sl_vector_f64 __attribute__((vector_size(SL_VECTOR_BYTES), aligne
 typedef uint32_t sl_bits_vector_f32 __attribute__((vector_size(SL_VECTOR_BYTES)));
 typedef uint64_t sl_bits_vector_f64 __attribute__((vector_size(SL_VECTOR_BYTES)));
 
+#define SL_DOUBLES (SL_VECTOR_BYTES / 8)        /* in a vector */
+
 #define SL_READ(type, from) (*(const type *)(from))
 #define SL_WRITE(type, to, v) (*(type *)(to) = (v))
+
+/* Memory that is to be read, or written, soon; an address at which there is none does no harm. */
+static SL_ALWAYS_INLINE void sl_fetch_read(uintptr_t at, Py_ssize_t bytes) {
+    Py_ssize_t i;
+    for (i = 0; i < bytes; i += 64) __builtin_prefetch((const void *)(at + i), 0);
+}
+static SL_ALWAYS_INLINE void sl_fetch_write(uintptr_t at, Py_ssize_t bytes) {
+    Py_ssize_t i;
+    for (i = 0; i < bytes; i += 64) __builtin_prefetch((const void *)(at + i), 1);
+}
 
 static SL_ALWAYS_INLINE sl_vector_f32 sl_all_f32(float x) { return x - (sl_vector_f32){0}; }
 static SL_ALWAYS_INLINE sl_vector_f64 sl_all_f64(double x) { return x - (sl_vector_f64){0}; }
@@ -166,20 +178,21 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_where_less_f64(
 }
 #endif
 
-/* a * b - product, exactly, for product = a * b rounded and factors that are far from overflow */
+/* a * b - product, exactly, for product = a * b rounded */
 #if defined(__FMA__) || defined(__aarch64__)
 #define sl_product_error_f32(a, b, product) sl_fma_f32(a, b, -(product))
 #define sl_product_error_f64(a, b, product) sl_fma_f64(a, b, -(product))
 #else
-/* Dekker's splitting */
-#define SL_VECTOR_PRODUCT_ERROR(name, type, splitter) \
-    static SL_ALWAYS_INLINE type name(type a, type b, type product) { \
-        type t = a * splitter, a_hi = t - (t - a), a_lo = a - a_hi; \
-        type u = b * splitter, b_hi = u - (u - b), b_lo = b - b_hi; \
-        return ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo; \
-    }
-SL_VECTOR_PRODUCT_ERROR(sl_product_error_f32, sl_vector_f32, 4097.0f)           /* 2**12 + 1 */
-SL_VECTOR_PRODUCT_ERROR(sl_product_error_f64, sl_vector_f64, 134217729.0)       /* 2**27 + 1 */
+static SL_ALWAYS_INLINE sl_vector_f32 sl_product_error_f32(sl_vector_f32 a, sl_vector_f32 b, sl_vector_f32 product) {
+    int i;
+    for (i = 0; i < SL_VECTOR_BYTES / 4; i++) product[i] = SL_PRODUCT_ERRORF(a[i], b[i], product[i]);
+    return product;
+}
+static SL_ALWAYS_INLINE sl_vector_f64 sl_product_error_f64(sl_vector_f64 a, sl_vector_f64 b, sl_vector_f64 product) {
+    int i;
+    for (i = 0; i < SL_VECTOR_BYTES / 8; i++) product[i] = SL_PRODUCT_ERROR(a[i], b[i], product[i]);
+    return product;
+}
 #endif
 
 #endif

@@ -23,7 +23,7 @@
 # uses _smoothing: mark_dead mark_piece open_smoothing smooth_columns smooth_gradients smooth_losses
 # uses _smoothing: smooth_piece smooth_target smooth_values
 # uses _sums: GROUP Sum column_sums
-# uses _tiles: TILE_TARGETS columns_to_rows transposable write_columns
+# uses _tiles: TILE_TARGETS columns_to_rows transposable write_columns write_scaled_columns
 # uses softmax_ce_options: focal_factor focal_slopes odds_of tile_cross_entropy
 
 
@@ -83,7 +83,6 @@ cdef inline void store_gradients(
     """Scale the exponentials of a group to its gradient; `target` has that of the targets."""
     cdef Py_ssize_t place[GROUP]
     cdef Py_ssize_t c, distance
-    cdef real one[GROUP]
     cdef real* row
     cdef int i, j, aligned = group.count - group.count % 8
     if transposable(&group.job.g, s[0]):
@@ -99,7 +98,7 @@ cdef inline void store_gradients(
             row[place[j]] = target[j]
         return
     if group.job.g.kind == kind_of(s[0]):
-        write_columns(<const real*>s, scale, &group.job.g, group.start, group.count, group.job.k)
+        write_scaled_columns(<const real*>s, scale, &group.job.g, group.start, group.count, group.job.k)
         row_offsets(&group.job.g, group.start, group.count, place)
         for j in range(group.count):
             (<real*>(group.job.g.data + place[j] + group.y[j] * group.job.g.inner))[0] = target[j]
@@ -109,8 +108,7 @@ cdef inline void store_gradients(
             s[c * GROUP + j] *= scale[j]
     for j in range(GROUP):
         s[group.y[j] * GROUP + j] = target[j]
-        one[j] = 1
-    write_columns(<const real*>s, <const real*>one, &group.job.g, group.start, group.count, group.job.k)
+    write_columns(<const real*>s, &group.job.g, group.start, group.count, group.job.k)
 
 
 cdef inline void index_gradients(

@@ -169,7 +169,6 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
     cdef int32_t at[GROUP]
     cdef bint limit[GROUP]
     cdef real m[GROUP]
-    cdef real one[GROUP]
     cdef RestSums rest
     cdef Gradients out
     cdef real e_max = unit(s[0])
@@ -199,8 +198,7 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
         s[group.y[j] * GROUP + j] = <real>(0 if group.weight[j] == 0 else out.target[j])
         if at[j] >= 0:
             s[at[j] * GROUP + j] = <real>out.max[j]
-        one[j] = 1
-    write_columns(<const real*>s, <const real*>one, &group.job.g, group.start, group.count, k)
+    write_columns(<const real*>s, &group.job.g, group.start, group.count, k)
 
 
 cdef Py_ssize_t first_maximum(const real* s, Py_ssize_t n) noexcept nogil:
