@@ -3,6 +3,7 @@
 #
 # uses _job: Job
 # uses _math: SL_INFINITY absolute exp_min expm1_reduced fma is_positive_infinity power_of_2 real reduced
+# uses _math: sl_bits_f64 sl_from_bits_f64
 # uses _options: Settings
 
 cdef void clamp(real* x, Py_ssize_t n, double clip) noexcept nogil:
@@ -16,24 +17,54 @@ cdef void clamp(real* x, Py_ssize_t n, double clip) noexcept nogil:
         x[i] = -bound if v < -bound else v
 
 
-cdef inline real capped(real x, real cap, real* slope) noexcept nogil:
-    """cap * tanh(x / cap), and its derivative.
+cdef struct Cap:
+    # The cap times a power of two that brings it near 1, where its inverse is a number: three divisions per
+    # logit would take longer than everything else.
+    double power
+    double scaled
+    double inverse
 
-    tanh(t) is -expm1(-2t) / (2 + expm1(-2t)) for t >= 0, which loses no digit of a small t, and the
-    derivative 4e / (1 + e)**2 with e = exp(-2t), which loses none of a large one. Beside the rounding of
-    x / cap, float64's tanh has 2.50 ulp at t = 0x1.9e048f28d604bp+2, the derivative 4.22 at
-    0x1.8f2f33d560ca2p+1 (of 6 * 10**7); float32 is computed in float64.
+
+cdef Cap scaled_cap(double cap) noexcept nogil:
+    cdef Cap to
+    cdef int64_t exponent = <int64_t>(sl_bits_f64(cap) >> 52)
+    to.power = sl_from_bits_f64(<uint64_t>max(<int64_t>1, 2046 - exponent) << 52)
+    to.scaled = cap * to.power
+    to.inverse = 1 / to.scaled
+    return to
+
+
+cdef inline real quotient_of(real a, real b, real inverse) noexcept nogil:
+    """a / b from 1 / b, with an error of half an ulp where fma is one operation."""
+    cdef real q = a * inverse
+    return fma(fma(-q, b, a), inverse, q)
+
+
+cdef inline real capped(real x, real cap, real power, real scaled, real inverse, real* slope) noexcept nogil:
+    """cap * tanh(x / cap), and its derivative; the others are `scaled_cap`'s.
+
+    tanh(t) is -expm1(-2t) / (1 + e) for t >= 0 and e = exp(-2t), which loses no digit of a small t, and the
+    derivative 4e / (1 + e)**2, which loses none of a large one. Beside the rounding of x / cap, float64's
+    tanh has 2.51 ulp at t = 0x1.ae16efa585358p-3, the derivative 3.26 at 0x1.8f162a716e862p+1 (of
+    6 * 10**7); float32 is computed in float64.
     """
-    cdef real t = absolute(x / cap)
+    cdef real size = absolute(x) * power
+    cdef real whole = size * inverse
+    # of an infinite quotient the remainder is NaN
+    cdef real t = whole if whole > <real>1e4 else quotient_of(size, scaled, inverse)
     cdef real d = -(t + t)
     cdef real shifted
     cdef real r = reduced(d, &shifted)
     cdef real q = expm1_reduced(r, r)
-    cdef real power = power_of_2(shifted)
-    cdef real e = 0 if d < exp_min(d) else fma(power, q, power)
-    cdef real minus = -<real>1 if d < exp_min(d) else fma(power, q, power - <real>1)
-    cdef real tanh = -minus / (minus + <real>2)
-    slope[0] = <real>4 * e / ((<real>1 + e) * (<real>1 + e))
+    cdef real power_of_e = power_of_2(shifted)
+    cdef real e = 0 if d < exp_min(d) else fma(power_of_e, q, power_of_e)
+    cdef real minus = -<real>1 if d < exp_min(d) else fma(power_of_e, q, power_of_e - <real>1)
+    # 1 / (1 + e), with what both roundings lose: the derivative has its square
+    cdef real one = <real>1 + e
+    cdef real part = <real>1 / one
+    cdef real share = fma(fma(-part, one, <real>1) - part * (e - (one - <real>1)), part, part)
+    cdef real tanh = quotient_of(-minus, one, share)
+    slope[0] = <real>4 * e * share * share
     return cap * (-tanh if x < 0 else tanh)
 
 
@@ -47,6 +78,10 @@ cdef void transform_logits(const Job* job, Py_ssize_t n, real* x, real* slope) n
     cdef const Settings* o = job.o
     cdef real scale = <real>job.logit_scale
     cdef real cap = <real>o.softcap
+    cdef Cap of_cap = scaled_cap(o.softcap)
+    cdef real power = <real>of_cap.power
+    cdef real scaled = <real>of_cap.scaled
+    cdef real inverse = <real>of_cap.inverse
     cdef Py_ssize_t i
     if o.logit_clip < SL_INFINITY:
         clamp(x, n, o.logit_clip)
@@ -55,7 +90,7 @@ cdef void transform_logits(const Job* job, Py_ssize_t n, real* x, real* slope) n
             x[i] *= scale
     if o.softcap != 0:
         for i in range(n):
-            x[i] = capped(x[i], cap, &slope[i])
+            x[i] = capped(x[i], cap, power, scaled, inverse, &slope[i])
 
 
 cdef void chain_first(const Settings* o, Py_ssize_t n, const real* slope, real* values) noexcept nogil:

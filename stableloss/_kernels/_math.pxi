@@ -24,6 +24,7 @@ cdef extern from "sl_platform.h":
     uint32_t sl_bits_from_float(float) noexcept nogil
     float sl_float_from_bits(uint32_t) noexcept nogil
     uint64_t sl_bits_f64(double) noexcept nogil
+    double sl_from_bits_f64(uint64_t) noexcept nogil
 
 cdef extern from "sl_math.h":
     double log1p_positive(double) noexcept nogil

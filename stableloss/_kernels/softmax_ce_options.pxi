@@ -489,24 +489,45 @@ cdef void z_gradient(const Tile* tile, const CrossEntropy* state, real* scratch)
     cdef const real* q = scratch + TILE_TARGETS
     cdef const real* first = scratch + TILE_FIRST
     cdef real* to = scratch + TILE_GRAD
-    cdef const Columns* columns = &state.columns
     cdef bint focal = tile.job.o.focal_gamma != 0
     cdef double e_max = unit(e[0])
-    cdef double own, others, value
-    cdef Py_ssize_t c, i, j
+    cdef double sum_max[GROUP]
+    cdef double sum_rest[GROUP]
+    cdef double mass[GROUP]
+    cdef double mass_lo[GROUP]
+    cdef double g_max[GROUP]
+    cdef double g_rest[GROUP]
+    cdef double factor[GROUP]
+    cdef double shift[GROUP]
+    cdef double line[GROUP]         # no store to it reaches what is read
+    cdef double others, value
+    cdef Py_ssize_t c, j
+    to_real(state.columns.sum_max, sum_max)
+    to_real(state.columns.sum_rest, sum_rest)
+    to_real(state.mass.hi, mass)
+    to_real(state.mass.lo, mass_lo)
+    to_real(state.focal.first.max.hi, g_max)
+    to_real(state.focal.first.rest.hi, g_rest)
+    to_real(state.factor, factor)
+    to_real(state.shift, shift)
     for c in range(tile.lines):
+        if focal:
+            for j in range(GROUP):
+                value = e[c * GROUP + j]
+                others = remainder_of(value, sum_max[j], sum_rest[j])
+                line[j] = without(<double>first[c * GROUP + j], value == e_max, g_rest[j], g_max[j])
+                line[j] = SL_FMA(-value, line[j] - mass_lo[j], first[c * GROUP + j] * others)
+        else:
+            for j in range(GROUP):
+                value = e[c * GROUP + j]
+                others = remainder_of(value, sum_max[j], sum_rest[j])
+                line[j] = SL_FMA(value, (mass[j] - q[c * GROUP + j]) + mass_lo[j],
+                                 -(q[c * GROUP + j] * others))
+        # the factor first: a huge logsumexp times an exponential, which comes times UNIT, may overflow
         for j in range(GROUP):
-            i = c * GROUP + j
-            value = e[i]
-            others = remainder_of(value, columns.sum_max[j], columns.sum_rest[j])
-            if focal:
-                own = without(<double>first[i], value == e_max,
-                              state.focal.first.rest.hi[j], state.focal.first.max.hi[j])
-                own = SL_FMA(-value, own - state.mass.lo[j], first[i] * others)
-            else:
-                own = SL_FMA(value, (state.mass.hi[j] - q[i]) + state.mass.lo[j], -(q[i] * others))
-            # the factor first: a huge logsumexp times an exponential, which comes times UNIT, may overflow
-            to[i] = <real>SL_FMA(-(value * state.factor[j]), state.shift[j], own * state.factor[j])
+            line[j] = SL_FMA(-(e[c * GROUP + j] * factor[j]), shift[j], line[j] * factor[j])
+        for j in range(GROUP):
+            to[c * GROUP + j] = <real>line[j]
 
 
 cdef void ce_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
