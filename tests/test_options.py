@@ -684,6 +684,8 @@ SEVERAL = {
         {"label_smoothing": 0.1, "z_loss": 0.01},
         {"focal_gamma": 2.0, "logit_scale": 0.5},
         {"softcap": 9.0, "logit_clip": 5.0},
+        {"z_loss": 0.01},
+        {"z_loss": 0.01, "softcap": 9.0, "logit_scale": 2.0},
         {"class_weight": np.linspace(0.5, 2, 10)},
     ],
     sl.SigmoidBCE: [

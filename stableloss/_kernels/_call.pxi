@@ -505,7 +505,7 @@ cdef class Call:
         else:
             job.logit_scale = loss.settings.logit_scale
             job.has_options = job.has_options or job.logit_scale != 1
-            job.indexed = job.indexed and job.logit_scale == 1
+            job.indexed = job.indexed and (job.logit_scale == 1 or loss.settings.softcap != 0)
         # sums of products of either sign lose digits
         job.in_float64 = (loss.in_float64 or job.logit_scale != 1
                           or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0

@@ -52,7 +52,8 @@ cdef struct Group:
     double loss[GROUP]
     double focus[GROUP]     # with focusing, what it multiplies the gradient by
     Py_ssize_t y[GROUP]     # class indices
-    double m[GROUP]         # maxima, of activations alone
+    double m[GROUP]         # maxima, of activations and with z
+    double z_slope[GROUP]   # 2 z lse
     TargetSums sums
     Smoothing smooth
 
@@ -97,8 +98,7 @@ cdef inline bint as_columns(const Group* group) noexcept nogil:
 cdef inline bint open_group(const Group* group, real* s, real* m, bint* limit) noexcept nogil:
     """Logits of a group as columns, and their maxima; whether any is that of a limit, and then which."""
     cdef int j
-    # plain losses have no cap, and so no slope
-    load_columns(group.job, group.start, group.count, group.weight, s, s)
+    load_columns(group.job, group.start, group.count, group.weight, s, s + TILE_SLOPE)
     for j in range(GROUP):
         m[j] = s[j]
     column_maxima(<const real*>(s + GROUP), group.job.k - 1, m)

@@ -96,11 +96,13 @@ cdef class Loss:
                            or self.settings.softcap != 0
                            or self.settings.focal_gamma != 0 or self.settings.focal_gamma_negative != 0
                            or (self.settings.from_probabilities and not kernel.rowwise))
-        self.in_tiles = self.settings.softcap != 0 or self.settings.z_loss != 0 or (
-            self.settings.label_smoothing != 0 and (
-                self.settings.class_weight != NULL or self.settings.focal_gamma != 0
-                or self.settings.from_probabilities))
+        self.in_tiles = self.settings.z_loss != 0 and (
+            self.settings.class_weight != NULL or self.settings.focal_gamma != 0
+        ) or self.settings.label_smoothing != 0 and (
+            self.settings.class_weight != NULL or self.settings.focal_gamma != 0
+            or self.settings.z_loss != 0 or self.settings.softcap != 0 or self.settings.from_probabilities)
         self.has_options = (self.in_float64 or self.in_tiles or self.settings.from_probabilities
+                            or self.settings.z_loss != 0
                             or self.settings.label_smoothing != 0
                             or self.settings.positive != 1 or self.settings.negative != 1
                             or self.settings.pos_weight != NULL)

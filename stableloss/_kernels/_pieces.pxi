@@ -8,6 +8,7 @@
 # uses _operand: gather kind_of scatter
 # uses _rows: load_logits padded_copy row_exponentials rows_ahead scale_probabilities
 # uses _sums: GROUP NARROW PIECE lane_squares lane_sum ordered_sum padded
+# uses _tiles: TILE_SLOPE
 
 cdef extern from "sl_columns.h":
     float sl_row_maximum_f32(const float*, Py_ssize_t, float) noexcept nogil
@@ -30,6 +31,7 @@ cdef struct Row:
     double m                # maximum
     bint limit              # the row has a +inf and stands for its limit
     double x_target         # the target's logit
+    double slope_target     # and with a cap its derivative
     Py_ssize_t pieces
     # the piece that is in scratch
     Py_ssize_t first        # first class
@@ -45,7 +47,7 @@ cdef inline bint place_piece(Py_ssize_t index, Row* row) noexcept nogil:
 
 cdef void load_limited(const Row* row, Py_ssize_t first, Py_ssize_t n, real* s) noexcept nogil:
     cdef Py_ssize_t i
-    load_logits(row.job, row.x, first, n, s, s)     # plain losses have no cap, and so no slope
+    load_logits(row.job, row.x, first, n, s, s + TILE_SLOPE)
     if row.limit:
         for i in range(n):
             s[i] = indicator_logit(s[i])
@@ -55,7 +57,7 @@ cdef const real* logits_of_piece(const Row* row, real* s) noexcept nogil:
     """Where the logits of a piece can be read: where they lie, if they are contiguous and used as they are,
     or in s."""
     if (row.job.x.kind == kind_of(s[0]) and row.job.x.inner == <Py_ssize_t>sizeof(real)
-            and row.job.o.logit_clip == SL_INFINITY and not row.limit):
+            and row.job.o.logit_clip == SL_INFINITY and row.job.o.softcap == 0 and not row.limit):
         return <const real*>row.x + row.first
     load_limited(row, row.first, row.n, s)
     return s
@@ -100,7 +102,9 @@ cdef inline real maximum_of_pieces(Row* row, Py_ssize_t pieces, real* s) noexcep
 cdef inline void place_row(Row* row, real hint) noexcept nogil:
     """How a row is gone through."""
     row.pieces = (row.job.k + PIECE - 1) // PIECE
-    row.cached = row.grad != NULL and row.pieces > 1 and row.job.g.kind == kind_of(hint)
+    # the slopes of a cap come with the logits
+    row.cached = (row.grad != NULL and row.pieces > 1 and row.job.g.kind == kind_of(hint)
+                  and row.job.o.softcap == 0)
     row.in_place = row.job.g.kind == kind_of(hint) and row.job.g.inner == <Py_ssize_t>sizeof(real)
 
 
@@ -122,6 +126,8 @@ cdef void open_row(Row* row, real* s) noexcept nogil:
     if row.pieces > 1:
         load_limited(row, row.y, 1, s)
     row.x_target = s[0 if row.pieces > 1 else row.y]
+    if row.job.o.softcap != 0:
+        row.slope_target = s[TILE_SLOPE + (0 if row.pieces > 1 else row.y)]
 
 
 cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
@@ -205,15 +211,30 @@ cdef inline void scale_values(
         sl_scale_f64(values, n, factor, to)
 
 
+cdef inline void bend_values(
+    const Job* job, const real* values, const real* slope, Py_ssize_t n, double factor, real* to
+) noexcept nogil:
+    """Scale, where the logits are capped, to gradients by them."""
+    cdef double scale = job.logit_scale
+    cdef Py_ssize_t i
+    for i in range(n):
+        to[i] = <real>(values[i] * factor * (scale * slope[i]))
+
+
 cdef bint scale_row(Row* row, double factor, bint extreme, real* s) noexcept nogil:
     """Scale the exponentials of a row to its results; False where the call is to end."""
     cdef const real* e
+    cdef real* to
     cdef Py_ssize_t index
     for index in range(row.pieces):
         if not place_piece(index, row):
             return False
         e = return_to_piece(row, s)
-        scale_values(e, row.n, factor, extreme, <real*>row.grad + row.first if row.in_place else s)
+        to = <real*>row.grad + row.first if row.in_place else s
+        if row.job.o.softcap != 0:
+            bend_values(row.job, e, <const real*>(s + TILE_SLOPE), row.n, factor, to)
+        else:
+            scale_values(e, row.n, factor, extreme, to)
         if not row.in_place:
             write_piece(row, <const real*>s)
     return True

@@ -377,7 +377,7 @@ cdef bint any_extreme(const Job* job, const double* factor, int n, real hint) no
     """Whether any factor from exponentials to a gradient is one of which float32 does not hold all digits."""
     cdef int j, out = 0
     if real is float:
-        if not job.any_weight:
+        if not job.any_weight and job.o.z_loss == 0:
             return False
         for j in range(n):
             out |= (absolute(factor[j]) > 3e38) | ((absolute(factor[j]) < 1.2e-38) & (factor[j] != 0))

@@ -6,14 +6,14 @@
 # of the row itself: they are added in its order, and results have its bits. Otherwise each piece has the
 # maximum of its shard, and is multiplied by e**(its maximum - that of the row) in the end.
 #
-# uses _groups: Group clear_row close_group index_scale
+# uses _groups: Group clear_row close_group
 # uses _job: Job
 # uses _logits: chain_first indicator_logit transform_logits
 # uses _math: SL_INFINITY SL_ISFINITE SL_UNIT_F64 is_positive_infinity product product_error real two_sum unit
 # uses _operand: Operand kind_of load_flat row_offsets
 # uses _options: Settings WANT_GRAD WANT_LOSS
-# uses _pieces: Row load_limited maximum_of_pieces piece_exponentials place_piece scale_values store_class
-# uses _pieces: take_out write_piece
+# uses _pieces: Row bend_values load_limited maximum_of_pieces piece_exponentials place_piece scale_values
+# uses _pieces: store_class take_out write_piece
 # uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials gap_of
 # uses _rows: given_targets inverse_square load_tile open_tile row_exponentials sum_losses tile_exponentials
 # uses _rows: to_real
@@ -22,7 +22,7 @@
 # uses _tiles: TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_SLOPE TILE_TARGETS Tile open_rows place_tile
 # uses _tiles: write_tile
 # uses _weights: drops_by_class load_classes load_weights
-# uses softmax_ce: close_indices index_losses
+# uses softmax_ce: close_indices index_losses index_target losses_first scaled_maximum
 # uses softmax_ce_options: CrossEntropy FocalColumns FocalEntries FocalSums ce_gradient clear_focal
 # uses softmax_ce_options: finish_factors finish_losses focal_columns focal_derivatives focal_entries
 # uses softmax_mse: Gradients Quadratic RestSums finish_column finish_powers first_maximum gradient_entries
@@ -316,40 +316,46 @@ cdef void finish_indices(const Shard* shard, Group* group, int j, real* s) noexc
     """Gradient of a row by a shard, and what its loss is made from, with the arithmetic of `index_row`."""
     cdef const double* whole = part_row(shard, group.start + j)
     cdef const double* piece = whole + shard.head
-    cdef double rest = 0, rest_lo = 0, factor
+    cdef double rest = 0, rest_lo = 0, factor = 0, target
+    cdef bint capped = shard.job.o.softcap != 0
     cdef bint extreme
     cdef Py_ssize_t index
-    cdef Rescale to
+    cdef real* to
+    cdef Rescale rescale
     cdef Row row
     open_shard_row(shard, group, j, &row)
     row.compensated = False
     group.sums.e_target[j] = open_whole(shard, &row, group.start + j, s)
     for index in range(whole_pieces(shard)):
-        to = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
-        add_rescaled(&to, &piece[INDEX_REST], &rest, &rest_lo)
+        rescale = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
+        add_rescaled(&rescale, &piece[INDEX_REST], &rest, &rest_lo)
         piece += shard.width
     group.sums.gap[j] = (row.m - row.x_target) * shard.job.exponent_scale
     group.sums.rest.hi[j] = rest
     group.sums.rest.lo[j] = rest_lo
-    if shard.job.o.focal_gamma != 0:
+    if shard.job.o.z_loss != 0:
+        group.m[j] = scaled_maximum(&shard.job, row.m, row.limit)
+    if losses_first(shard.job.o):
         index_losses(s[0], group, &group.sums, j, j + 1)
     if shard.pieces == 0:
         return
-    factor = index_scale(s[0], &group.sums, j, row.weight, &shard.job)
-    if shard.job.o.focal_gamma != 0:
-        factor *= group.focus[j]
+    target = index_target(s[0], group, j, row.weight, &factor)
     extreme = any_extreme(&shard.job, &factor, 1, s[0])
     for index in range(shard.pieces):
         if not place_piece(index, &row):
             return
         piece_exponentials(&row, s)
-        if row.in_place:
-            scale_values(<const real*>s, row.n, factor, extreme, <real*>row.grad + row.first)
+        if capped and row.first <= row.y < row.first + row.n:
+            target *= shard.job.logit_scale * s[TILE_SLOPE + row.y - row.first]
+        to = <real*>row.grad + row.first if row.in_place else s
+        if capped:
+            bend_values(&shard.job, <const real*>s, <const real*>(s + TILE_SLOPE), row.n, factor, to)
         else:
-            scale_values(<const real*>s, row.n, factor, extreme, s)
+            scale_values(<const real*>s, row.n, factor, extreme, to)
+        if not row.in_place:
             write_piece(&row, <const real*>s)
     if row.y >= 0:
-        store_class(&row, row.y, <real>(-(rest + rest_lo) * factor))
+        store_class(&row, row.y, <real>target)
 
 
 cdef Py_ssize_t whole_rest_sums(

@@ -6,24 +6,25 @@
 #
 # with e_k = e**(x_k - m), m the maximum, sum their sum, rest the sum without the target's (see _rows.pxi).
 # From probabilities, these take the place of the exponentials, and the loss is log1p(rest / e_y). Focusing
-# multiplies the gradient of a row by a number.
+# multiplies the gradient of a row by a number; z lse**2 adds its derivative by lse times p; and a cap
+# multiplies each entry by its own derivative (see _logits.pxi).
 #
 # Here are loss and gradient of class indices, for which that is all there is to do; all else is in
 # softmax_ce_options.pxi.
 #
-# uses _groups: Group TargetSums as_columns each_row group_ahead index_scale open_group plain_losses
-# uses _groups: softmax_rows whole_rest
+# uses _groups: Group TargetSums above_maximum as_columns each_row group_ahead index_scale open_group
+# uses _groups: plain_losses softmax_rows whole_rest
 # uses _job: Job loss_kernel
-# uses _math: log1p_positive real
+# uses _math: SL_FMA SL_INFINITY log1p_positive real unit
 # uses _operand: kind_of row_offsets
-# uses _options: WANT_GRAD
+# uses _options: Settings WANT_GRAD
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece scale_row store_class
 # uses _pieces: take_out write_piece
 # uses _rows: any_extreme column_exponentials load_columns scale_probabilities
 # uses _smoothing: mark_dead mark_piece open_smoothing smooth_columns smooth_gradients smooth_losses
 # uses _smoothing: smooth_piece smooth_target smooth_values
 # uses _sums: GROUP Sum column_sums
-# uses _tiles: TILE_TARGETS columns_to_rows transposable write_columns write_scaled_columns
+# uses _tiles: TILE_SLOPE TILE_TARGETS columns_to_rows transposable write_columns write_scaled_columns
 # uses softmax_ce_options: focal_factor focal_slopes odds_of tile_cross_entropy
 
 
@@ -56,6 +57,8 @@ cdef inline void index_losses(
         plain_losses(hint, sums, start, stop, group.loss)
     if group.job.o.focal_gamma != 0:
         focus_losses(hint, group, sums, start, stop)
+    if group.job.o.z_loss != 0:
+        z_losses(hint, group, sums, start, stop)
 
 
 cdef void focus_losses(
@@ -73,6 +76,58 @@ cdef void focus_losses(
         focal_slopes(odds, others, group.loss[j], gamma, power, &first, &second)
         group.focus[j] = -first
         group.loss[j] = 0 if power == 0 else power * group.loss[j]
+
+
+cdef inline double scaled_maximum(const Job* job, double m, bint limit) noexcept nogil:
+    """The maximum as it is part of lse."""
+    return SL_INFINITY if limit else m * job.exponent_scale
+
+
+cdef inline void z_losses(
+    real hint, Group* group, const TargetSums* sums, int start, int stop
+) noexcept nogil:
+    """Add z lse**2, which adds 2 z lse p to the gradient."""
+    cdef double inverse = 1 / <double>unit(hint)
+    cdef double z = group.job.o.z_loss
+    cdef double lse, limit
+    cdef int j
+    for j in range(start, stop):
+        lse = group.m[j] + log1p_positive(above_maximum(hint, sums, j) * inverse)
+        group.loss[j] += z * lse * lse
+        # in place of inf, whose product with a probability of 0 has to be 0
+        limit = 1e37 if real is float else 1e300
+        group.z_slope[j] = limit if lse == SL_INFINITY else 2 * z * lse
+
+
+cdef inline double z_target(
+    const Group* group, const TargetSums* sums, int j, double* factor, double target
+) noexcept nogil:
+    """The target's entry, for which both parts have opposite signs, from that of the plain loss; and the factor
+    from other exponentials to their gradient."""
+    cdef double slope = group.z_slope[j]
+    target = SL_FMA(sums.e_target[j] * factor[0], slope, target)
+    factor[0] *= 1 + slope
+    return target
+
+
+cdef inline double index_target(
+    real hint, const Group* group, int j, double weight, double* factor
+) noexcept nogil:
+    """Gradient of a row's target; that of another class is its exponential times `factor`."""
+    cdef const TargetSums* sums = &group.sums
+    cdef double target
+    factor[0] = index_scale(hint, sums, j, weight, group.job)
+    if group.job.o.focal_gamma != 0:
+        factor[0] *= group.focus[j]
+    target = -whole_rest(hint, sums.rest.hi[j], sums.rest.lo[j]) * factor[0]
+    if group.job.o.z_loss != 0:
+        target = z_target(group, sums, j, factor, target)
+    return target
+
+
+cdef inline bint losses_first(const Settings* o) noexcept nogil:
+    """Whether gradients need what the losses are made from."""
+    return o.focal_gamma != 0 or o.label_smoothing != 0 or o.z_loss != 0
 
 
 # ---- rows as columns ------------------------------------------------------------------------------
@@ -111,13 +166,31 @@ cdef inline void store_gradients(
     write_columns(<const real*>s, &group.job.g, group.start, group.count, group.job.k)
 
 
+cdef void bend_columns(
+    const Group* group, const double* factor, real* target, real* s
+) noexcept nogil:
+    """Scale the exponentials of a group, where the logits are capped, to its gradient."""
+    cdef const real* slope = s + TILE_SLOPE
+    cdef double scale = group.job.logit_scale
+    cdef Py_ssize_t c, i
+    cdef int j
+    for c in range(group.job.k):
+        for j in range(GROUP):
+            i = c * GROUP + j
+            s[i] = <real>(s[i] * factor[j] * (scale * slope[i]))
+    for j in range(GROUP):
+        target[j] = <real>(target[j] * (scale * slope[group.y[j] * GROUP + j]))
+
+
 cdef inline void index_gradients(
     const Group* group, const TargetSums* sums, real* target, real* s
 ) noexcept nogil:
     """Gradient of a group from its exponentials; `target` gets that of the targets."""
     cdef double factor[GROUP]
     cdef real scale[GROUP]
-    cdef Py_ssize_t c, j
+    cdef double value
+    cdef Py_ssize_t c
+    cdef int j
     for j in range(GROUP):
         factor[j] = index_scale(s[0], sums, j, group.weight[j], group.job)
     if group.job.o.focal_gamma != 0:
@@ -133,7 +206,17 @@ cdef inline void index_gradients(
         scale[j] = <real>factor[j]
         target[j] = <real>(0 if group.weight[j] == 0
                            else -whole_rest(s[0], sums.rest.hi[j], sums.rest.lo[j]) * factor[j])
-    if any_extreme(group.job, factor, GROUP, s[0]):
+    if group.job.o.z_loss != 0:
+        for j in range(GROUP):
+            value = -whole_rest(s[0], sums.rest.hi[j], sums.rest.lo[j]) * factor[j]
+            value = z_target(group, sums, j, &factor[j], value)
+            target[j] = <real>(0 if group.weight[j] == 0 else value)
+            scale[j] = <real>factor[j]
+    if group.job.o.softcap != 0:
+        bend_columns(group, factor, target, s)
+        for j in range(GROUP):
+            scale[j] = 1
+    elif any_extreme(group.job, factor, GROUP, s[0]):
         for c in range(group.job.k):
             for j in range(GROUP):
                 s[c * GROUP + j] = <real>(s[c * GROUP + j] * factor[j])
@@ -147,6 +230,7 @@ cdef inline void index_exponentials(
 ) noexcept nogil:
     """Exponentials of a group, and m - x of the targets, of which `place` says where in s they are."""
     cdef bint limit[GROUP]
+    cdef bint limited
     cdef real m[GROUP]
     cdef real target[GROUP]
     cdef sl_ahead ahead
@@ -155,7 +239,10 @@ cdef inline void index_exponentials(
         load_columns(group.job, group.start, group.count, group.weight, s, s)
         scale_probabilities(group.job, group.job.k * GROUP, s)
         return
-    open_group(group, s, m, limit)
+    limited = open_group(group, s, m, limit)
+    if group.job.o.z_loss != 0:
+        for j in range(GROUP):
+            group.m[j] = scaled_maximum(group.job, m[j], limited and limit[j])
     for i from 0 <= i < GROUP by 8:
         for j in range(i, i + 8):
             target[j] = s[place[j]]
@@ -240,14 +327,15 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     group.sums.rest.hi[j] = rest
     group.sums.rest.lo[j] = rest_lo
     group.sums.e_target[j] = e_target
-    if smooth or row.job.o.focal_gamma != 0:
+    if row.job.o.z_loss != 0:
+        group.m[j] = scaled_maximum(row.job, row.m, row.limit)
+    if losses_first(row.job.o):
         index_losses(s[0], group, &group.sums, j, j + 1)
     if row.grad == NULL:
         return
-    factor = index_scale(s[0], &group.sums, j, row.weight, row.job)
-    if row.job.o.focal_gamma != 0:
-        factor *= group.focus[j]
-    target = -(rest + rest_lo) * factor
+    target = index_target(s[0], group, j, row.weight, &factor)
+    if row.job.o.softcap != 0:
+        target *= row.job.logit_scale * row.slope_target
     if smooth:
         target = smooth_target(s[0], group, &group.sums, j, &factor, &less)
     extreme = any_extreme(row.job, &factor, 1, s[0]) or any_extreme(row.job, &less, 1, s[0])
@@ -257,7 +345,7 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
 
 cdef inline void close_indices(real hint, Group* group) noexcept nogil:
     """The losses of rows by themselves, if their gradients did without them."""
-    if group.job.o.focal_gamma == 0 and group.job.o.label_smoothing == 0:
+    if not losses_first(group.job.o):
         index_losses(hint, group, &group.sums, 0, group.count)
 
 
