@@ -252,8 +252,8 @@ cdef void reduce_split(Split* split, bint wide) noexcept nogil:
 
 cdef inline void column_sums(const real* s, Py_ssize_t k, bint squared, Pairs* sums) noexcept nogil:
     cdef Py_ssize_t c, j
-    for j in range(GROUP):
-        sums.hi[j] = sums.lo[j] = 0
+    sl_clear(sums.hi)
+    sl_clear(sums.lo)
     if squared:
         for c in range(k):
             for j in range(GROUP):

@@ -102,8 +102,8 @@ cdef inline void z_losses(
 cdef inline double z_target(
     const Group* group, const TargetSums* sums, int j, double* factor, double target
 ) noexcept nogil:
-    """The target's entry, for which both parts have opposite signs, from that of the plain loss; and the factor
-    from other exponentials to their gradient."""
+    """The target's entry, of which both parts have opposite signs, from that of the plain loss; `factor` is
+    that from other exponentials to their gradient."""
     cdef double slope = group.z_slope[j]
     target = SL_FMA(sums.e_target[j] * factor[0], slope, target)
     factor[0] *= 1 + slope
