@@ -38,7 +38,9 @@ cdef extern from "sl_platform.h":
 
 cdef enum:
     RELEASE_GIL = 2048      # logits below which dropping the GIL costs more than it gives
-    STREAMS = 131072        # logits that the caches nearest to the core do not hold beside their gradient
+    # logits from which on the next ones, and the gradient's place, are fetched while these are computed: at
+    # v4 0.78 of the time of 64 rows of 1000 classes and 0.86 of 64 of 100, and no loss of 256 of 10
+    STREAMS = 2048
 
 # Nanoseconds of work that make a thread worth its while: starting one costs about 10000, and where it gets no
 # CPU to itself the call has lost some 6000.

@@ -38,7 +38,7 @@ cdef struct Job:
     bint indexed            # class indices whose rows need no more than the sum of the others' exponentials
     bint in_float64         # computed in float64 whatever the logits' type
     bint wants_probabilities    # is p bound?
-    bint streams            # are logits and gradient contiguous rows of one type that come from memory?
+    bint streams            # are logits and gradient contiguous rows of one type, and many?
     int want
     Py_ssize_t n
     Py_ssize_t k

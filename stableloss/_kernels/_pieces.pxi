@@ -195,7 +195,12 @@ cdef const real* return_to_piece(const Row* row, real* s) noexcept nogil:
 
 
 cdef inline void store_class(const Row* row, Py_ssize_t c, real value) noexcept nogil:
-    scatter(<const real*>&value, row.grad + c * row.job.g.inner, row.job.g.kind, row.job.g.inner, 1)
+    cdef char* to = row.grad + c * row.job.g.inner
+    if row.job.g.kind == kind_of(value):
+        # a vector of it, as is stored below, would be waited for
+        (<real*>to)[0] = value
+    else:
+        scatter(<const real*>&value, to, row.job.g.kind, row.job.g.inner, 1)
 
 
 cdef inline void scale_values(
