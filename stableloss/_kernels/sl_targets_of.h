@@ -1,6 +1,8 @@
 /* What sl_targets.h includes once for each type, with these defined: SL_OF and what follows it there. */
 
 #define V sl_vector_f64
+#define R SL_OF(sl_vector)
+#define WIDTH ((int)(SL_VECTOR_BYTES / sizeof(SL_REAL)))
 #define READ(from) SL_READ(V, from)
 
 /* hi += v, and to lo what the rounding loses. The short form of the two-sum is enough: a sum of non-negative
@@ -127,6 +129,80 @@ static void SL_OF(sl_target_sums)(
     SL_OF(sl_add_targets)(x, q, lines, m, loss, mass, 1, 0);
 }
 
+/* e * of_exp + q * (of_target + of_target_lo). Only the product with the exponential is rounded before the sum:
+   that with a target may be nearly twice as large as what is left of it. */
+static SL_ALWAYS_INLINE R SL_OF(sl_slope)(R e, R q, R of_exp, R of_target, R of_target_lo) {
+    return SL_OF(sl_fma)(q, of_target, SL_OF(sl_fma)(e, of_exp, q * of_target_lo));
+}
+
+/* Gradients of columns by lines of factors: of_exp, of_target, of_target_lo; and with `peaks` two more, from
+   which exponential on a gradient is not formed from these, and what it is there. */
+static SL_ALWAYS_INLINE void SL_OF(sl_slope_lines)(
+        const SL_REAL *e, const SL_REAL *q, Py_ssize_t lines, const SL_REAL *by, int peaks, SL_REAL *to) {
+    R of_exp, of_target, of_target_lo, top, at_top, v;
+    Py_ssize_t i;
+    int j;
+    for (j = 0; j < SL_GROUP; j += WIDTH) {
+        of_exp = SL_READ(R, by + j);
+        of_target = SL_READ(R, by + SL_GROUP + j);
+        of_target_lo = SL_READ(R, by + 2 * SL_GROUP + j);
+        top = SL_READ(R, by + 3 * SL_GROUP + j);
+        at_top = SL_READ(R, by + 4 * SL_GROUP + j);
+        for (i = j; i < lines * SL_GROUP; i += SL_GROUP) {
+            v = SL_OF(sl_slope)(SL_READ(R, e + i), SL_READ(R, q + i), of_exp, of_target, of_target_lo);
+            if (peaks) v = SL_OF(sl_where_less)(SL_READ(R, e + i), top, v, at_top);
+            SL_WRITE(R, to + i, v);
+        }
+    }
+}
+
+static void SL_OF(sl_column_slopes)(
+        const SL_REAL *e, const SL_REAL *q, Py_ssize_t lines, const SL_REAL *by, int peaks, SL_REAL *to) {
+    if (peaks)
+        SL_OF(sl_slope_lines)(e, q, lines, by, 1, to);
+    else
+        SL_OF(sl_slope_lines)(e, q, lines, by, 0, to);
+}
+
+/* The same of a row, with the first of each line of factors. */
+static void SL_OF(sl_row_slopes)(
+        const SL_REAL *e, const SL_REAL *q, Py_ssize_t n, const SL_REAL *by, SL_REAL *to) {
+    R of_exp = SL_OF(sl_all)(by[0]), of_target = SL_OF(sl_all)(by[SL_GROUP]);
+    R of_target_lo = SL_OF(sl_all)(by[2 * SL_GROUP]);
+    Py_ssize_t i = 0;
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        R upper = SL_OF(sl_slope)(SL_READ(R, e + i), SL_READ(R, q + i), of_exp, of_target, of_target_lo);
+        R lower = SL_OF(sl_slope)(
+            SL_READ(R, e + i + WIDTH), SL_READ(R, q + i + WIDTH), of_exp, of_target, of_target_lo);
+        SL_WRITE(R, to + i, upper);
+        SL_WRITE(R, to + i + WIDTH, lower);
+    }
+    for (; i < n; i += WIDTH) {
+        Py_ssize_t rest = n - i;
+        R share = rest < WIDTH ? SL_OF(sl_read_first)(q + i, rest, (R){0}) : SL_READ(R, q + i);
+        R v = rest < WIDTH ? SL_OF(sl_read_first)(e + i, rest, (R){0}) : SL_READ(R, e + i);
+        v = SL_OF(sl_slope)(v, share, of_exp, of_target, of_target_lo);
+        if (rest < WIDTH)
+            SL_OF(sl_write_first)(to + i, rest, v);
+        else
+            SL_WRITE(R, to + i, v);
+    }
+}
+
+/* The target of the exponential that is equal to `unit`, of each column that has one such. */
+static void SL_OF(sl_targets_at)(
+        const SL_REAL *e, const SL_REAL *q, Py_ssize_t lines, SL_REAL unit, SL_REAL *to) {
+    R limit = SL_OF(sl_all)(unit), found;
+    Py_ssize_t i;
+    int j;
+    for (j = 0; j < SL_GROUP; j += WIDTH) {
+        found = (R){0};
+        for (i = j; i < lines * SL_GROUP; i += SL_GROUP)
+            found = SL_OF(sl_where_less)(SL_READ(R, e + i), limit, found, SL_READ(R, q + i));
+        SL_WRITE(R, to + j, found);
+    }
+}
+
 /* to = e * factor - less, in place or not. */
 static void SL_OF(sl_scale_and_subtract)(
         const SL_REAL *e, Py_ssize_t n, SL_REAL factor, SL_REAL less, SL_REAL *to) {
@@ -138,6 +214,8 @@ static void SL_OF(sl_scale_and_subtract)(
 }
 
 #undef V
+#undef R
+#undef WIDTH
 #undef READ
 #undef SL_OF
 #undef SL_REAL

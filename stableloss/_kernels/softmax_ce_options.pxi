@@ -18,12 +18,13 @@
 # uses _groups: clear_derivatives sum_tiles
 # uses _job: Job
 # uses _logits: chain_first chain_product chain_second
-# uses _math: SL_FMA SL_INFINITY exp_negative fma log1p_positive product product_error real remainder_of
-# uses _math: two_sum unit
+# uses _math: SL_FMA SL_INFINITY absolute exp_negative fma log1p_positive product product_error real
+# uses _math: remainder_of two_sum unit
 # uses _operand: kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
-# uses _rows: Columns any_extreme broadcast columns_of gap_of inverse_square inverse_sum open_columns
-# uses _rows: return_to_tile tile_vector to_real write_product
+# uses _pieces: row_maximum
+# uses _rows: Columns broadcast columns_of gap_of inverse_square inverse_sum open_columns return_to_tile
+# uses _rows: tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
 # uses _sums: sum_split
@@ -390,69 +391,160 @@ cdef bint finish_columns(Tile* tile, CrossEntropy* state, real* scratch) noexcep
 
 # ---- emit tiles -----------------------------------------------------------------------------------
 
+cdef enum:
+    # factors of columns for their gradients, see sl_targets_of.h
+    OF_EXP = 0
+    OF_TARGET = GROUP
+    OF_TARGET_LO = 2 * GROUP
+    TOP = 3 * GROUP
+    AT_TOP = 4 * GROUP
+    LINES_OF_SLOPES = 5 * GROUP
+
+cdef extern from "sl_targets.h" nogil:
+    void sl_column_slopes_f32(const float*, const float*, Py_ssize_t, const float*, bint, float*) noexcept
+    void sl_column_slopes_f64(const double*, const double*, Py_ssize_t, const double*, bint, double*) noexcept
+    void sl_row_slopes_f32(const float*, const float*, Py_ssize_t, const float*, float*) noexcept
+    void sl_row_slopes_f64(const double*, const double*, Py_ssize_t, const double*, double*) noexcept
+    void sl_targets_at_f32(const float*, const float*, Py_ssize_t, float, float*) noexcept
+    void sl_targets_at_f64(const double*, const double*, Py_ssize_t, double, double*) noexcept
+
+
+cdef inline void targets_at(
+    const real* e, const real* q, Py_ssize_t lines, real e_max, real* to
+) noexcept nogil:
+    if real is float:
+        sl_targets_at_f32(e, q, lines, e_max, to)
+    else:
+        sl_targets_at_f64(e, q, lines, e_max, to)
+
+
 cdef inline real without(real term, bint at_max, real sum_rest, real sum_max) noexcept nogil:
     """A sum without one of its terms, of an exponential equal to UNIT or below it."""
     return (sum_max - term) + sum_rest if at_max else (sum_rest - term) + sum_max
 
 
-cdef real* gradient_place(const Tile* tile, real* scratch) noexcept nogil:
-    """Where the whole lines of a gradient go that is all that is written: to the caller's array, if it has
-    room for them, or to scratch."""
-    cdef Py_ssize_t offset
-    if (not tile.wide or tile.job.any_weight or tile.job.g.kind != kind_of(scratch[0])
-            or tile.job.g.inner != <Py_ssize_t>sizeof(real)):
-        return scratch + TILE_GRAD
-    row_offsets(&tile.job.g, tile.start, 1, &offset)
-    return <real*>(tile.job.g.data + offset) + tile.first
+cdef inline double exact_slope(const CrossEntropy* state, int j, double e, double q) noexcept nogil:
+    """p mass - q, as e (mass - q) - q others over the sum: for a one-hot row either term is 0, and the other
+    keeps its digits. So does what a class of nearly all the mass leaves to the others."""
+    cdef const Columns* columns = &state.columns
+    cdef double others = remainder_of(e, columns.sum_max[j], columns.sum_rest[j])
+    cdef double rest = (state.mass.hi[j] - q) + state.mass.lo[j]
+    return SL_FMA(e, rest, -(q * others)) * state.factor[j]
 
 
-cdef void plain_gradient(
-    const Tile* tile, const CrossEntropy* state, Py_ssize_t start, Py_ssize_t stop, real* to, real* scratch
-) noexcept nogil:
-    """Lines start ... stop - 1 of p mass - q, as e (mass - q) - q others over the sum: for a one-hot row
-    either term is 0, and the other keeps its digits. So does what a class of nearly all the mass leaves to
-    the others."""
+cdef inline int is_far(real hint, double value) noexcept nogil:
+    """Whether a factor has not all its digits as a float."""
+    cdef double least = 1.1754943508222875e-38 if real is float else 2.2250738585072014e-308
+    cdef double most = 3.4028234663852886e38 if real is float else 1.7976931348623157e308
+    return (absolute(value) > most) | ((absolute(value) < least) & (value != 0))
+
+
+cdef bint open_slopes(const Tile* tile, const CrossEntropy* state, int* far, real* by) noexcept nogil:
+    """Factors of exponentials and targets for p mass - q = e mass / sum - q. An exponential of more than half
+    the sum can not do with that; whether there may be one. `far` marks columns that can not either."""
+    cdef const Columns* columns = &state.columns
+    cdef double divisor = tile.job.divisor
+    cdef double e_max = unit(by[0])
+    cdef double of_exp, of_target, lost
+    cdef int j, peaks = 0
+    for j in range(columns_of(tile.wide)):
+        of_exp = inverse_sum(columns, j, columns.weight[j] * state.mass.hi[j], divisor, by[0])
+        of_target = -columns.weight[j] / divisor
+        lost = -SL_FMA(of_target, divisor, columns.weight[j]) / divisor
+        by[OF_EXP + j] = <real>of_exp
+        by[OF_TARGET + j] = <real>of_target
+        by[OF_TARGET_LO + j] = <real>((of_target - by[OF_TARGET + j]) + lost)
+        far[j] = is_far(by[0], of_exp) | is_far(by[0], of_target)
+    for j in range(columns_of(tile.wide)):
+        peaks |= (columns.sum_max[j] == e_max) & (columns.sum_rest[j] < e_max)
+    return peaks != 0
+
+
+cdef void column_gradients(const Tile* tile, const CrossEntropy* state, real* to, real* scratch) noexcept nogil:
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* q = scratch + TILE_TARGETS
-    cdef real sum_max[GROUP]
-    cdef real sum_rest[GROUP]
-    cdef real mass[GROUP]
-    cdef real mass_lo[GROUP]
-    cdef real factor[GROUP]
-    cdef real line[GROUP]       # no store to it reaches what is read
-    cdef bint extreme = any_extreme(tile.job, state.factor, GROUP, e[0])
-    cdef Py_ssize_t c, j
-    to_real(state.columns.sum_max, sum_max)
-    to_real(state.columns.sum_rest, sum_rest)
+    cdef const Columns* columns = &state.columns
+    cdef double e_max = unit(e[0])
+    cdef int far[GROUP]
+    cdef real by[LINES_OF_SLOPES]
+    cdef real target[GROUP]
+    cdef bint peaks = open_slopes(tile, state, far, by)
+    cdef Py_ssize_t c, i
+    cdef int j
+    if peaks:
+        targets_at(e, q, tile.lines, <real>e_max, target)
+        for j in range(GROUP):
+            by[TOP + j] = <real>(e_max if (columns.sum_max[j] == e_max) & (columns.sum_rest[j] < e_max)
+                                 else SL_INFINITY)
+            by[AT_TOP + j] = <real>exact_slope(state, j, e_max, target[j])
+    if real is float:
+        sl_column_slopes_f32(e, q, tile.lines, by, peaks, to)
+    else:
+        sl_column_slopes_f64(e, q, tile.lines, by, peaks, to)
     for j in range(GROUP):
-        mass[j] = <real>state.mass.hi[j]
-        mass_lo[j] = <real>((state.mass.hi[j] - mass[j]) + state.mass.lo[j])
-        factor[j] = <real>(1 if extreme else state.factor[j])
-    for c in range(start, stop):
-        for j in range(GROUP):
-            line[j] = fma(
-                e[c * GROUP + j], (mass[j] - q[c * GROUP + j]) + mass_lo[j],
-                -(q[c * GROUP + j] * remainder_of(e[c * GROUP + j], sum_max[j], sum_rest[j]))) * factor[j]
-        for j in range(GROUP):
-            to[c * GROUP + j] = line[j]
-    if extreme:
-        for c in range(start, stop):
-            for j in range(GROUP):
-                to[c * GROUP + j] = <real>(to[c * GROUP + j] * state.factor[j])
+        if far[j]:
+            for c in range(tile.lines):
+                i = c * GROUP + j
+                to[i] = <real>exact_slope(state, j, e[i], q[i])
+
+
+cdef void row_gradient(
+    const Tile* tile, const CrossEntropy* state, Py_ssize_t n, real* to, real* scratch
+) noexcept nogil:
+    """The first n entries of a wide tile."""
+    cdef const real* e = scratch + TILE_EXPS
+    cdef const real* q = scratch + TILE_TARGETS
+    cdef double e_max = unit(e[0])
+    cdef int far[GROUP]
+    cdef real by[LINES_OF_SLOPES]
+    cdef bint peak = open_slopes(tile, state, far, by)
+    cdef Py_ssize_t i
+    if far[0]:
+        for i in range(n):
+            to[i] = <real>exact_slope(state, 0, e[i], q[i])
+        return
+    if real is float:
+        sl_row_slopes_f32(e, q, n, by, to)
+    else:
+        sl_row_slopes_f64(e, q, n, by, to)
+    i = place_of_unit(e, tile.lines * GROUP) if peak else -1
+    if i >= 0:
+        to[i] = <real>exact_slope(state, 0, e_max, q[i])
+
+
+cdef inline Py_ssize_t place_of_unit(const real* e, Py_ssize_t n) noexcept nogil:
+    """Where the exponential of a maximum is, or -1; n is a multiple of GROUP."""
+    cdef real e_max = unit(e[0])
+    cdef Py_ssize_t at, i, stretch
+    for at from 0 <= at < n by 4 * GROUP:
+        stretch = min(<Py_ssize_t>(4 * GROUP), n - at)
+        if row_maximum(e + at, stretch, <real>0) == e_max:
+            for i in range(at, at + stretch):
+                if e[i] == e_max:
+                    return i
+    return -1
+
+
+cdef inline void plain_gradient(
+    const Tile* tile, const CrossEntropy* state, real* to, real* scratch
+) noexcept nogil:
+    """Whole lines."""
+    if tile.wide:
+        row_gradient(tile, state, tile.lines * GROUP, to, scratch)
+    else:
+        column_gradients(tile, state, to, scratch)
 
 
 cdef void write_plain_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
-    """Without a copy of its whole lines, where there is room for them."""
-    cdef real* to = gradient_place(tile, scratch)
-    cdef real* last = scratch + TILE_GRAD
-    cdef Py_ssize_t whole = tile.n // GROUP if to != last else 0
-    plain_gradient(tile, state, 0, whole, to, scratch)
-    plain_gradient(tile, state, whole, tile.lines, last, scratch)
-    if to == last:
-        write_tile(<const real*>last, &tile.job.g, tile)
-    else:
-        for whole in range(whole * GROUP, tile.n):
-            to[whole] = last[whole]
+    """Without a copy, where the caller's array has the place for a row."""
+    cdef Py_ssize_t offset
+    if (tile.wide and tile.job.g.kind == kind_of(scratch[0])
+            and tile.job.g.inner == <Py_ssize_t>sizeof(real)):
+        row_offsets(&tile.job.g, tile.start, 1, &offset)
+        row_gradient(tile, state, tile.n, <real*>(tile.job.g.data + offset) + tile.first, scratch)
+        return
+    plain_gradient(tile, state, scratch + TILE_GRAD, scratch)
+    write_tile(<const real*>(scratch + TILE_GRAD), &tile.job.g, tile)
 
 
 cdef void focal_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
@@ -515,7 +607,7 @@ cdef void ce_gradient(const Tile* tile, const CrossEntropy* state, real* scratch
     elif tile.job.o.focal_gamma != 0:
         focal_gradient(tile, state, scratch)
     else:
-        plain_gradient(tile, state, 0, tile.lines, scratch + TILE_GRAD, scratch)
+        plain_gradient(tile, state, scratch + TILE_GRAD, scratch)
 
 
 cdef void plain_hessian(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
