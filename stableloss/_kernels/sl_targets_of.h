@@ -55,7 +55,7 @@ static void SL_OF(sl_column_gaps)(
    absent (q = 0) costs nothing even where x is -inf. */
 static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
         const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *loss, double *mass,
-        int masked, uintptr_t ahead) {
+        int masked) {
     V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS];
     V all[SL_COLUMN_VECTORS], all_lost[SL_COLUMN_VECTORS], share, gap;
 #if SL_CARRIES
@@ -76,10 +76,7 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
             all_lost[i] = READ(mass + SL_GROUP + at);
 #endif
         }
-        for (c = 0; c < lines; c++) {
-            if (ahead)
-                sl_fetch_read(ahead + (c * SL_GROUP + j) * sizeof(SL_REAL),
-                              sizeof(SL_REAL) * SL_COLUMN_VECTORS * SL_DOUBLES);
+        for (c = 0; c < lines; c++)
 #pragma GCC unroll 4
             for (i = 0; i < SL_COLUMN_VECTORS; i++) {
                 at = c * SL_GROUP + j + i * SL_DOUBLES;
@@ -93,7 +90,6 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
 #endif
                 SL_OF(sl_add)(&all[i], &all_lost[i], share);
             }
-        }
 #pragma GCC unroll 4
         for (i = 0; i < SL_COLUMN_VECTORS; i++) {
             at = j + i * SL_DOUBLES;
@@ -107,26 +103,150 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
     }
 }
 
-/* loss and mass, both 0 so far: columns, followed by as many of what they lack. `ahead` is where the targets
-   are that come next, if they come from memory, else 0: meanwhile they come closer. */
+/* loss and mass, both 0 so far: columns, followed by as many of what they lack. */
 static void SL_OF(sl_target_sums)(
-        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *loss, double *mass,
-        uintptr_t ahead) {
+        const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *loss, double *mass) {
     Py_ssize_t last = (lines - 1) * SL_GROUP;
     int j, undefined = 0;
     /* infinite logits are rare, but for those that fill the last line: of all else the bits are the same */
-    if (ahead)
-        SL_OF(sl_add_targets)(x, q, lines - 1, m, loss, mass, 0, ahead);
-    else
-        SL_OF(sl_add_targets)(x, q, lines - 1, m, loss, mass, 0, 0);
-    SL_OF(sl_add_targets)(x + last, q + last, 1, m, loss, mass, 1, 0);
+    SL_OF(sl_add_targets)(x, q, lines - 1, m, loss, mass, 0);
+    SL_OF(sl_add_targets)(x + last, q + last, 1, m, loss, mass, 1);
     for (j = 0; j < SL_GROUP; j++) undefined |= loss[j] != loss[j];
     if (!undefined) return;
     sl_clear(loss);
     sl_clear(loss + SL_GROUP);
     sl_clear(mass);
     sl_clear(mass + SL_GROUP);
-    SL_OF(sl_add_targets)(x, q, lines, m, loss, mass, 1, 0);
+    SL_OF(sl_add_targets)(x, q, lines, m, loss, mass, 1);
+}
+
+/* What is added up of exponentials and targets of the vector of columns at `j`: see sl_soft_sums. */
+typedef struct {
+    V rest[SL_PARTS], rest_lost[SL_PARTS], half_top[SL_PARTS];
+    V loss[SL_PARTS], loss_lost[SL_PARTS], mass[SL_PARTS], mass_lost[SL_PARTS];
+    R top;
+} SL_OF(sl_soft);
+
+/* Exponentials of the next line below UNIT; those equal to it are counted apart. */
+static SL_ALWAYS_INLINE R SL_OF(sl_next_below)(const SL_REAL *e, SL_OF(sl_soft) *sums) {
+    R v = SL_READ(R, e), below = SL_OF(sl_below)(v, SL_OF(sl_all)(SL_UNIT));
+    sums->top += v - below;
+    return below;
+}
+
+static SL_ALWAYS_INLINE void SL_OF(sl_add_below)(R below, SL_OF(sl_soft) *sums) {
+    int i;
+#pragma GCC unroll 2
+    for (i = 0; i < SL_PARTS; i++)
+        SL_OF(sl_accumulate)(&sums->rest[i], &sums->rest_lost[i], SL_PART(below, i));
+}
+
+static SL_ALWAYS_INLINE void SL_OF(sl_add_targets_of_line)(
+        const SL_REAL *x, const SL_REAL *q, int masked, SL_OF(sl_soft) *sums) {
+    V share, gap, none = {0};
+    int i;
+#pragma GCC unroll 2
+    for (i = 0; i < SL_PARTS; i++) {
+        share = SL_READ_AS_F64(q + i * SL_DOUBLES);
+        gap = sl_fma_f64(sl_all_f64(-0.5), SL_READ_AS_F64(x + i * SL_DOUBLES), sums->half_top[i]);
+        if (masked) gap = sl_where_f64((sl_bits_vector_f64)(share != none), gap);
+#if SL_CARRIES
+        SL_OF(sl_accumulate)(&sums->loss[i], &sums->loss_lost[i], gap * share);
+#else
+        sums->loss[i] = sl_fma_f64(gap, share, sums->loss[i]);
+#endif
+        SL_OF(sl_add)(&sums->mass[i], &sums->mass_lost[i], share);
+    }
+}
+
+/* The sums of both, line by line while they are at hand. float32 adds pairs of exponentials before it
+   converts them. */
+static SL_ALWAYS_INLINE void SL_OF(sl_add_soft)(
+        const SL_REAL *e, const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *to,
+        int masked, uintptr_t ahead) {
+    double *loss = to, *mass = to + 2 * SL_GROUP, *exps = to + 4 * SL_GROUP;
+    SL_OF(sl_soft) sums;
+    R below;
+    Py_ssize_t at, end = lines * SL_GROUP;
+    int i, j, place;
+    for (j = 0; j < SL_GROUP; j += WIDTH) {
+        sums.top = (R){0};
+#pragma GCC unroll 2
+        for (i = 0; i < SL_PARTS; i++) {
+            place = j + i * SL_DOUBLES;
+            sums.half_top[i] = READ(m + place) * 0.5;
+            sums.rest[i] = READ(exps + place);
+            sums.rest_lost[i] = READ(exps + SL_GROUP + place);
+            sums.loss[i] = READ(loss + place);
+            sums.loss_lost[i] = READ(loss + SL_GROUP + place);
+            sums.mass[i] = READ(mass + place);
+            sums.mass_lost[i] = READ(mass + SL_GROUP + place);
+        }
+        for (at = j; at + SL_GROUP < end; at += 2 * SL_GROUP) {
+            if (ahead) {
+                sl_fetch_read(ahead + at * sizeof(SL_REAL), sizeof(R));
+                sl_fetch_read(ahead + (at + SL_GROUP) * sizeof(SL_REAL), sizeof(R));
+            }
+            below = SL_OF(sl_next_below)(e + at, &sums);
+#if SL_CARRIES
+            SL_OF(sl_add_below)(below, &sums);
+            SL_OF(sl_add_below)(SL_OF(sl_next_below)(e + at + SL_GROUP, &sums), &sums);
+#else
+            SL_OF(sl_add_below)(below + SL_OF(sl_next_below)(e + at + SL_GROUP, &sums), &sums);
+#endif
+            SL_OF(sl_add_targets_of_line)(x + at, q + at, masked, &sums);
+            SL_OF(sl_add_targets_of_line)(x + at + SL_GROUP, q + at + SL_GROUP, masked, &sums);
+        }
+        if (at < end) {
+            SL_OF(sl_add_below)(SL_OF(sl_next_below)(e + at, &sums), &sums);
+            SL_OF(sl_add_targets_of_line)(x + at, q + at, masked, &sums);
+        }
+#pragma GCC unroll 2
+        for (i = 0; i < SL_PARTS; i++) {
+            place = j + i * SL_DOUBLES;
+            SL_WRITE(V, exps + place, sums.rest[i]);
+            SL_WRITE(V, exps + 2 * SL_GROUP + place,
+                     READ(exps + 2 * SL_GROUP + place) + SL_PART(sums.top, i));
+            SL_WRITE(V, loss + place, sums.loss[i]);
+            SL_WRITE(V, mass + place, sums.mass[i]);
+#if SL_CARRIES
+            SL_WRITE(V, exps + SL_GROUP + place, sums.rest_lost[i]);
+            SL_WRITE(V, loss + SL_GROUP + place, sums.loss_lost[i]);
+            SL_WRITE(V, mass + SL_GROUP + place, sums.mass_lost[i]);
+#endif
+        }
+    }
+}
+
+/* What sl_split_sums and sl_target_sums add up, with the same bits, of n targets: to loss and mass, 0 so far,
+   and the exponentials below UNIT, each columns followed by as many of what they lack, then those equal to
+   UNIT. The exponentials alone are padded to whole lines. */
+static void SL_OF(sl_soft_sums)(
+        const SL_REAL *e, const SL_REAL *x, const SL_REAL *q, Py_ssize_t n, const double *m, double *to,
+        uintptr_t ahead) {
+    SL_REAL padded[4 * SL_GROUP];
+    Py_ssize_t last = (n + SL_GROUP - 1) / SL_GROUP, lines = (last - 1) & ~(Py_ssize_t)1, i;
+    const SL_REAL *last_x = x + lines * SL_GROUP, *last_q = q + lines * SL_GROUP;
+    int undefined = 0;
+    last -= lines;
+    if (n % SL_GROUP) {
+        for (i = 0; i < 4 * SL_GROUP; i += WIDTH) SL_WRITE(R, padded + i, (R){0});
+        SL_OF(sl_copy)(last_x, n - lines * SL_GROUP, padded);
+        SL_OF(sl_copy)(last_q, n - lines * SL_GROUP, padded + 2 * SL_GROUP);
+        last_x = padded;
+        last_q = padded + 2 * SL_GROUP;
+    }
+    if (ahead)
+        SL_OF(sl_add_soft)(e, x, q, lines, m, to, 0, ahead);
+    else
+        SL_OF(sl_add_soft)(e, x, q, lines, m, to, 0, 0);
+    /* infinite logits are rare, but for those that fill the last line: of all else the bits are the same */
+    SL_OF(sl_add_soft)(e + lines * SL_GROUP, last_x, last_q, last, m, to, 1, 0);
+    for (i = 0; i < SL_GROUP; i++) undefined |= to[i] != to[i];
+    if (!undefined) return;
+    for (i = 0; i < 4 * SL_GROUP; i += SL_GROUP) sl_clear(to + i);
+    SL_OF(sl_add_targets)(x, q, lines, m, to, to + 2 * SL_GROUP, 1);
+    SL_OF(sl_add_targets)(last_x, last_q, last, m, to, to + 2 * SL_GROUP, 1);
 }
 
 /* e * of_exp + q * (of_target + of_target_lo). Only the product with the exponential is rounded before the sum:
@@ -219,6 +339,9 @@ static void SL_OF(sl_scale_and_subtract)(
 #undef READ
 #undef SL_OF
 #undef SL_REAL
+#undef SL_PARTS
+#undef SL_PART
+#undef SL_UNIT
 #undef SL_READ_AS_F64
 #undef SL_CARRIES
 #undef SL_SCALAR_FMA

@@ -18,18 +18,19 @@
 # uses _groups: clear_derivatives sum_tiles
 # uses _job: Job
 # uses _logits: chain_first chain_product chain_second
-# uses _math: SL_FMA SL_INFINITY absolute exp_negative fma log1p_positive product product_error real
-# uses _math: remainder_of two_sum unit
-# uses _operand: kind_of row_offsets
+# uses _math: SL_FMA SL_INFINITY SL_ISFINITE absolute exp_negative fma log1p_positive product product_error
+# uses _math: real remainder_of two_sum unit
+# uses _operand: Operand kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: row_maximum
-# uses _rows: Columns broadcast columns_of gap_of inverse_square inverse_sum open_columns return_to_tile
-# uses _rows: tile_vector to_real write_product
+# uses _rows: Columns broadcast columns_of finish_log_sum finish_sum gap_of inverse_square inverse_sum
+# uses _rows: open_columns padded_copy return_to_tile row_exponentials rows_ahead soft_sums tile_vector
+# uses _rows: to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
-# uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
-# uses _sums: sum_split
+# uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs fold_all reduce_columns
+# uses _sums: reduce_split sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
-# uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile write_tile
+# uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile place_tile write_tile
 # uses _weights: drops_by_class load_weights
 
 cdef struct FocalSums:
@@ -489,39 +490,36 @@ cdef void column_gradients(const Tile* tile, const CrossEntropy* state, real* to
 
 
 cdef void row_gradient(
-    const Tile* tile, const CrossEntropy* state, Py_ssize_t n, real* to, real* scratch
+    const Tile* tile, const CrossEntropy* state, Py_ssize_t n, const real* e, const real* q, real* to
 ) noexcept nogil:
-    """The first n entries of a wide tile."""
-    cdef const real* e = scratch + TILE_EXPS
-    cdef const real* q = scratch + TILE_TARGETS
+    """The first n entries of a wide tile, in place of the exponentials or not."""
     cdef double e_max = unit(e[0])
     cdef int far[GROUP]
     cdef real by[LINES_OF_SLOPES]
     cdef bint peak = open_slopes(tile, state, far, by)
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, at
     if far[0]:
         for i in range(n):
             to[i] = <real>exact_slope(state, 0, e[i], q[i])
         return
+    at = place_of_unit(e, n) if peak else -1
     if real is float:
         sl_row_slopes_f32(e, q, n, by, to)
     else:
         sl_row_slopes_f64(e, q, n, by, to)
-    i = place_of_unit(e, tile.lines * GROUP) if peak else -1
-    if i >= 0:
-        to[i] = <real>exact_slope(state, 0, e_max, q[i])
+    if at >= 0:
+        to[at] = <real>exact_slope(state, 0, e_max, q[at])
 
 
 cdef inline Py_ssize_t place_of_unit(const real* e, Py_ssize_t n) noexcept nogil:
-    """Where the exponential of a maximum is, or -1; n is a multiple of GROUP."""
+    """Where the exponential of a maximum is, or -1."""
     cdef real e_max = unit(e[0])
-    cdef Py_ssize_t at, i, stretch
-    for at from 0 <= at < n by 4 * GROUP:
-        stretch = min(<Py_ssize_t>(4 * GROUP), n - at)
-        if row_maximum(e + at, stretch, <real>0) == e_max:
-            for i in range(at, at + stretch):
-                if e[i] == e_max:
-                    return i
+    cdef Py_ssize_t at = 0
+    while at + 4 * GROUP <= n and row_maximum(e + at, 4 * GROUP, <real>0) != e_max:
+        at += 4 * GROUP
+    for at in range(at, n):
+        if e[at] == e_max:
+            return at
     return -1
 
 
@@ -530,18 +528,17 @@ cdef inline void plain_gradient(
 ) noexcept nogil:
     """Whole lines."""
     if tile.wide:
-        row_gradient(tile, state, tile.lines * GROUP, to, scratch)
+        row_gradient(tile, state, tile.lines * GROUP, <const real*>(scratch + TILE_EXPS),
+                     <const real*>(scratch + TILE_TARGETS), to)
     else:
         column_gradients(tile, state, to, scratch)
 
 
 cdef void write_plain_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
     """Without a copy, where the caller's array has the place for a row."""
-    cdef Py_ssize_t offset
-    if (tile.wide and tile.job.g.kind == kind_of(scratch[0])
-            and tile.job.g.inner == <Py_ssize_t>sizeof(real)):
-        row_offsets(&tile.job.g, tile.start, 1, &offset)
-        row_gradient(tile, state, tile.n, <real*>(tile.job.g.data + offset) + tile.first, scratch)
+    if tile.wide and has_rows(&tile.job.g, scratch[0]):
+        row_gradient(tile, state, tile.n, <const real*>(scratch + TILE_EXPS),
+                     <const real*>(scratch + TILE_TARGETS), view_row(&tile.job.g, tile, scratch))
         return
     plain_gradient(tile, state, scratch + TILE_GRAD, scratch)
     write_tile(<const real*>(scratch + TILE_GRAD), &tile.job.g, tile)
@@ -735,6 +732,149 @@ cdef void ce_values(Tile* tile, CrossEntropy* state, real* scratch) noexcept nog
         emit_values(tile, state, scratch)
 
 
+# ---- a row of soft targets by itself --------------------------------------------------------------
+#
+# Where nothing else is asked for, logits, targets and gradient stay where they lie. The bits are those of tiles.
+
+cdef inline bint has_rows(const Operand* op, real hint) noexcept nogil:
+    """Whether each row is contiguous, and of the type of the arithmetic."""
+    return op.kind == kind_of(hint) and op.inner == <Py_ssize_t>sizeof(real)
+
+
+cdef inline real* view_row(const Operand* op, const Tile* tile, real* hint) noexcept nogil:
+    """The classes of a wide tile in a row that `has_rows`."""
+    cdef Py_ssize_t offset
+    row_offsets(op, tile.start, 1, &offset)
+    return <real*>(op.data + offset) + tile.first
+
+
+cdef bint stays_in_place(const Tile* tile, real hint) noexcept nogil:
+    cdef const Job* job = tile.job
+    cdef const Settings* o = job.o
+    return (tile.wide and tile.want & ~(WANT_LOSS | WANT_GRAD) == 0 and not job.wants_probabilities
+            and not job.hard and job.logit_scale == 1 and o.logit_clip == SL_INFINITY
+            and o.focal_gamma == 0 and o.label_smoothing == 0 and o.class_weight == NULL and o.z_loss == 0
+            and o.softcap == 0 and not o.from_probabilities
+            and has_rows(&job.x, hint) and has_rows(&job.t, hint)
+            and (not tile.want & WANT_GRAD or has_rows(&job.g, hint)))
+
+
+cdef real maximum_in_place(Tile* tile, real* scratch) noexcept nogil:
+    """Of no use where the call is to end."""
+    cdef const real* x
+    cdef real m = -SL_INFINITY
+    cdef Py_ssize_t index, whole
+    for index in range(tile.tiles):
+        if not place_tile(index, tile):
+            break
+        x = view_row(&tile.job.x, tile, scratch)
+        whole = tile.n & ~(GROUP - 1)
+        m = row_maximum(x, whole, m)
+        if whole < tile.n:
+            padded_copy(x + whole, tile.n - whole, scratch)
+            m = row_maximum(<const real*>scratch, GROUP, m)
+    return m
+
+
+cdef void add_in_place(const Tile* tile, Columns* columns, real* scratch) noexcept nogil:
+    """Exponentials of a tile, and its sums, which are added across the columns."""
+    cdef const real* x = view_row(&tile.job.x, tile, scratch)
+    cdef const real* q = view_row(&tile.job.t, tile, scratch)
+    cdef real* e = scratch + TILE_EXPS
+    cdef Py_ssize_t whole = tile.n & ~(GROUP - 1)
+    cdef real m = <real>columns.m[0]
+    cdef sl_ahead ahead
+    row_exponentials(x, e, whole, m, False, 1, rows_ahead(
+        tile.job, <const char*>x - tile.job.x.data, tile.job.k * tile.job.x.inner, &ahead))
+    if whole < tile.n:
+        padded_copy(x + whole, tile.n - whole, e + whole)
+        row_exponentials(<const real*>(e + whole), e + whole, GROUP, m, False, 1, NULL)
+    clear_split(&columns.sums)
+    clear_pairs(&columns.loss)
+    clear_pairs(&columns.mass)
+    soft_sums(tile, <const real*>e, x, q, tile.n, columns)
+    fold_all(columns.sums.rest.hi, columns.sums.rest.lo, GROUP)
+    fold_all(columns.sums.max.hi, columns.sums.max.lo, GROUP)
+    fold_all(columns.loss.hi, columns.loss.lo, GROUP)
+    fold_all(columns.mass.hi, columns.mass.lo, GROUP)
+
+
+cdef inline void add_before(double hi, double lo, Pairs* sums) noexcept nogil:
+    """The sum of the tiles before to that of a tile."""
+    cdef double error
+    sums.hi[0] = two_sum(hi, sums.hi[0], &error)
+    sums.lo[0] = lo + (sums.lo[0] + error)
+
+
+cdef inline void reduce_column(Pairs* sums) noexcept nogil:
+    cdef double s = sums.hi[0] + sums.lo[0] if SL_ISFINITE(sums.hi[0]) else sums.hi[0]
+    sums.lo[0] -= s - sums.hi[0]
+    sums.hi[0] = s
+
+
+cdef bint sum_in_place(Tile* tile, Columns* columns, real* scratch) noexcept nogil:
+    """All sums of a row; False where the call is to end. Exponentials of several tiles wait in the gradient's
+    place."""
+    cdef double before[8]
+    cdef Py_ssize_t index, i
+    for i in range(8):
+        before[i] = 0
+    for index in range(tile.tiles):
+        if not place_tile(index, tile):
+            return False
+        add_in_place(tile, columns, scratch)
+        add_before(before[0], before[1], &columns.sums.rest)
+        add_before(before[2], before[3], &columns.sums.max)
+        add_before(before[4], before[5], &columns.loss)
+        add_before(before[6], before[7], &columns.mass)
+        before[0] = columns.sums.rest.hi[0]
+        before[1] = columns.sums.rest.lo[0]
+        before[2] = columns.sums.max.hi[0]
+        before[3] = columns.sums.max.lo[0]
+        before[4] = columns.loss.hi[0]
+        before[5] = columns.loss.lo[0]
+        before[6] = columns.mass.hi[0]
+        before[7] = columns.mass.lo[0]
+        if tile.tiles > 1 and tile.want & WANT_GRAD:
+            write_tile(<const real*>(scratch + TILE_EXPS), &tile.job.g, tile)
+    return True
+
+
+cdef bint row_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
+    """Loss and gradient of a row; False where it is one for tiles."""
+    cdef Columns* columns = &state.columns
+    cdef real m
+    cdef real* to
+    cdef Py_ssize_t index, j
+    if not stays_in_place(tile, scratch[0]):
+        return False
+    m = maximum_in_place(tile, scratch)
+    if m == SL_INFINITY:
+        return False
+    for j in range(GROUP):
+        columns.m[j] = m
+    if not sum_in_place(tile, columns, scratch):
+        return True
+    finish_sum(columns, 0)
+    finish_log_sum(columns, 0, m)
+    reduce_column(&columns.loss)
+    reduce_column(&columns.mass)
+    tile.loss[0] = 2 * columns.loss.hi[0] + columns.mass.hi[0] * columns.log_sum[0]
+    if not tile.want & WANT_GRAD:
+        return True
+    columns.weight[0] = tile.weight[0]
+    state.mass.hi[0] = columns.mass.hi[0]
+    state.mass.lo[0] = columns.mass.lo[0]
+    state.factor[0] = inverse_sum(columns, 0, columns.weight[0], tile.job.divisor, m)
+    for index in range(tile.tiles):
+        if not place_tile(index, tile):
+            return True
+        to = view_row(&tile.job.g, tile, scratch)
+        row_gradient(tile, state, tile.n, <const real*>(scratch + TILE_EXPS if tile.tiles == 1 else to),
+                     <const real*>view_row(&tile.job.t, tile, scratch), to)
+    return True
+
+
 # ---- Hessian times a vector -----------------------------------------------------------------------
 
 cdef void tile_directions(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
@@ -884,6 +1024,8 @@ cdef void tile_cross_entropy(Tile* tile, real* scratch) noexcept nogil:
     cdef CrossEntropy state
     state.columns.compensated = False
     state.columns.linear = tile.job.o.focal_gamma == 0 and not tile.want & WANT_TARGET_GRAD
+    if row_in_place(tile, &state, scratch):
+        return
     open_columns(tile, &state.columns, scratch)
     if tile.want & WANT_PRODUCT:
         ce_product(tile, &state, scratch)
