@@ -38,6 +38,34 @@ static SL_ALWAYS_INLINE void sl_clear(double *to) {
     }
 }
 
+/* hi += v, and to lo what v lacks and the rounding loses. */
+static SL_ALWAYS_INLINE void sl_add_pair(
+        sl_vector_f64 *hi, sl_vector_f64 *lo, sl_vector_f64 v, sl_vector_f64 v_lo) {
+    sl_vector_f64 s = *hi + v, part = s - *hi;
+    *lo += v_lo + ((*hi - (s - part)) + (v - part));
+    *hi = s;
+}
+
+/* Add across columns in a tree: SL_GROUP of hi and lo, to the first of both. */
+static void sl_fold(double *hi, double *lo) {
+    sl_vector_f64 sum[SL_GROUP / SL_DOUBLES], lost[SL_GROUP / SL_DOUBLES];
+    int i, count;
+#pragma GCC unroll 16
+    for (i = 0; i < SL_GROUP / SL_DOUBLES; i++) {
+        sum[i] = SL_READ(sl_vector_f64, hi + i * SL_DOUBLES);
+        lost[i] = SL_READ(sl_vector_f64, lo + i * SL_DOUBLES);
+    }
+#pragma GCC unroll 4
+    for (count = SL_GROUP / SL_DOUBLES / 2; count > 0; count /= 2)
+#pragma GCC unroll 8
+        for (i = 0; i < count; i++) sl_add_pair(&sum[i], &lost[i], sum[i + count], lost[i + count]);
+#pragma GCC unroll 4
+    for (count = SL_DOUBLES / 2; count > 0; count /= 2)
+        sl_add_pair(&sum[0], &lost[0], sl_rotate_f64(sum[0], count), sl_rotate_f64(lost[0], count));
+    *hi = sum[0][0];
+    *lo = lost[0][0];
+}
+
 /* v where it is less than the limit, else 0 */
 #if SL_VECTOR_BYTES == 64
 #define sl_below_f32(v, limit) ((sl_vector_f32)_mm512_maskz_mov_ps( \

@@ -159,63 +159,80 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets_of_line)(
     }
 }
 
-/* The sums of both, line by line while they are at hand. float32 adds pairs of exponentials before it
-   converts them. */
-static SL_ALWAYS_INLINE void SL_OF(sl_add_soft)(
-        const SL_REAL *e, const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *to,
-        int masked, uintptr_t ahead) {
+/* Two lines, or one. float32 adds pairs of exponentials before it converts them. */
+static SL_ALWAYS_INLINE void SL_OF(sl_add_soft_lines)(
+        const SL_REAL *e, const SL_REAL *x, const SL_REAL *q, int two, int masked, SL_OF(sl_soft) *sums) {
+    R below = SL_OF(sl_next_below)(e, sums);
+#if SL_CARRIES
+    SL_OF(sl_add_below)(below, sums);
+    if (two) SL_OF(sl_add_below)(SL_OF(sl_next_below)(e + SL_GROUP, sums), sums);
+#else
+    if (two) below += SL_OF(sl_next_below)(e + SL_GROUP, sums);
+    SL_OF(sl_add_below)(below, sums);
+#endif
+    SL_OF(sl_add_targets_of_line)(x, q, masked, sums);
+    if (two) SL_OF(sl_add_targets_of_line)(x + SL_GROUP, q + SL_GROUP, masked, sums);
+}
+
+/* Lines of columns, and the last one or two, which may lie elsewhere; whether a loss is NaN. */
+static SL_ALWAYS_INLINE int SL_OF(sl_add_soft)(
+        const SL_REAL *e, const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const SL_REAL *last_x,
+        const SL_REAL *last_q, int two, const double *m, double *to, uintptr_t ahead) {
     double *loss = to, *mass = to + 2 * SL_GROUP, *exps = to + 4 * SL_GROUP;
     SL_OF(sl_soft) sums;
-    R below;
+    V all = {0};
     Py_ssize_t at, end = lines * SL_GROUP;
-    int i, j, place;
+    int i, j, place, undefined = 0;
     for (j = 0; j < SL_GROUP; j += WIDTH) {
         sums.top = (R){0};
 #pragma GCC unroll 2
         for (i = 0; i < SL_PARTS; i++) {
             place = j + i * SL_DOUBLES;
             sums.half_top[i] = READ(m + place) * 0.5;
+            sums.loss[i] = sums.loss_lost[i] = sums.mass[i] = sums.mass_lost[i] = (V){0};
             sums.rest[i] = READ(exps + place);
             sums.rest_lost[i] = READ(exps + SL_GROUP + place);
-            sums.loss[i] = READ(loss + place);
-            sums.loss_lost[i] = READ(loss + SL_GROUP + place);
-            sums.mass[i] = READ(mass + place);
-            sums.mass_lost[i] = READ(mass + SL_GROUP + place);
         }
-        for (at = j; at + SL_GROUP < end; at += 2 * SL_GROUP) {
+        for (at = j; at < end; at += 2 * SL_GROUP) {
             if (ahead) {
                 sl_fetch_read(ahead + at * sizeof(SL_REAL), sizeof(R));
                 sl_fetch_read(ahead + (at + SL_GROUP) * sizeof(SL_REAL), sizeof(R));
             }
-            below = SL_OF(sl_next_below)(e + at, &sums);
-#if SL_CARRIES
-            SL_OF(sl_add_below)(below, &sums);
-            SL_OF(sl_add_below)(SL_OF(sl_next_below)(e + at + SL_GROUP, &sums), &sums);
-#else
-            SL_OF(sl_add_below)(below + SL_OF(sl_next_below)(e + at + SL_GROUP, &sums), &sums);
-#endif
-            SL_OF(sl_add_targets_of_line)(x + at, q + at, masked, &sums);
-            SL_OF(sl_add_targets_of_line)(x + at + SL_GROUP, q + at + SL_GROUP, masked, &sums);
+            SL_OF(sl_add_soft_lines)(e + at, x + at, q + at, 1, 0, &sums);
         }
-        if (at < end) {
-            SL_OF(sl_add_below)(SL_OF(sl_next_below)(e + at, &sums), &sums);
-            SL_OF(sl_add_targets_of_line)(x + at, q + at, masked, &sums);
-        }
+        if (two)
+            SL_OF(sl_add_soft_lines)(e + at, last_x + j, last_q + j, 1, 1, &sums);
+        else
+            SL_OF(sl_add_soft_lines)(e + at, last_x + j, last_q + j, 0, 1, &sums);
 #pragma GCC unroll 2
         for (i = 0; i < SL_PARTS; i++) {
             place = j + i * SL_DOUBLES;
+            all += sums.loss[i];
+            SL_WRITE(V, loss + place, sums.loss[i]);
+            SL_WRITE(V, mass + place, sums.mass[i]);
             SL_WRITE(V, exps + place, sums.rest[i]);
             SL_WRITE(V, exps + 2 * SL_GROUP + place,
                      READ(exps + 2 * SL_GROUP + place) + SL_PART(sums.top, i));
-            SL_WRITE(V, loss + place, sums.loss[i]);
-            SL_WRITE(V, mass + place, sums.mass[i]);
 #if SL_CARRIES
-            SL_WRITE(V, exps + SL_GROUP + place, sums.rest_lost[i]);
             SL_WRITE(V, loss + SL_GROUP + place, sums.loss_lost[i]);
             SL_WRITE(V, mass + SL_GROUP + place, sums.mass_lost[i]);
+            SL_WRITE(V, exps + SL_GROUP + place, sums.rest_lost[i]);
 #endif
         }
     }
+    for (i = 0; i < SL_DOUBLES; i++) undefined |= all[i] != all[i];
+    return undefined;
+}
+
+/* n numbers, and zeros up to whole lines */
+static SL_ALWAYS_INLINE void SL_OF(sl_copy_to_lines)(const SL_REAL *x, Py_ssize_t n, SL_REAL *to) {
+    Py_ssize_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) SL_WRITE(R, to + i, SL_READ(R, x + i));
+    if (i < n) {
+        SL_WRITE(R, to + i, SL_OF(sl_read_first)(x + i, n - i, (R){0}));
+        i += WIDTH;
+    }
+    for (; i % SL_GROUP; i += WIDTH) SL_WRITE(R, to + i, (R){0});
 }
 
 /* What sl_split_sums and sl_target_sums add up, with the same bits, of n targets: to loss and mass, 0 so far,
@@ -227,26 +244,22 @@ static void SL_OF(sl_soft_sums)(
     SL_REAL padded[4 * SL_GROUP];
     Py_ssize_t last = (n + SL_GROUP - 1) / SL_GROUP, lines = (last - 1) & ~(Py_ssize_t)1, i;
     const SL_REAL *last_x = x + lines * SL_GROUP, *last_q = q + lines * SL_GROUP;
-    int undefined = 0;
-    last -= lines;
+    int undefined, two = last - lines == 2;
     if (n % SL_GROUP) {
-        for (i = 0; i < 4 * SL_GROUP; i += WIDTH) SL_WRITE(R, padded + i, (R){0});
-        SL_OF(sl_copy)(last_x, n - lines * SL_GROUP, padded);
-        SL_OF(sl_copy)(last_q, n - lines * SL_GROUP, padded + 2 * SL_GROUP);
+        SL_OF(sl_copy_to_lines)(last_x, n - lines * SL_GROUP, padded);
+        SL_OF(sl_copy_to_lines)(last_q, n - lines * SL_GROUP, padded + 2 * SL_GROUP);
         last_x = padded;
         last_q = padded + 2 * SL_GROUP;
     }
-    if (ahead)
-        SL_OF(sl_add_soft)(e, x, q, lines, m, to, 0, ahead);
-    else
-        SL_OF(sl_add_soft)(e, x, q, lines, m, to, 0, 0);
     /* infinite logits are rare, but for those that fill the last line: of all else the bits are the same */
-    SL_OF(sl_add_soft)(e + lines * SL_GROUP, last_x, last_q, last, m, to, 1, 0);
-    for (i = 0; i < SL_GROUP; i++) undefined |= to[i] != to[i];
+    if (ahead)
+        undefined = SL_OF(sl_add_soft)(e, x, q, lines, last_x, last_q, two, m, to, ahead);
+    else
+        undefined = SL_OF(sl_add_soft)(e, x, q, lines, last_x, last_q, two, m, to, 0);
     if (!undefined) return;
     for (i = 0; i < 4 * SL_GROUP; i += SL_GROUP) sl_clear(to + i);
     SL_OF(sl_add_targets)(x, q, lines, m, to, to + 2 * SL_GROUP, 1);
-    SL_OF(sl_add_targets)(last_x, last_q, last, m, to, to + 2 * SL_GROUP, 1);
+    SL_OF(sl_add_targets)(last_x, last_q, last - lines, m, to, to + 2 * SL_GROUP, 1);
 }
 
 /* e * of_exp + q * (of_target + of_target_lo). Only the product with the exponential is rounded before the sum:

@@ -27,8 +27,8 @@
 # uses _rows: open_columns padded_copy return_to_tile row_exponentials rows_ahead soft_sums tile_vector
 # uses _rows: to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
-# uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs fold_all reduce_columns
-# uses _sums: reduce_split sum_split
+# uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
+# uses _sums: sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
 # uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile place_tile write_tile
 # uses _weights: drops_by_class load_weights
@@ -402,6 +402,7 @@ cdef enum:
     LINES_OF_SLOPES = 5 * GROUP
 
 cdef extern from "sl_targets.h" nogil:
+    void sl_fold(double*, double*) noexcept
     void sl_column_slopes_f32(const float*, const float*, Py_ssize_t, const float*, bint, float*) noexcept
     void sl_column_slopes_f64(const double*, const double*, Py_ssize_t, const double*, bint, double*) noexcept
     void sl_row_slopes_f32(const float*, const float*, Py_ssize_t, const float*, float*) noexcept
@@ -793,10 +794,10 @@ cdef void add_in_place(const Tile* tile, Columns* columns, real* scratch) noexce
     clear_pairs(&columns.loss)
     clear_pairs(&columns.mass)
     soft_sums(tile, <const real*>e, x, q, tile.n, columns)
-    fold_all(columns.sums.rest.hi, columns.sums.rest.lo, GROUP)
-    fold_all(columns.sums.max.hi, columns.sums.max.lo, GROUP)
-    fold_all(columns.loss.hi, columns.loss.lo, GROUP)
-    fold_all(columns.mass.hi, columns.mass.lo, GROUP)
+    sl_fold(columns.sums.rest.hi, columns.sums.rest.lo)
+    sl_fold(columns.sums.max.hi, columns.sums.max.lo)
+    sl_fold(columns.loss.hi, columns.loss.lo)
+    sl_fold(columns.mass.hi, columns.mass.lo)
 
 
 cdef inline void add_before(double hi, double lo, Pairs* sums) noexcept nogil:
