@@ -463,6 +463,7 @@ cdef bint open_slopes(const Tile* tile, const CrossEntropy* state, int* far, rea
 
 
 cdef void column_gradients(const Tile* tile, const CrossEntropy* state, real* to, real* scratch) noexcept nogil:
+    """In place of the exponentials or not."""
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* q = scratch + TILE_TARGETS
     cdef const Columns* columns = &state.columns
@@ -471,23 +472,28 @@ cdef void column_gradients(const Tile* tile, const CrossEntropy* state, real* to
     cdef real by[LINES_OF_SLOPES]
     cdef real target[GROUP]
     cdef bint peaks = open_slopes(tile, state, far, by)
-    cdef Py_ssize_t c, i
-    cdef int j
+    cdef Py_ssize_t i
+    cdef int j, any_far = 0
     if peaks:
         targets_at(e, q, tile.lines, <real>e_max, target)
         for j in range(GROUP):
             by[TOP + j] = <real>(e_max if (columns.sum_max[j] == e_max) & (columns.sum_rest[j] < e_max)
                                  else SL_INFINITY)
             by[AT_TOP + j] = <real>exact_slope(state, j, e_max, target[j])
+    for j in range(GROUP):
+        any_far |= far[j]
+    if any_far and to == e:
+        for i in range(tile.lines * GROUP):
+            scratch[TILE_GRAD + i] = e[i]
+        e = scratch + TILE_GRAD
     if real is float:
         sl_column_slopes_f32(e, q, tile.lines, by, peaks, to)
     else:
         sl_column_slopes_f64(e, q, tile.lines, by, peaks, to)
-    for j in range(GROUP):
-        if far[j]:
-            for c in range(tile.lines):
-                i = c * GROUP + j
-                to[i] = <real>exact_slope(state, j, e[i], q[i])
+    if any_far:
+        for i in range(tile.lines * GROUP):
+            if far[i % GROUP]:
+                to[i] = <real>exact_slope(state, i % GROUP, e[i], q[i])
 
 
 cdef void row_gradient(
@@ -541,8 +547,9 @@ cdef void write_plain_gradient(const Tile* tile, const CrossEntropy* state, real
         row_gradient(tile, state, tile.n, <const real*>(scratch + TILE_EXPS),
                      <const real*>(scratch + TILE_TARGETS), view_row(&tile.job.g, tile, scratch))
         return
-    plain_gradient(tile, state, scratch + TILE_GRAD, scratch)
-    write_tile(<const real*>(scratch + TILE_GRAD), &tile.job.g, tile)
+    # in place: another tile of a group's columns would not fit into the L1 cache beside the others
+    plain_gradient(tile, state, scratch + TILE_EXPS, scratch)
+    write_tile(<const real*>(scratch + TILE_EXPS), &tile.job.g, tile)
 
 
 cdef void focal_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
