@@ -503,14 +503,14 @@ cdef void tile_vector(const Tile* tile, const Columns* columns, real* scratch) n
         ev[i] = 0 if e[i] == 0 else e[i] * v[i]
 
 
-cdef void sum_losses(const Tile* tile, Columns* columns, const real* scratch) noexcept nogil:
-    """Add up q (m - x) / 2 and q; an absent class costs nothing even where x is -inf."""
-    cdef const real* x = scratch + TILE_LOGITS
-    cdef const real* q = scratch + TILE_TARGETS
+cdef inline void target_sums(
+    const real* x, const real* q, Py_ssize_t lines, Columns* columns
+) noexcept nogil:
+    """q (m - x) / 2 and q, both 0 so far; an absent class costs nothing even where x is -inf."""
     if real is float:
-        sl_target_sums_f32(x, q, tile.lines, columns.m, columns.loss.hi, columns.mass.hi)
+        sl_target_sums_f32(x, q, lines, columns.m, columns.loss.hi, columns.mass.hi)
     else:
-        sl_target_sums_f64(x, q, tile.lines, columns.m, columns.loss.hi, columns.mass.hi)
+        sl_target_sums_f64(x, q, lines, columns.m, columns.loss.hi, columns.mass.hi)
 
 
 cdef inline uintptr_t targets_ahead(const Tile* tile) noexcept nogil:

@@ -23,12 +23,13 @@
 # uses _operand: Operand kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: row_maximum
-# uses _rows: Columns broadcast columns_of finish_log_sum finish_sum gap_of inverse_square inverse_sum
-# uses _rows: open_columns padded_copy return_to_tile row_exponentials rows_ahead soft_sums tile_vector
-# uses _rows: to_real write_product
+# uses _rows: Columns broadcast column_exponentials column_maxima columns_of finish_exponentials
+# uses _rows: finish_log_sum finish_sum gap_of given_targets inverse_square inverse_sum load_columns
+# uses _rows: open_columns padded_copy return_to_tile row_exponentials rows_ahead soft_sums target_sums
+# uses _rows: tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
-# uses _sums: sum_split
+# uses _sums: sum_exponentials sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
 # uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile place_tile write_tile
 # uses _weights: drops_by_class load_weights
@@ -740,9 +741,10 @@ cdef void ce_values(Tile* tile, CrossEntropy* state, real* scratch) noexcept nog
         emit_values(tile, state, scratch)
 
 
-# ---- a row of soft targets by itself --------------------------------------------------------------
+# ---- soft targets without further options ---------------------------------------------------------
 #
-# Where nothing else is asked for, logits, targets and gradient stay where they lie. The bits are those of tiles.
+# With the bits of tiles, but with less in the L1 cache at once: logits, targets and gradient of a wide row stay
+# where they lie, and exponentials of columns take the place of the logits.
 
 cdef inline bint has_rows(const Operand* op, real hint) noexcept nogil:
     """Whether each row is contiguous, and of the type of the arithmetic."""
@@ -756,14 +758,19 @@ cdef inline real* view_row(const Operand* op, const Tile* tile, real* hint) noex
     return <real*>(op.data + offset) + tile.first
 
 
-cdef bint stays_in_place(const Tile* tile, real hint) noexcept nogil:
+cdef bint is_plain(const Tile* tile) noexcept nogil:
+    """Whether targets are soft, and loss and gradient without options are all that is asked for."""
     cdef const Job* job = tile.job
     cdef const Settings* o = job.o
-    return (tile.wide and tile.want & ~(WANT_LOSS | WANT_GRAD) == 0 and not job.wants_probabilities
-            and not job.hard and job.logit_scale == 1 and o.logit_clip == SL_INFINITY
-            and o.focal_gamma == 0 and o.label_smoothing == 0 and o.class_weight == NULL and o.z_loss == 0
-            and o.softcap == 0 and not o.from_probabilities
-            and has_rows(&job.x, hint) and has_rows(&job.t, hint)
+    return (tile.want & ~(WANT_LOSS | WANT_GRAD) == 0 and not job.wants_probabilities and not job.hard
+            and job.logit_scale == 1 and o.logit_clip == SL_INFINITY and o.focal_gamma == 0
+            and o.label_smoothing == 0 and o.class_weight == NULL and o.z_loss == 0 and o.softcap == 0
+            and not o.from_probabilities)
+
+
+cdef bint stays_in_place(const Tile* tile, real hint) noexcept nogil:
+    cdef const Job* job = tile.job
+    return (has_rows(&job.x, hint) and has_rows(&job.t, hint)
             and (not tile.want & WANT_GRAD or has_rows(&job.g, hint)))
 
 
@@ -880,6 +887,53 @@ cdef bint row_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept 
         to = view_row(&tile.job.g, tile, scratch)
         row_gradient(tile, state, tile.n, <const real*>(scratch + TILE_EXPS if tile.tiles == 1 else to),
                      <const real*>view_row(&tile.job.t, tile, scratch), to)
+    return True
+
+
+cdef inline bint open_plain_columns(const Tile* tile, Columns* columns, real* x, real* m) noexcept nogil:
+    """Logits and maxima; whether all of these are below +inf."""
+    cdef int j, above = 0
+    for j in range(GROUP):
+        columns.weight[j] = tile.weight[j]
+        m[j] = -SL_INFINITY
+    load_columns(tile.job, tile.start, tile.count, columns.weight, x, x)
+    column_maxima(<const real*>x, tile.lines, m)
+    for j in range(GROUP):
+        columns.m[j] = m[j]
+        above |= m[j] == SL_INFINITY
+    return above == 0
+
+
+cdef bint columns_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
+    """Losses and gradient of a group as columns; False where it is one for tiles."""
+    cdef Columns* columns = &state.columns
+    cdef const Job* job = tile.job
+    cdef real* e = scratch + TILE_EXPS
+    cdef Py_ssize_t row = job.k * job.x.inner
+    cdef sl_ahead ahead
+    cdef real m[GROUP]
+    cdef int j
+    place_tile(0, tile)
+    if not open_plain_columns(tile, columns, e, m):
+        return False
+    given_targets(tile, columns, scratch + TILE_TARGETS)
+    clear_pairs(&columns.loss)
+    clear_pairs(&columns.mass)
+    clear_split(&columns.sums)
+    target_sums(<const real*>e, <const real*>(scratch + TILE_TARGETS), tile.lines, columns)
+    column_exponentials(<const real*>e, e, tile.lines, <const real*>m, False, 1,
+                        rows_ahead(job, tile.start * row, tile.count * row, &ahead))
+    sum_exponentials(<const real*>e, tile.lines, &columns.sums)
+    finish_exponentials(columns, False, m[0])
+    reduce_columns(&columns.loss, False)
+    reduce_columns(&columns.mass, False)
+    if tile.want & WANT_LOSS:
+        for j in range(GROUP):
+            tile.loss[j] = 2 * columns.loss.hi[j] + columns.mass.hi[j] * columns.log_sum[j]
+    if tile.want & WANT_GRAD:
+        copy_pairs(&columns.mass, &state.mass)
+        finish_factors(tile, state, m[0])
+        write_plain_gradient(tile, state, scratch)
     return True
 
 
@@ -1032,8 +1086,9 @@ cdef void tile_cross_entropy(Tile* tile, real* scratch) noexcept nogil:
     cdef CrossEntropy state
     state.columns.compensated = False
     state.columns.linear = tile.job.o.focal_gamma == 0 and not tile.want & WANT_TARGET_GRAD
-    if row_in_place(tile, &state, scratch):
-        return
+    if is_plain(tile):
+        if row_in_place(tile, &state, scratch) if tile.wide else columns_in_place(tile, &state, scratch):
+            return
     open_columns(tile, &state.columns, scratch)
     if tile.want & WANT_PRODUCT:
         ce_product(tile, &state, scratch)
