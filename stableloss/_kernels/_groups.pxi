@@ -6,11 +6,11 @@
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: Row
 # uses _rows: Columns column_maxima finish_exponentials limit_columns load_columns open_tile rows_ahead
-# uses _rows: start_limits sum_losses tile_vector
+# uses _rows: soft_sums start_limits tile_vector
 # uses _stats: Statistics store_row_statistics store_statistics tile_statistics
 # uses _sums: FAR GROUP NARROW Pairs Split Sum add add_far clear_pairs clear_split copy_pairs copy_split
 # uses _sums: fold_all fold_columns reduce_split sum_exponentials sum_split
-# uses _tiles: TILE_EV TILE_EXPS Tile open_rows place_tile write_tile
+# uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_TARGETS Tile open_rows place_tile write_tile
 # uses _weights: load_classes load_weights
 
 cdef struct TargetSums:
@@ -192,9 +192,11 @@ cdef void sum_tile(const Tile* tile, Columns* columns, const real* scratch) noex
             copy_pairs(&columns.mass, &mass)
             clear_pairs(&columns.loss)
             clear_pairs(&columns.mass)
-    sum_exponentials(scratch + TILE_EXPS, tile.lines, &columns.sums)
     if columns.linear:
-        sum_losses(tile, columns, scratch)
+        soft_sums(tile, scratch + TILE_EXPS, scratch + TILE_LOGITS, scratch + TILE_TARGETS, tile.lines * GROUP,
+                  columns)
+    else:
+        sum_exponentials(scratch + TILE_EXPS, tile.lines, &columns.sums)
     if tile.tiles > 1:
         add_tile(&columns.sums.max, &sums.max)
         add_tile(&columns.sums.rest, &sums.rest)

@@ -47,9 +47,13 @@ cdef double LESS = 2.0**-400
 
 cdef extern from "sl_targets.h" nogil:
     void sl_target_sums_f32(
-        const float*, const float*, Py_ssize_t, const double*, double*, double*, uintptr_t) noexcept
+        const float*, const float*, Py_ssize_t, const double*, double*, double*) noexcept
     void sl_target_sums_f64(
-        const double*, const double*, Py_ssize_t, const double*, double*, double*, uintptr_t) noexcept
+        const double*, const double*, Py_ssize_t, const double*, double*, double*) noexcept
+    void sl_soft_sums_f32(
+        const float*, const float*, const float*, Py_ssize_t, const double*, double*, uintptr_t) noexcept
+    void sl_soft_sums_f64(
+        const double*, const double*, const double*, Py_ssize_t, const double*, double*, uintptr_t) noexcept
 
 
 # ---- columns --------------------------------------------------------------------------------------
@@ -67,10 +71,11 @@ cdef struct Columns:
     bint limit[GROUP]       # the row has a +inf and stands for its limit
     bint any_limit
     double live[GROUP]      # classes above -inf
-    Pairs loss              # q (m - x) / 2
-    Pairs mass              # q
     double v_scale[GROUP]   # power of 2 that the vector of a Hessian product is multiplied by meanwhile
     Split ev                # e v
+    # in this order for sl_targets_of.h:
+    Pairs loss              # q (m - x) / 2
+    Pairs mass              # q
     Split sums              # of the exponentials, and finished:
     double sum_max[GROUP]
     double sum_rest[GROUP]
@@ -333,20 +338,28 @@ cdef void tile_quotients(const Tile* tile, const Columns* columns, real* scratch
 
 # ---- finish columns -------------------------------------------------------------------------------
 
-cdef void finish_exponentials(Columns* columns, bint wide, real hint) noexcept nogil:
+cdef inline void finish_sum(Columns* columns, int j) noexcept nogil:
+    cdef double lo
+    columns.sum_max[j] = columns.sums.max.hi[j]
+    columns.sum_rest[j] = columns.sums.rest.hi[j] + columns.sums.rest.lo[j]
+    columns.total.hi[j] = two_sum(columns.sums.max.hi[j], columns.sums.rest.hi[j], &lo)
+    columns.total.lo[j] = lo + columns.sums.rest.lo[j]
+
+
+cdef inline void finish_log_sum(Columns* columns, int j, real hint) noexcept nogil:
     cdef double e_max = unit(hint)
-    cdef double above, lo
+    cdef double above = (columns.sum_max[j] - e_max) + columns.sum_rest[j]
+    columns.log_sum[j] = log1p_positive(above * (1 / e_max))
+
+
+cdef void finish_exponentials(Columns* columns, bint wide, real hint) noexcept nogil:
     cdef int j
     fold_columns(&columns.sums.rest, wide)
     fold_columns(&columns.sums.max, wide)
     for j in range(GROUP):
-        columns.sum_max[j] = columns.sums.max.hi[j]
-        columns.sum_rest[j] = columns.sums.rest.hi[j] + columns.sums.rest.lo[j]
-        columns.total.hi[j] = two_sum(columns.sums.max.hi[j], columns.sums.rest.hi[j], &lo)
-        columns.total.lo[j] = lo + columns.sums.rest.lo[j]
+        finish_sum(columns, j)
     for j in range(columns_of(wide)):
-        above = (columns.sum_max[j] - e_max) + columns.sum_rest[j]
-        columns.log_sum[j] = log1p_positive(above * (1 / e_max))
+        finish_log_sum(columns, j, hint)
     broadcast(columns.log_sum, wide)
 
 
@@ -490,18 +503,32 @@ cdef void tile_vector(const Tile* tile, const Columns* columns, real* scratch) n
         ev[i] = 0 if e[i] == 0 else e[i] * v[i]
 
 
-cdef void sum_losses(const Tile* tile, Columns* columns, const real* scratch) noexcept nogil:
-    """Add up q (m - x) / 2 and q; an absent class costs nothing even where x is -inf."""
-    cdef const real* x = scratch + TILE_LOGITS
-    cdef const real* q = scratch + TILE_TARGETS
-    cdef const Operand* t = &tile.job.t
-    cdef Py_ssize_t ahead = 0
-    if tile.wide and tile.job.streams and not tile.job.hard:
-        ahead = <Py_ssize_t>t.data + (tile.start + 1) * t.stride[0] + tile.first * t.inner
+cdef inline void target_sums(
+    const real* x, const real* q, Py_ssize_t lines, Columns* columns
+) noexcept nogil:
+    """q (m - x) / 2 and q, both 0 so far; an absent class costs nothing even where x is -inf."""
     if real is float:
-        sl_target_sums_f32(x, q, tile.lines, columns.m, columns.loss.hi, columns.mass.hi, ahead)
+        sl_target_sums_f32(x, q, lines, columns.m, columns.loss.hi, columns.mass.hi)
     else:
-        sl_target_sums_f64(x, q, tile.lines, columns.m, columns.loss.hi, columns.mass.hi, ahead)
+        sl_target_sums_f64(x, q, lines, columns.m, columns.loss.hi, columns.mass.hi)
+
+
+cdef inline uintptr_t targets_ahead(const Tile* tile) noexcept nogil:
+    """Where the targets of the next row are, if they come from memory, else 0: meanwhile they come closer."""
+    cdef const Operand* t = &tile.job.t
+    if not (tile.wide and tile.job.streams) or tile.job.hard:
+        return 0
+    return <uintptr_t>t.data + (tile.start + 1) * t.stride[0] + tile.first * t.inner
+
+
+cdef inline void soft_sums(
+    const Tile* tile, const real* e, const real* x, const real* q, Py_ssize_t n, Columns* columns
+) noexcept nogil:
+    """Add up exponentials, q (m - x) / 2 and q, of which the last two are 0 so far."""
+    if real is float:
+        sl_soft_sums_f32(e, x, q, n, columns.m, columns.loss.hi, targets_ahead(tile))
+    else:
+        sl_soft_sums_f64(e, x, q, n, columns.m, columns.loss.hi, targets_ahead(tile))
 
 
 # ---- tiles ----------------------------------------------------------------------------------------

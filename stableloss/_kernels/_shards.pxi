@@ -15,7 +15,7 @@
 # uses _pieces: Row bend_values load_limited maximum_of_pieces piece_exponentials place_piece scale_values
 # uses _pieces: store_class take_out write_piece
 # uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials gap_of
-# uses _rows: given_targets inverse_square load_tile open_tile row_exponentials sum_losses tile_exponentials
+# uses _rows: given_targets inverse_square load_tile open_tile row_exponentials target_sums tile_exponentials
 # uses _rows: to_real
 # uses _sums: GROUP NARROW PIECE Pairs Split Sum clear_pairs clear_split fold_columns lane_squares lane_sum
 # uses _sums: maximum_of ordered_sum padded reduce_split sum_exponentials
@@ -520,7 +520,7 @@ cdef void store_losses(const Tile* tile, Columns* columns, const real* scratch, 
     """q (m - x) / 2 and q of a tile."""
     clear_pairs(&columns.loss)
     clear_pairs(&columns.mass)
-    sum_losses(tile, columns, scratch)
+    target_sums(scratch + TILE_LOGITS, scratch + TILE_TARGETS, tile.lines, columns)
     store_pairs(&columns.loss, &to[0])
     store_pairs(&columns.mass, &to[2])
 

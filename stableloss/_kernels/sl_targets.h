@@ -4,6 +4,7 @@
 #ifndef SL_TARGETS_H
 #define SL_TARGETS_H
 
+#include "sl_columns.h"
 #include "sl_math.h"
 #include "sl_sizes.h"
 #include "sl_vector.h"
@@ -37,8 +38,52 @@ static SL_ALWAYS_INLINE void sl_clear(double *to) {
     }
 }
 
+/* hi += v, and to lo what v lacks and the rounding loses. */
+static SL_ALWAYS_INLINE void sl_add_pair(
+        sl_vector_f64 *hi, sl_vector_f64 *lo, sl_vector_f64 v, sl_vector_f64 v_lo) {
+    sl_vector_f64 s = *hi + v, part = s - *hi;
+    *lo += v_lo + ((*hi - (s - part)) + (v - part));
+    *hi = s;
+}
+
+/* Add across columns in a tree: SL_GROUP of hi and lo, to the first of both. */
+static void sl_fold(double *hi, double *lo) {
+    sl_vector_f64 sum[SL_GROUP / SL_DOUBLES], lost[SL_GROUP / SL_DOUBLES];
+    int i, count;
+#pragma GCC unroll 16
+    for (i = 0; i < SL_GROUP / SL_DOUBLES; i++) {
+        sum[i] = SL_READ(sl_vector_f64, hi + i * SL_DOUBLES);
+        lost[i] = SL_READ(sl_vector_f64, lo + i * SL_DOUBLES);
+    }
+#pragma GCC unroll 4
+    for (count = SL_GROUP / SL_DOUBLES / 2; count > 0; count /= 2)
+#pragma GCC unroll 8
+        for (i = 0; i < count; i++) sl_add_pair(&sum[i], &lost[i], sum[i + count], lost[i + count]);
+#pragma GCC unroll 4
+    for (count = SL_DOUBLES / 2; count > 0; count /= 2)
+        sl_add_pair(&sum[0], &lost[0], sl_rotate_f64(sum[0], count), sl_rotate_f64(lost[0], count));
+    *hi = sum[0][0];
+    *lo = lost[0][0];
+}
+
+/* v where it is less than the limit, else 0 */
+#if SL_VECTOR_BYTES == 64
+#define sl_below_f32(v, limit) ((sl_vector_f32)_mm512_maskz_mov_ps( \
+    _mm512_cmp_ps_mask((__m512)(v), (__m512)(limit), _CMP_LT_OQ), (__m512)(v)))
+#define sl_below_f64(v, limit) ((sl_vector_f64)_mm512_maskz_mov_pd( \
+    _mm512_cmp_pd_mask((__m512d)(v), (__m512d)(limit), _CMP_LT_OQ), (__m512d)(v)))
+#else
+#define sl_below_f32(v, limit) \
+    ((sl_vector_f32)((sl_bits_vector_f32)((v) < (limit)) & (sl_bits_vector_f32)(v)))
+#define sl_below_f64(v, limit) \
+    ((sl_vector_f64)((sl_bits_vector_f64)((v) < (limit)) & (sl_bits_vector_f64)(v)))
+#endif
+
 #define SL_OF(name) name##_f32
 #define SL_REAL float
+#define SL_PARTS 2
+#define SL_PART(v, i) ((i) == 0 ? sl_low_as_f64(v) : sl_high_as_f64(v))
+#define SL_UNIT SL_UNIT_F32
 #define SL_READ_AS_F64(from) sl_read_as_f64(from)
 #define SL_CARRIES 0
 #define SL_SCALAR_FMA SL_FMAF
@@ -46,6 +91,9 @@ static SL_ALWAYS_INLINE void sl_clear(double *to) {
 
 #define SL_OF(name) name##_f64
 #define SL_REAL double
+#define SL_PARTS 1
+#define SL_PART(v, i) (v)
+#define SL_UNIT SL_UNIT_F64
 #define SL_READ_AS_F64(from) SL_READ(sl_vector_f64, from)
 #define SL_CARRIES 1
 #define SL_SCALAR_FMA SL_FMA
@@ -69,7 +117,7 @@ static void sl_split_sums_f64(
 #pragma GCC unroll 4
             for (i = 0; i < SL_COLUMN_VECTORS; i++) {
                 v = SL_READ(sl_vector_f64, e + c * SL_GROUP + j + i * SL_DOUBLES);
-                below = sl_where_f64((sl_bits_vector_f64)(v < limit), v);
+                below = sl_below_f64(v, limit);
                 top[i] += v - below;
                 sl_accumulate_f64(&sum[i], &lost[i], below);
             }
@@ -83,9 +131,8 @@ static void sl_split_sums_f64(
 }
 
 /* v below the limit; what is not goes to `top`. */
-static SL_ALWAYS_INLINE sl_vector_f32 sl_below_f32(const float *from, sl_vector_f32 limit, sl_vector_f32 *top) {
-    sl_vector_f32 v = SL_READ(sl_vector_f32, from);
-    sl_vector_f32 below = (sl_vector_f32)((sl_bits_vector_f32)(v < limit) & (sl_bits_vector_f32)v);
+static SL_ALWAYS_INLINE sl_vector_f32 sl_take_below_f32(const float *from, sl_vector_f32 limit, sl_vector_f32 *top) {
+    sl_vector_f32 v = SL_READ(sl_vector_f32, from), below = sl_below_f32(v, limit);
     *top += v - below;
     return below;
 }
@@ -110,15 +157,15 @@ static void sl_split_sums_f32(
         for (c = 0; c + 1 < lines; c += 2, at += 2 * SL_GROUP)
 #pragma GCC unroll 2
             for (i = 0; i < 2; i++) {
-                v = sl_below_f32(at + 2 * i * SL_DOUBLES, limit, &top[i]);
-                v += sl_below_f32(at + SL_GROUP + 2 * i * SL_DOUBLES, limit, &top[i]);
+                v = sl_take_below_f32(at + 2 * i * SL_DOUBLES, limit, &top[i]);
+                v += sl_take_below_f32(at + SL_GROUP + 2 * i * SL_DOUBLES, limit, &top[i]);
                 low[i] += sl_low_as_f64(v);
                 high[i] += sl_high_as_f64(v);
             }
 #pragma GCC unroll 2
         for (i = 0; i < 2; i++) {
             if (c < lines) {
-                v = sl_below_f32(at + 2 * i * SL_DOUBLES, limit, &top[i]);
+                v = sl_take_below_f32(at + 2 * i * SL_DOUBLES, limit, &top[i]);
                 low[i] += sl_low_as_f64(v);
                 high[i] += sl_high_as_f64(v);
             }

@@ -18,17 +18,20 @@
 # uses _groups: clear_derivatives sum_tiles
 # uses _job: Job
 # uses _logits: chain_first chain_product chain_second
-# uses _math: SL_FMA SL_INFINITY exp_negative fma log1p_positive product product_error real remainder_of
-# uses _math: two_sum unit
-# uses _operand: kind_of row_offsets
+# uses _math: SL_FMA SL_INFINITY SL_ISFINITE absolute exp_negative fma log1p_positive product product_error
+# uses _math: real remainder_of two_sum unit
+# uses _operand: Operand kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
-# uses _rows: Columns any_extreme broadcast columns_of gap_of inverse_square inverse_sum open_columns
-# uses _rows: return_to_tile tile_vector to_real write_product
+# uses _pieces: row_maximum
+# uses _rows: Columns broadcast column_exponentials column_maxima columns_of finish_exponentials
+# uses _rows: finish_log_sum finish_sum gap_of given_targets inverse_square inverse_sum load_columns
+# uses _rows: open_columns padded_copy return_to_tile row_exponentials rows_ahead soft_sums target_sums
+# uses _rows: tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
-# uses _sums: sum_split
+# uses _sums: sum_exponentials sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
-# uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile write_tile
+# uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile place_tile write_tile
 # uses _weights: drops_by_class load_weights
 
 cdef struct FocalSums:
@@ -390,69 +393,164 @@ cdef bint finish_columns(Tile* tile, CrossEntropy* state, real* scratch) noexcep
 
 # ---- emit tiles -----------------------------------------------------------------------------------
 
+cdef enum:
+    # factors of columns for their gradients, see sl_targets_of.h
+    OF_EXP = 0
+    OF_TARGET = GROUP
+    OF_TARGET_LO = 2 * GROUP
+    TOP = 3 * GROUP
+    AT_TOP = 4 * GROUP
+    LINES_OF_SLOPES = 5 * GROUP
+
+cdef extern from "sl_targets.h" nogil:
+    void sl_fold(double*, double*) noexcept
+    void sl_column_slopes_f32(const float*, const float*, Py_ssize_t, const float*, bint, float*) noexcept
+    void sl_column_slopes_f64(const double*, const double*, Py_ssize_t, const double*, bint, double*) noexcept
+    void sl_row_slopes_f32(const float*, const float*, Py_ssize_t, const float*, float*) noexcept
+    void sl_row_slopes_f64(const double*, const double*, Py_ssize_t, const double*, double*) noexcept
+    void sl_targets_at_f32(const float*, const float*, Py_ssize_t, float, float*) noexcept
+    void sl_targets_at_f64(const double*, const double*, Py_ssize_t, double, double*) noexcept
+
+
+cdef inline void targets_at(
+    const real* e, const real* q, Py_ssize_t lines, real e_max, real* to
+) noexcept nogil:
+    if real is float:
+        sl_targets_at_f32(e, q, lines, e_max, to)
+    else:
+        sl_targets_at_f64(e, q, lines, e_max, to)
+
+
 cdef inline real without(real term, bint at_max, real sum_rest, real sum_max) noexcept nogil:
     """A sum without one of its terms, of an exponential equal to UNIT or below it."""
     return (sum_max - term) + sum_rest if at_max else (sum_rest - term) + sum_max
 
 
-cdef real* gradient_place(const Tile* tile, real* scratch) noexcept nogil:
-    """Where the whole lines of a gradient go that is all that is written: to the caller's array, if it has
-    room for them, or to scratch."""
-    cdef Py_ssize_t offset
-    if (not tile.wide or tile.job.any_weight or tile.job.g.kind != kind_of(scratch[0])
-            or tile.job.g.inner != <Py_ssize_t>sizeof(real)):
-        return scratch + TILE_GRAD
-    row_offsets(&tile.job.g, tile.start, 1, &offset)
-    return <real*>(tile.job.g.data + offset) + tile.first
+cdef inline double exact_slope(const CrossEntropy* state, int j, double e, double q) noexcept nogil:
+    """p mass - q, as e (mass - q) - q others over the sum: for a one-hot row either term is 0, and the other
+    keeps its digits. So does what a class of nearly all the mass leaves to the others."""
+    cdef const Columns* columns = &state.columns
+    cdef double others = remainder_of(e, columns.sum_max[j], columns.sum_rest[j])
+    cdef double rest = (state.mass.hi[j] - q) + state.mass.lo[j]
+    return SL_FMA(e, rest, -(q * others)) * state.factor[j]
 
 
-cdef void plain_gradient(
-    const Tile* tile, const CrossEntropy* state, Py_ssize_t start, Py_ssize_t stop, real* to, real* scratch
-) noexcept nogil:
-    """Lines start ... stop - 1 of p mass - q, as e (mass - q) - q others over the sum: for a one-hot row
-    either term is 0, and the other keeps its digits. So does what a class of nearly all the mass leaves to
-    the others."""
+cdef inline int is_far(real hint, double value) noexcept nogil:
+    """Whether a factor has not all its digits as a float."""
+    cdef double least = 1.1754943508222875e-38 if real is float else 2.2250738585072014e-308
+    cdef double most = 3.4028234663852886e38 if real is float else 1.7976931348623157e308
+    return (absolute(value) > most) | ((absolute(value) < least) & (value != 0))
+
+
+cdef bint open_slopes(const Tile* tile, const CrossEntropy* state, int* far, real* by) noexcept nogil:
+    """Factors of exponentials and targets for p mass - q = e mass / sum - q. An exponential of more than half
+    the sum can not do with that; whether there may be one. `far` marks columns that can not either."""
+    cdef const Columns* columns = &state.columns
+    cdef double divisor = tile.job.divisor
+    cdef double e_max = unit(by[0])
+    cdef double of_exp, of_target, lost
+    cdef int j, peaks = 0
+    for j in range(columns_of(tile.wide)):
+        of_exp = inverse_sum(columns, j, columns.weight[j] * state.mass.hi[j], divisor, by[0])
+        of_target = -columns.weight[j] / divisor
+        lost = -SL_FMA(of_target, divisor, columns.weight[j]) / divisor
+        by[OF_EXP + j] = <real>of_exp
+        by[OF_TARGET + j] = <real>of_target
+        by[OF_TARGET_LO + j] = <real>((of_target - by[OF_TARGET + j]) + lost)
+        far[j] = is_far(by[0], of_exp) | is_far(by[0], of_target)
+    for j in range(columns_of(tile.wide)):
+        peaks |= (columns.sum_max[j] == e_max) & (columns.sum_rest[j] < e_max)
+    return peaks != 0
+
+
+cdef void column_gradients(const Tile* tile, const CrossEntropy* state, real* to, real* scratch) noexcept nogil:
+    """In place of the exponentials or not."""
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* q = scratch + TILE_TARGETS
-    cdef real sum_max[GROUP]
-    cdef real sum_rest[GROUP]
-    cdef real mass[GROUP]
-    cdef real mass_lo[GROUP]
-    cdef real factor[GROUP]
-    cdef real line[GROUP]       # no store to it reaches what is read
-    cdef bint extreme = any_extreme(tile.job, state.factor, GROUP, e[0])
-    cdef Py_ssize_t c, j
-    to_real(state.columns.sum_max, sum_max)
-    to_real(state.columns.sum_rest, sum_rest)
+    cdef const Columns* columns = &state.columns
+    cdef double e_max = unit(e[0])
+    cdef int far[GROUP]
+    cdef real by[LINES_OF_SLOPES]
+    cdef real target[GROUP]
+    cdef bint peaks = open_slopes(tile, state, far, by)
+    cdef Py_ssize_t i
+    cdef int j, any_far = 0
+    if peaks:
+        targets_at(e, q, tile.lines, <real>e_max, target)
+        for j in range(GROUP):
+            by[TOP + j] = <real>(e_max if (columns.sum_max[j] == e_max) & (columns.sum_rest[j] < e_max)
+                                 else SL_INFINITY)
+            by[AT_TOP + j] = <real>exact_slope(state, j, e_max, target[j])
     for j in range(GROUP):
-        mass[j] = <real>state.mass.hi[j]
-        mass_lo[j] = <real>((state.mass.hi[j] - mass[j]) + state.mass.lo[j])
-        factor[j] = <real>(1 if extreme else state.factor[j])
-    for c in range(start, stop):
-        for j in range(GROUP):
-            line[j] = fma(
-                e[c * GROUP + j], (mass[j] - q[c * GROUP + j]) + mass_lo[j],
-                -(q[c * GROUP + j] * remainder_of(e[c * GROUP + j], sum_max[j], sum_rest[j]))) * factor[j]
-        for j in range(GROUP):
-            to[c * GROUP + j] = line[j]
-    if extreme:
-        for c in range(start, stop):
-            for j in range(GROUP):
-                to[c * GROUP + j] = <real>(to[c * GROUP + j] * state.factor[j])
+        any_far |= far[j]
+    if any_far and to == e:
+        for i in range(tile.lines * GROUP):
+            scratch[TILE_GRAD + i] = e[i]
+        e = scratch + TILE_GRAD
+    if real is float:
+        sl_column_slopes_f32(e, q, tile.lines, by, peaks, to)
+    else:
+        sl_column_slopes_f64(e, q, tile.lines, by, peaks, to)
+    if any_far:
+        for i in range(tile.lines * GROUP):
+            if far[i % GROUP]:
+                to[i] = <real>exact_slope(state, i % GROUP, e[i], q[i])
+
+
+cdef void row_gradient(
+    const Tile* tile, const CrossEntropy* state, Py_ssize_t n, const real* e, const real* q, real* to
+) noexcept nogil:
+    """The first n entries of a wide tile, in place of the exponentials or not."""
+    cdef double e_max = unit(e[0])
+    cdef int far[GROUP]
+    cdef real by[LINES_OF_SLOPES]
+    cdef bint peak = open_slopes(tile, state, far, by)
+    cdef Py_ssize_t i, at
+    if far[0]:
+        for i in range(n):
+            to[i] = <real>exact_slope(state, 0, e[i], q[i])
+        return
+    at = place_of_unit(e, n) if peak else -1
+    if real is float:
+        sl_row_slopes_f32(e, q, n, by, to)
+    else:
+        sl_row_slopes_f64(e, q, n, by, to)
+    if at >= 0:
+        to[at] = <real>exact_slope(state, 0, e_max, q[at])
+
+
+cdef inline Py_ssize_t place_of_unit(const real* e, Py_ssize_t n) noexcept nogil:
+    """Where the exponential of a maximum is, or -1."""
+    cdef real e_max = unit(e[0])
+    cdef Py_ssize_t at = 0
+    while at + 4 * GROUP <= n and row_maximum(e + at, 4 * GROUP, <real>0) != e_max:
+        at += 4 * GROUP
+    for at in range(at, n):
+        if e[at] == e_max:
+            return at
+    return -1
+
+
+cdef inline void plain_gradient(
+    const Tile* tile, const CrossEntropy* state, real* to, real* scratch
+) noexcept nogil:
+    """Whole lines."""
+    if tile.wide:
+        row_gradient(tile, state, tile.lines * GROUP, <const real*>(scratch + TILE_EXPS),
+                     <const real*>(scratch + TILE_TARGETS), to)
+    else:
+        column_gradients(tile, state, to, scratch)
 
 
 cdef void write_plain_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
-    """Without a copy of its whole lines, where there is room for them."""
-    cdef real* to = gradient_place(tile, scratch)
-    cdef real* last = scratch + TILE_GRAD
-    cdef Py_ssize_t whole = tile.n // GROUP if to != last else 0
-    plain_gradient(tile, state, 0, whole, to, scratch)
-    plain_gradient(tile, state, whole, tile.lines, last, scratch)
-    if to == last:
-        write_tile(<const real*>last, &tile.job.g, tile)
-    else:
-        for whole in range(whole * GROUP, tile.n):
-            to[whole] = last[whole]
+    """Without a copy, where the caller's array has the place for a row."""
+    if tile.wide and has_rows(&tile.job.g, scratch[0]):
+        row_gradient(tile, state, tile.n, <const real*>(scratch + TILE_EXPS),
+                     <const real*>(scratch + TILE_TARGETS), view_row(&tile.job.g, tile, scratch))
+        return
+    # in place: another tile of a group's columns would not fit into the L1 cache beside the others
+    plain_gradient(tile, state, scratch + TILE_EXPS, scratch)
+    write_tile(<const real*>(scratch + TILE_EXPS), &tile.job.g, tile)
 
 
 cdef void focal_gradient(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
@@ -536,7 +634,7 @@ cdef void ce_gradient(const Tile* tile, const CrossEntropy* state, real* scratch
     elif tile.job.o.focal_gamma != 0:
         focal_gradient(tile, state, scratch)
     else:
-        plain_gradient(tile, state, 0, tile.lines, scratch + TILE_GRAD, scratch)
+        plain_gradient(tile, state, scratch + TILE_GRAD, scratch)
 
 
 cdef void plain_hessian(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
@@ -662,6 +760,202 @@ cdef void ce_values(Tile* tile, CrossEntropy* state, real* scratch) noexcept nog
         if not return_to_derivatives(index, tile, state, scratch):
             return
         emit_values(tile, state, scratch)
+
+
+# ---- soft targets without further options ---------------------------------------------------------
+#
+# With the bits of tiles, but with less in the L1 cache at once: logits, targets and gradient of a wide row stay
+# where they lie, and exponentials of columns take the place of the logits.
+
+cdef inline bint has_rows(const Operand* op, real hint) noexcept nogil:
+    """Whether each row is contiguous, and of the type of the arithmetic."""
+    return op.kind == kind_of(hint) and op.inner == <Py_ssize_t>sizeof(real)
+
+
+cdef inline real* view_row(const Operand* op, const Tile* tile, real* hint) noexcept nogil:
+    """The classes of a wide tile in a row that `has_rows`."""
+    cdef Py_ssize_t offset
+    row_offsets(op, tile.start, 1, &offset)
+    return <real*>(op.data + offset) + tile.first
+
+
+cdef bint is_plain(const Tile* tile) noexcept nogil:
+    """Whether targets are soft, and loss and gradient without options are all that is asked for."""
+    cdef const Job* job = tile.job
+    cdef const Settings* o = job.o
+    return (tile.want & ~(WANT_LOSS | WANT_GRAD) == 0 and not job.wants_probabilities and not job.hard
+            and job.logit_scale == 1 and o.logit_clip == SL_INFINITY and o.focal_gamma == 0
+            and o.label_smoothing == 0 and o.class_weight == NULL and o.z_loss == 0 and o.softcap == 0
+            and not o.from_probabilities)
+
+
+cdef bint stays_in_place(const Tile* tile, real hint) noexcept nogil:
+    cdef const Job* job = tile.job
+    return (has_rows(&job.x, hint) and has_rows(&job.t, hint)
+            and (not tile.want & WANT_GRAD or has_rows(&job.g, hint)))
+
+
+cdef real maximum_in_place(Tile* tile, real* scratch) noexcept nogil:
+    """Of no use where the call is to end."""
+    cdef const real* x
+    cdef real m = -SL_INFINITY
+    cdef Py_ssize_t index, whole
+    for index in range(tile.tiles):
+        if not place_tile(index, tile):
+            break
+        x = view_row(&tile.job.x, tile, scratch)
+        whole = tile.n & ~(GROUP - 1)
+        m = row_maximum(x, whole, m)
+        if whole < tile.n:
+            padded_copy(x + whole, tile.n - whole, scratch)
+            m = row_maximum(<const real*>scratch, GROUP, m)
+    return m
+
+
+cdef void add_in_place(const Tile* tile, Columns* columns, real* scratch) noexcept nogil:
+    """Exponentials of a tile, and its sums, which are added across the columns."""
+    cdef const real* x = view_row(&tile.job.x, tile, scratch)
+    cdef const real* q = view_row(&tile.job.t, tile, scratch)
+    cdef real* e = scratch + TILE_EXPS
+    cdef Py_ssize_t whole = tile.n & ~(GROUP - 1)
+    cdef real m = <real>columns.m[0]
+    cdef sl_ahead ahead
+    row_exponentials(x, e, whole, m, False, 1, rows_ahead(
+        tile.job, <const char*>x - tile.job.x.data, tile.job.k * tile.job.x.inner, &ahead))
+    if whole < tile.n:
+        padded_copy(x + whole, tile.n - whole, e + whole)
+        row_exponentials(<const real*>(e + whole), e + whole, GROUP, m, False, 1, NULL)
+    clear_split(&columns.sums)
+    clear_pairs(&columns.loss)
+    clear_pairs(&columns.mass)
+    soft_sums(tile, <const real*>e, x, q, tile.n, columns)
+    sl_fold(columns.sums.rest.hi, columns.sums.rest.lo)
+    sl_fold(columns.sums.max.hi, columns.sums.max.lo)
+    sl_fold(columns.loss.hi, columns.loss.lo)
+    sl_fold(columns.mass.hi, columns.mass.lo)
+
+
+cdef inline void add_before(double hi, double lo, Pairs* sums) noexcept nogil:
+    """The sum of the tiles before to that of a tile."""
+    cdef double error
+    sums.hi[0] = two_sum(hi, sums.hi[0], &error)
+    sums.lo[0] = lo + (sums.lo[0] + error)
+
+
+cdef inline void reduce_column(Pairs* sums) noexcept nogil:
+    cdef double s = sums.hi[0] + sums.lo[0] if SL_ISFINITE(sums.hi[0]) else sums.hi[0]
+    sums.lo[0] -= s - sums.hi[0]
+    sums.hi[0] = s
+
+
+cdef bint sum_in_place(Tile* tile, Columns* columns, real* scratch) noexcept nogil:
+    """All sums of a row; False where the call is to end. Exponentials of several tiles wait in the gradient's
+    place."""
+    cdef double before[8]
+    cdef Py_ssize_t index, i
+    for i in range(8):
+        before[i] = 0
+    for index in range(tile.tiles):
+        if not place_tile(index, tile):
+            return False
+        add_in_place(tile, columns, scratch)
+        add_before(before[0], before[1], &columns.sums.rest)
+        add_before(before[2], before[3], &columns.sums.max)
+        add_before(before[4], before[5], &columns.loss)
+        add_before(before[6], before[7], &columns.mass)
+        before[0] = columns.sums.rest.hi[0]
+        before[1] = columns.sums.rest.lo[0]
+        before[2] = columns.sums.max.hi[0]
+        before[3] = columns.sums.max.lo[0]
+        before[4] = columns.loss.hi[0]
+        before[5] = columns.loss.lo[0]
+        before[6] = columns.mass.hi[0]
+        before[7] = columns.mass.lo[0]
+        if tile.tiles > 1 and tile.want & WANT_GRAD:
+            write_tile(<const real*>(scratch + TILE_EXPS), &tile.job.g, tile)
+    return True
+
+
+cdef bint row_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
+    """Loss and gradient of a row; False where it is one for tiles."""
+    cdef Columns* columns = &state.columns
+    cdef real m
+    cdef real* to
+    cdef Py_ssize_t index, j
+    if not stays_in_place(tile, scratch[0]):
+        return False
+    m = maximum_in_place(tile, scratch)
+    if m == SL_INFINITY:
+        return False
+    for j in range(GROUP):
+        columns.m[j] = m
+    if not sum_in_place(tile, columns, scratch):
+        return True
+    finish_sum(columns, 0)
+    finish_log_sum(columns, 0, m)
+    reduce_column(&columns.loss)
+    reduce_column(&columns.mass)
+    tile.loss[0] = 2 * columns.loss.hi[0] + columns.mass.hi[0] * columns.log_sum[0]
+    if not tile.want & WANT_GRAD:
+        return True
+    columns.weight[0] = tile.weight[0]
+    state.mass.hi[0] = columns.mass.hi[0]
+    state.mass.lo[0] = columns.mass.lo[0]
+    state.factor[0] = inverse_sum(columns, 0, columns.weight[0], tile.job.divisor, m)
+    for index in range(tile.tiles):
+        if not place_tile(index, tile):
+            return True
+        to = view_row(&tile.job.g, tile, scratch)
+        row_gradient(tile, state, tile.n, <const real*>(scratch + TILE_EXPS if tile.tiles == 1 else to),
+                     <const real*>view_row(&tile.job.t, tile, scratch), to)
+    return True
+
+
+cdef inline bint open_plain_columns(const Tile* tile, Columns* columns, real* x, real* m) noexcept nogil:
+    """Logits and maxima; whether all of these are below +inf."""
+    cdef int j, above = 0
+    for j in range(GROUP):
+        columns.weight[j] = tile.weight[j]
+        m[j] = -SL_INFINITY
+    load_columns(tile.job, tile.start, tile.count, columns.weight, x, x)
+    column_maxima(<const real*>x, tile.lines, m)
+    for j in range(GROUP):
+        columns.m[j] = m[j]
+        above |= m[j] == SL_INFINITY
+    return above == 0
+
+
+cdef bint columns_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
+    """Losses and gradient of a group as columns; False where it is one for tiles."""
+    cdef Columns* columns = &state.columns
+    cdef const Job* job = tile.job
+    cdef real* e = scratch + TILE_EXPS
+    cdef Py_ssize_t row = job.k * job.x.inner
+    cdef sl_ahead ahead
+    cdef real m[GROUP]
+    cdef int j
+    place_tile(0, tile)
+    if not open_plain_columns(tile, columns, e, m):
+        return False
+    given_targets(tile, columns, scratch + TILE_TARGETS)
+    clear_pairs(&columns.loss)
+    clear_pairs(&columns.mass)
+    clear_split(&columns.sums)
+    target_sums(<const real*>e, <const real*>(scratch + TILE_TARGETS), tile.lines, columns)
+    column_exponentials(<const real*>e, e, tile.lines, <const real*>m, False, 1,
+                        rows_ahead(job, tile.start * row, tile.count * row, &ahead))
+    sum_exponentials(<const real*>e, tile.lines, &columns.sums)
+    finish_exponentials(columns, False, m[0])
+    reduce_columns(&columns.loss, False)
+    reduce_columns(&columns.mass, False)
+    if tile.want & WANT_LOSS:
+        for j in range(GROUP):
+            tile.loss[j] = 2 * columns.loss.hi[j] + columns.mass.hi[j] * columns.log_sum[j]
+    if tile.want & WANT_GRAD:
+        copy_pairs(&columns.mass, &state.mass)
+        finish_factors(tile, state, m[0])
+        write_plain_gradient(tile, state, scratch)
+    return True
 
 
 # ---- Hessian times a vector -----------------------------------------------------------------------
@@ -813,6 +1107,9 @@ cdef void tile_cross_entropy(Tile* tile, real* scratch) noexcept nogil:
     cdef CrossEntropy state
     state.columns.compensated = False
     state.columns.linear = tile.job.o.focal_gamma == 0 and not tile.want & WANT_TARGET_GRAD
+    if is_plain(tile):
+        if row_in_place(tile, &state, scratch) if tile.wide else columns_in_place(tile, &state, scratch):
+            return
     open_columns(tile, &state.columns, scratch)
     if tile.want & WANT_PRODUCT:
         ce_product(tile, &state, scratch)
