@@ -9,7 +9,7 @@
 # uses _rows: soft_sums start_limits tile_vector
 # uses _stats: Statistics store_row_statistics store_statistics tile_statistics
 # uses _sums: FAR GROUP NARROW Pairs Split Sum add add_far clear_pairs clear_split copy_pairs copy_split
-# uses _sums: fold_all fold_columns reduce_split sum_exponentials sum_split
+# uses _sums: few_classes fold_all fold_columns reduce_split sum_exponentials sum_split
 # uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_TARGETS Tile open_rows place_tile write_tile
 # uses _weights: load_classes load_weights
 
@@ -90,9 +90,9 @@ cdef void clear_results(const Job* job, Py_ssize_t row, int want, real* s) noexc
         store_row_statistics(job, row, -1, 0, 0)
 
 
-cdef inline bint as_columns(const Group* group) noexcept nogil:
+cdef inline bint as_columns(real hint, const Group* group) noexcept nogil:
     """Whether rows take less time as columns, empty ones beside them, than each by itself."""
-    return group.job.k <= NARROW and group.count > 3 + min(group.job.k // 8, <Py_ssize_t>9)
+    return few_classes(hint, group.job.k) and group.count > 3 + min(group.job.k // 8, <Py_ssize_t>9)
 
 
 cdef inline bint open_group(const Group* group, real* s, real* m, bint* limit) noexcept nogil:

@@ -7,7 +7,7 @@
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather kind_of scatter
 # uses _rows: load_logits padded_copy row_exponentials rows_ahead scale_probabilities
-# uses _sums: GROUP NARROW PIECE lane_squares lane_sum ordered_sum padded
+# uses _sums: GROUP PIECE few_classes lane_squares lane_sum ordered_sum padded
 # uses _tiles: TILE_SLOPE
 
 cdef extern from "sl_columns.h":
@@ -168,7 +168,7 @@ cdef inline void add_piece(
 ) noexcept nogil:
     """Add up a piece or its squares: of few classes in the order in which a column is added up."""
     cdef double part, part_lo, error
-    if row.job.k <= NARROW:
+    if few_classes(s[0], row.job.k):
         part = ordered_sum(s, row.n, squares, &part_lo)
     elif squares:
         part = lane_squares(s, padded(row.n), &part_lo)

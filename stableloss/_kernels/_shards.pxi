@@ -17,8 +17,8 @@
 # uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials gap_of
 # uses _rows: given_targets inverse_square load_tile open_tile row_exponentials target_sums tile_exponentials
 # uses _rows: to_real
-# uses _sums: GROUP NARROW PIECE Pairs Split Sum clear_pairs clear_split fold_columns lane_squares lane_sum
-# uses _sums: maximum_of ordered_sum padded reduce_split sum_exponentials
+# uses _sums: GROUP PIECE Pairs Split Sum clear_pairs clear_split few_classes fold_columns lane_squares
+# uses _sums: lane_sum maximum_of ordered_sum padded reduce_split sum_exponentials
 # uses _tiles: TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_SLOPE TILE_TARGETS Tile open_rows place_tile
 # uses _tiles: write_tile
 # uses _weights: drops_by_class load_classes load_weights
@@ -235,7 +235,7 @@ cdef inline void store_piece_sum(
     const Shard* shard, const Row* row, const real* s, bint squares, double* to
 ) noexcept nogil:
     """The sum of a piece of a row of all the classes, see `add_piece`."""
-    if shard.whole.k <= NARROW:
+    if few_classes(s[0], shard.whole.k):
         to[0] = ordered_sum(s, row.n, squares, &to[1])
     elif squares:
         to[0] = lane_squares(s, padded(row.n), &to[1])
@@ -248,7 +248,7 @@ cdef void note_peak(const Shard* shard, const Row* row, double* part, real* s) n
     cdef Py_ssize_t found
     if part[PART_PEAK] >= 0:
         return
-    if shard.whole.k <= NARROW:
+    if few_classes(s[0], shard.whole.k):
         found = last_maximum(<const real*>s, row.n)
     else:
         found = first_maximum(<const real*>s, padded(row.n))
@@ -363,7 +363,8 @@ cdef Py_ssize_t whole_rest_sums(
 ) noexcept nogil:
     """The sums of `sum_pieces`; returns the class of the maximum, -1 where it is the target."""
     cdef const double* piece = whole + shard.head
-    cdef bint apart = e_target != unit(e_target) if shard.whole.k <= NARROW else row.x_target != row.m
+    cdef bint few = few_classes(e_target, shard.whole.k)
+    cdef bint apart = e_target != unit(e_target) if few else row.x_target != row.m
     cdef Py_ssize_t at = <Py_ssize_t>whole[PART_PEAK]
     cdef Py_ssize_t index
     cdef Rescale to

@@ -14,7 +14,7 @@
 # uses _math: unit
 # uses _pieces: Row load_limited view_piece
 # uses _rows: any_extreme load_columns load_logits
-# uses _sums: GROUP NARROW Pairs accumulate clear_pairs fold_all
+# uses _sums: GROUP Pairs accumulate clear_pairs few_classes fold_all
 # uses _tiles: TILE_TARGETS
 
 cdef extern from "sl_targets.h":
@@ -171,7 +171,7 @@ cdef void add_gaps(
     cdef Py_ssize_t i, lane
     for i in range(start, row.n):
         if given[i] != -SL_INFINITY:
-            lane = 0 if row.job.k <= NARROW else i % GROUP
+            lane = 0 if few_classes(m, row.job.k) else i % GROUP
             accumulate(m, &sums.hi[lane], &sums.lo[lane], scaled_gap(m, x[i]))
             live[0] += 1
 
@@ -182,7 +182,7 @@ cdef bint smooth_piece(const Row* row, Group* group, int j, real* s) noexcept no
     cdef Smoothing* smooth = &group.smooth
     cdef real* given = s + TILE_TARGETS
     cdef const real* x = view_piece(row, s) if row.pieces > 1 else s
-    cdef Py_ssize_t i, lines = 0 if row.job.k <= NARROW else row.n // GROUP
+    cdef Py_ssize_t i, lines = 0 if few_classes(s[0], row.job.k) else row.n // GROUP
     cdef double live = lines * GROUP
     cdef double error
     cdef real m[GROUP]

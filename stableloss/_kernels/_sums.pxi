@@ -7,12 +7,15 @@
 cdef extern from "sl_sizes.h":
     enum: GROUP "SL_GROUP"
     enum: NARROW "SL_NARROW"
+    enum: FEW_F32 "SL_FEW_F32"
+    enum: FEW_F64 "SL_FEW_F64"
     enum: PIECE "SL_PIECE"
     enum: TILE "SL_TILE"
     enum: CHUNK "SL_CHUNK"
 
 cdef extern from "sl_columns.h":
     void sl_column_sums_f32(const float*, Py_ssize_t, double*) noexcept nogil
+    double sl_ordered_sum_f32(const float*, Py_ssize_t) noexcept nogil
     void sl_column_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
     double sl_lane_sum_f32(const float*, Py_ssize_t) noexcept nogil
     double sl_lane_sum_f64(const double*, Py_ssize_t, double*) noexcept nogil
@@ -144,11 +147,22 @@ cdef inline void add_term(real v, bint squared, double* hi, double* lo) noexcept
         accumulate(v, hi, lo, v)
 
 
+cdef inline bint few_classes(real hint, Py_ssize_t k) noexcept nogil:
+    """Whether rows of class indices may be columns."""
+    if real is float:
+        return k <= FEW_F32
+    else:
+        return k <= FEW_F64
+
+
 cdef inline double ordered_sum(const real* v, Py_ssize_t n, bint squared, double* lo) noexcept nogil:
-    """Sum of n numbers, or of their squares, one after the other."""
+    """Sum of n numbers, or of their squares, in the order in which a column is added up."""
     cdef double hi = 0
     cdef Py_ssize_t i
     lo[0] = 0
+    if real is float:
+        if not squared:
+            return sl_ordered_sum_f32(v, n)
     for i in range(n):
         add_term(v[i], squared, &hi, lo)
     return hi

@@ -10,7 +10,7 @@
 # uses _job: Job
 # uses _math: absolute real uintptr_t
 # uses _operand: MAX_DIMS Operand gather kind_of locate row_offsets scatter
-# uses _sums: GROUP NARROW PIECE TILE padded
+# uses _sums: FEW_F32 GROUP NARROW PIECE TILE padded
 
 cdef enum:
     # places of tiles in scratch
@@ -26,7 +26,7 @@ cdef enum:
     TILE_DIRECTION = TILE_EV        # v - p.v, formed from it, entry by entry
     TILE_OUT = TILE_EV              # formed from that in turn, or what else is written out
 
-    STRIP = 8 * NARROW              # entries of rows on their way to columns, or from there
+    STRIP = 8 * FEW_F32             # entries of rows on their way to columns, or from there
 
 cdef extern from "sl_columns.h":
     void sl_fetch_read(uintptr_t, Py_ssize_t) noexcept nogil

@@ -19,9 +19,9 @@
 # uses _pieces: Row add_piece logits_of_piece open_row piece_exponentials place_piece place_row scale_row
 # uses _pieces: write_piece
 # uses _rows: column_exponentials
-# uses _sums: GROUP NARROW Pairs Split Sum TILE accumulate clear_split column_sums fold_all padded
+# uses _sums: GROUP Pairs Split Sum accumulate clear_split column_sums few_classes fold_all padded
 # uses _sums: sum_exponentials
-# uses _tiles: write_columns write_scaled_columns
+# uses _tiles: TILE_TARGETS write_columns write_scaled_columns
 
 
 cdef extern from "sl_columns.h" nogil:
@@ -114,7 +114,7 @@ cdef void softmax_row(Row* row, Group* group, int j, real* s) noexcept nogil:
 
 
 cdef void softmax_group(Group* group, real* s) noexcept nogil:
-    if as_columns(group):
+    if as_columns(s[0], group):
         softmax_columns(group, s)
     else:
         each_row(group, softmax_row[real], s)
@@ -164,16 +164,16 @@ cdef void log_columns(Group* group, real* s) noexcept nogil:
             for c in range(k if m[j] == -SL_INFINITY else 0):
                 group.m[j] += s[c * GROUP + j]
     column_exponentials(
-        <const real*>s, s + TILE, k, <const real*>m, False, 1, group_ahead(group, &ahead))
+        <const real*>s, s + TILE_TARGETS, k, <const real*>m, False, 1, group_ahead(group, &ahead))
     if real is float:
-        column_sums(<const real*>(s + TILE), k, False, &total)
+        column_sums(<const real*>(s + TILE_TARGETS), k, False, &total)
         for j in range(GROUP):
             apart |= saturated(s[0], total.hi[j])
             finish_total(s[0], total.hi[j], &group.sums, j)
         if not apart:
             return
     clear_split(&sums)
-    sum_exponentials(<const real*>(s + TILE), k, &sums)
+    sum_exponentials(<const real*>(s + TILE_TARGETS), k, &sums)
     for j in range(GROUP):
         if real is double or saturated(s[0], total.hi[j]):
             finish_split(s[0], &sums, j, &group.sums, j)
@@ -204,7 +204,7 @@ cdef void add_split(const Row* row, const real* e, Split* sums) noexcept nogil:
     """Add up a piece: of few classes in the order in which a column is added up, float32 in pairs."""
     cdef Py_ssize_t i
     cdef real below
-    if row.job.k > NARROW:
+    if not few_classes(e[0], row.job.k):
         sum_exponentials(e, padded(row.n) // GROUP, sums)
         return
     for i from 0 <= i < row.n by (2 if real is float else 1):
@@ -252,7 +252,7 @@ cdef void log_sums(Group* group, real* s) noexcept nogil:
     cdef int j
     for j in range(GROUP):
         group.sums.gap[j] = 0
-    if as_columns(group):
+    if as_columns(s[0], group):
         log_columns(group, s)
         plain_losses(s[0], &group.sums, 0, GROUP, group.loss)
     else:
@@ -313,7 +313,7 @@ cdef void log_softmax_row(Row* row, Group* group, int j, real* s) noexcept nogil
 
 cdef void log_softmax_group(Group* group, real* s) noexcept nogil:
     log_sums(group, s)
-    if as_columns(group):
+    if as_columns(s[0], group):
         log_softmax_columns(group, s)
     else:
         each_row(group, log_softmax_row[real], s)

@@ -350,7 +350,7 @@ cdef inline void close_indices(real hint, Group* group) noexcept nogil:
 
 
 cdef void index_cross_entropy(Group* group, real* s) noexcept nogil:
-    if as_columns(group):
+    if as_columns(s[0], group):
         index_columns(group, s)
     else:
         each_row(group, index_row[real], s)

@@ -23,8 +23,8 @@
 # uses _rows: Columns broadcast column_exponentials columns_of inverse_square open_columns return_to_tile
 # uses _rows: tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
-# uses _sums: GROUP NARROW Pairs Split Sum accumulate clear_pairs clear_split column_sums copy_pairs
-# uses _sums: copy_split padded reduce_columns reduce_split sum_split_squares
+# uses _sums: GROUP Pairs Split Sum accumulate clear_pairs clear_split column_sums copy_pairs copy_split
+# uses _sums: few_classes padded reduce_columns reduce_split sum_split_squares
 # uses _tiles: TILE_EXPS TILE_OUT TILE_TARGETS TILE_VECTOR Tile write_columns write_tile
 
 
@@ -243,7 +243,7 @@ cdef Py_ssize_t sum_pieces(Row* row, RestSums* rest, real* s) noexcept nogil:
         piece_exponentials(row, s)
         if row.first <= row.y < row.first + row.n:
             rest.target[0] = take_out(s + (row.y - row.first))
-        if row.job.k <= NARROW:
+        if few_classes(s[0], row.job.k):
             # the class that `quadratic_columns` finds
             found = last_maximum(<const real*>s, row.n) if rest.target[0] != unit(s[0]) else row.n
         else:
@@ -289,7 +289,7 @@ cdef void quadratic_row(Row* row, Group* group, int j, real* s) noexcept nogil:
 
 
 cdef void index_quadratic(Group* group, real* s) noexcept nogil:
-    if as_columns(group):
+    if as_columns(s[0], group):
         quadratic_columns(group, s)
     else:
         each_row(group, quadratic_row[real], s)
