@@ -92,7 +92,7 @@ cdef void clear_results(const Job* job, Py_ssize_t row, int want, real* s) noexc
 
 cdef inline bint as_columns(real hint, const Group* group) noexcept nogil:
     """Whether rows take less time as columns, empty ones beside them, than each by itself."""
-    return few_classes(hint, group.job.k) and group.count > 3 + min(group.job.k // 8, <Py_ssize_t>9)
+    return few_classes(hint, group.job.k) and group.count > 3 + group.job.k // 8
 
 
 cdef inline bint open_group(const Group* group, real* s, real* m, bint* limit) noexcept nogil:
