@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from cases import DTYPE_ONLY
+from cases import DTYPE_ONLY, assert_same_bits
 from contract import SoftmaxContract
 
 import stableloss as sl
@@ -78,3 +78,32 @@ class TestSoftmaxCE(SoftmaxContract):
         targets = np.ones(n, int) if kind == "hard" else np.eye(k, dtype=np.float32)[np.ones(n, int)]
         _, grad = sl.softmax_ce.value_and_grad(logits, targets, denominator=denominator)
         np.testing.assert_array_equal(grad, np.zeros((n, k)))
+
+
+@pytest.mark.parametrize("dtype", ["f", "d"])
+@pytest.mark.parametrize("k", [1, 3, 100, 128, 129, 1000, 1023, 2048, 5000])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"class_weight": True}])
+@pytest.mark.filterwarnings("ignore:invalid value|overflow")
+def test_bits_of_soft_rows_depend_on_nothing_else(options, k, dtype):
+    """Neither on the rows beside them, which may be anything, nor on how they lie in memory."""
+    if "class_weight" in options:
+        options = {"class_weight": np.arange(k) % 7 / 4}
+    rng, n = np.random.default_rng(k), 40
+    loss = sl.SoftmaxCE(reduction="none", **options)
+    logits = (rng.normal(size=(n, k)) * rng.choice([1, 20], (n, 1))).astype(dtype)
+    targets = rng.dirichlet(np.full(k, 0.3), n).astype(dtype)
+    targets[::3] = np.eye(k)[logits[::3].argmax(axis=1)]
+    logits[5], logits[6, -1], logits[7, 0], logits[8, 0] = -INF, INF, NAN, np.finfo(dtype).max
+    logits[9, : k // 2], targets[10] = -INF, targets[10] * 1e-30
+    value, grad = loss.value_and_grad(logits, targets)
+    strided = np.empty((n, 2 * k), dtype)[:, ::2]
+    strided[...] = logits
+    for other in (strided, np.asfortranarray(logits)):
+        got, got_grad = loss.value_and_grad(other, targets)
+        assert_same_bits(got, value)
+        assert_same_bits(np.ascontiguousarray(got_grad), grad)
+    for rows in (slice(0, 1), slice(5, 6), slice(11, 40), slice(3, 12)):
+        got, got_grad = loss.value_and_grad(logits[rows], targets[rows])
+        assert_same_bits(got, value[rows])
+        assert_same_bits(got_grad, grad[rows])
+    assert_same_bits(loss(logits, targets), value)

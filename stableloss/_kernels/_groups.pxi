@@ -193,8 +193,8 @@ cdef void sum_tile(const Tile* tile, Columns* columns, const real* scratch) noex
             clear_pairs(&columns.loss)
             clear_pairs(&columns.mass)
     if columns.linear:
-        soft_sums(tile, scratch + TILE_EXPS, scratch + TILE_LOGITS, scratch + TILE_TARGETS, tile.lines * GROUP,
-                  columns)
+        soft_sums(tile, scratch + TILE_EXPS, scratch + TILE_LOGITS, scratch + TILE_TARGETS,
+                  tile.lines * GROUP, columns)
     else:
         sum_exponentials(scratch + TILE_EXPS, tile.lines, &columns.sums)
     if tile.tiles > 1:

@@ -228,13 +228,7 @@ cdef void open_columns(Tile* tile, Columns* columns, real* scratch) noexcept nog
                       and not o.from_probabilities)
     for j in range(GROUP):
         columns.weight[j] = tile.weight[0 if tile.wide else j]
-    if tile.job.hard:
-        for j in range(GROUP):
-            columns.y[j] = 0
-        load_classes(tile.job, tile.start, tile.count, columns.y)
-        if tile.wide:
-            for j in range(1, GROUP):
-                columns.y[j] = columns.y[0]
+    open_classes(tile, columns)
     clear_split(&columns.sums)
     if columns.linear:
         clear_pairs(&columns.loss)
@@ -416,11 +410,9 @@ cdef void given_targets(const Tile* tile, const Columns* columns, real* t) noexc
         t[columns.y[0] - tile.first] = 1
 
 
-cdef void option_targets(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:
+cdef void option_targets(const Tile* tile, const Columns* columns, const real* x, real* q) noexcept nogil:
     """Smooth target probabilities, and multiply by the weights of their classes. From the logits the disabled
     classes are known."""
-    cdef const real* x = scratch + TILE_LOGITS
-    cdef real* q = scratch + TILE_TARGETS
     cdef real share[GROUP]
     cdef real stays, w
     cdef const double* class_weight = tile.job.o.class_weight
@@ -429,10 +421,14 @@ cdef void option_targets(const Tile* tile, const Columns* columns, real* scratch
         stays = <real>(1 - tile.job.o.label_smoothing)
         for j in range(GROUP):
             share[j] = <real>(tile.job.o.label_smoothing / columns.live[j])
-        for c in range(tile.lines):
-            for j in range(GROUP):
-                i = c * GROUP + j
-                q[i] = fma(stays, q[i], 0 if x[i] == -SL_INFINITY else share[j])
+        if tile.wide:
+            for i in range(tile.n):
+                q[i] = fma(stays, q[i], 0 if x[i] == -SL_INFINITY else share[0])
+        else:
+            for c in range(tile.lines):
+                for j in range(GROUP):
+                    i = c * GROUP + j
+                    q[i] = fma(stays, q[i], 0 if x[i] == -SL_INFINITY else share[j])
     if class_weight == NULL:
         return
     if tile.wide:
@@ -445,10 +441,22 @@ cdef void option_targets(const Tile* tile, const Columns* columns, real* scratch
                 q[c * GROUP + j] *= w
 
 
-cdef void tile_targets(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:
+cdef void tile_targets(const Tile* tile, const Columns* columns, const real* x, real* scratch) noexcept nogil:
     given_targets(tile, columns, scratch + TILE_TARGETS)
     if not columns.plain:
-        option_targets(tile, columns, scratch)
+        option_targets(tile, columns, x, scratch + TILE_TARGETS)
+
+
+cdef void open_classes(const Tile* tile, Columns* columns) noexcept nogil:
+    """Class indices, which are targets too."""
+    cdef int j
+    if tile.job.hard:
+        for j in range(GROUP):
+            columns.y[j] = 0
+        load_classes(tile.job, tile.start, tile.count, columns.y)
+        if tile.wide:
+            for j in range(1, GROUP):
+                columns.y[j] = columns.y[0]
 
 
 cdef void open_vector(Tile* tile, Columns* columns, real* scratch) noexcept nogil:
@@ -543,7 +551,7 @@ cdef void open_tile(const Tile* tile, const Columns* columns, real* scratch) noe
     """Logits, targets and exponentials of a tile."""
     reload_tile(tile, columns, scratch)
     if tile.want & ~WANT_TARGET_GRAD:
-        tile_targets(tile, columns, scratch)
+        tile_targets(tile, columns, <const real*>(scratch + TILE_LOGITS), scratch)
     if tile.job.o.from_probabilities:
         tile_quotients(tile, columns, scratch)
     else:
@@ -555,7 +563,7 @@ cdef bint return_to_tile(Py_ssize_t index, Tile* tile, const Columns* columns, r
     if not place_tile(index, tile):
         return False
     if columns.cached:
-        tile_targets(tile, columns, scratch)
+        tile_targets(tile, columns, <const real*>(scratch + TILE_LOGITS), scratch)
         read_tile(&tile.job.g, tile, scratch + TILE_EXPS)
     elif tile.tiles > 1:
         open_tile(tile, columns, scratch)

@@ -23,13 +23,13 @@
 # uses _operand: Operand kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: row_maximum
-# uses _rows: Columns broadcast column_exponentials column_maxima columns_of finish_exponentials
-# uses _rows: finish_log_sum finish_sum gap_of given_targets inverse_square inverse_sum load_columns
+# uses _rows: Columns broadcast column_exponentials column_maxima columns_of count_live finish_exponentials
+# uses _rows: finish_log_sum finish_sum gap_of inverse_square inverse_sum load_columns open_classes
 # uses _rows: open_columns padded_copy return_to_tile row_exponentials rows_ahead soft_sums target_sums
-# uses _rows: tile_vector to_real write_product
+# uses _rows: tile_targets tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
-# uses _sums: sum_exponentials sum_split
+# uses _sums: spread sum_exponentials sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
 # uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile place_tile write_tile
 # uses _weights: drops_by_class load_weights
@@ -463,7 +463,9 @@ cdef bint open_slopes(const Tile* tile, const CrossEntropy* state, int* far, rea
     return peaks != 0
 
 
-cdef void column_gradients(const Tile* tile, const CrossEntropy* state, real* to, real* scratch) noexcept nogil:
+cdef void column_gradients(
+    const Tile* tile, const CrossEntropy* state, real* to, real* scratch
+) noexcept nogil:
     """In place of the exponentials or not."""
     cdef const real* e = scratch + TILE_EXPS
     cdef const real* q = scratch + TILE_TARGETS
@@ -762,10 +764,10 @@ cdef void ce_values(Tile* tile, CrossEntropy* state, real* scratch) noexcept nog
         emit_values(tile, state, scratch)
 
 
-# ---- soft targets without further options ---------------------------------------------------------
+# ---- targets without focusing and what else is made of logits -------------------------------------
 #
-# With the bits of tiles, but with less in the L1 cache at once: logits, targets and gradient of a wide row stay
-# where they lie, and exponentials of columns take the place of the logits.
+# With the bits of tiles, but with less in the L1 cache at once: logits, targets and gradient of a wide row
+# stay where they lie, and exponentials of columns take the place of the logits.
 
 cdef inline bint has_rows(const Operand* op, real hint) noexcept nogil:
     """Whether each row is contiguous, and of the type of the arithmetic."""
@@ -780,19 +782,46 @@ cdef inline real* view_row(const Operand* op, const Tile* tile, real* hint) noex
 
 
 cdef bint is_plain(const Tile* tile) noexcept nogil:
-    """Whether targets are soft, and loss and gradient without options are all that is asked for."""
+    """Whether loss and gradient, linear in the targets, of logits as they are given are all that is asked
+    for. Class indices are here with the options that make them soft targets."""
     cdef const Job* job = tile.job
     cdef const Settings* o = job.o
-    return (tile.want & ~(WANT_LOSS | WANT_GRAD) == 0 and not job.wants_probabilities and not job.hard
+    return (tile.want & ~(WANT_LOSS | WANT_GRAD) == 0 and not job.wants_probabilities
+            and (not job.hard or o.label_smoothing != 0)
             and job.logit_scale == 1 and o.logit_clip == SL_INFINITY and o.focal_gamma == 0
-            and o.label_smoothing == 0 and o.class_weight == NULL and o.z_loss == 0 and o.softcap == 0
-            and not o.from_probabilities)
+            and o.z_loss == 0 and o.softcap == 0 and not o.from_probabilities)
+
+
+cdef inline bint has_targets(const Job* job) noexcept nogil:
+    """Whether targets are as they are given."""
+    return not job.hard and job.o.label_smoothing == 0 and job.o.class_weight == NULL
 
 
 cdef bint stays_in_place(const Tile* tile, real hint) noexcept nogil:
     cdef const Job* job = tile.job
-    return (has_rows(&job.x, hint) and has_rows(&job.t, hint)
-            and (not tile.want & WANT_GRAD or has_rows(&job.g, hint)))
+    return (has_rows(&job.x, hint) and (not has_targets(job) or has_rows(&job.t, hint))
+            and (not tile.want & WANT_GRAD or has_rows(&job.g, hint))
+            # the gradient may take the place of logits that the targets are made from
+            and (tile.tiles == 1 or job.o.label_smoothing == 0))
+
+
+cdef inline const real* targets_in_place(const Tile* tile, Columns* columns, real* scratch) noexcept nogil:
+    """The targets of a wide tile, where they lie or in scratch."""
+    if has_targets(tile.job):
+        return view_row(&tile.job.t, tile, scratch)
+    tile_targets(tile, columns, <const real*>view_row(&tile.job.x, tile, scratch), scratch)
+    return scratch + TILE_TARGETS
+
+
+cdef void count_in_place(const Tile* tile, Columns* columns, real* scratch) noexcept nogil:
+    """The classes above -inf of a row of one tile."""
+    cdef const real* x = view_row(&tile.job.x, tile, scratch)
+    cdef Py_ssize_t i
+    cdef int live = 0
+    for i in range(tile.n):
+        live += x[i] != -SL_INFINITY
+    columns.live[0] = live
+    spread(columns.live)
 
 
 cdef real maximum_in_place(Tile* tile, real* scratch) noexcept nogil:
@@ -815,7 +844,7 @@ cdef real maximum_in_place(Tile* tile, real* scratch) noexcept nogil:
 cdef void add_in_place(const Tile* tile, Columns* columns, real* scratch) noexcept nogil:
     """Exponentials of a tile, and its sums, which are added across the columns."""
     cdef const real* x = view_row(&tile.job.x, tile, scratch)
-    cdef const real* q = view_row(&tile.job.t, tile, scratch)
+    cdef const real* q = targets_in_place(tile, columns, scratch)
     cdef real* e = scratch + TILE_EXPS
     cdef Py_ssize_t whole = tile.n & ~(GROUP - 1)
     cdef real m = <real>columns.m[0]
@@ -881,6 +910,7 @@ cdef bint row_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept 
     cdef Columns* columns = &state.columns
     cdef real m
     cdef real* to
+    cdef const real* q
     cdef Py_ssize_t index, j
     if not stays_in_place(tile, scratch[0]):
         return False
@@ -889,6 +919,9 @@ cdef bint row_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept 
         return False
     for j in range(GROUP):
         columns.m[j] = m
+    open_classes(tile, columns)
+    if tile.job.o.label_smoothing != 0:
+        count_in_place(tile, columns, scratch)
     if not sum_in_place(tile, columns, scratch):
         return True
     finish_sum(columns, 0)
@@ -906,8 +939,11 @@ cdef bint row_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept 
         if not place_tile(index, tile):
             return True
         to = view_row(&tile.job.g, tile, scratch)
-        row_gradient(tile, state, tile.n, <const real*>(scratch + TILE_EXPS if tile.tiles == 1 else to),
-                     <const real*>view_row(&tile.job.t, tile, scratch), to)
+        q = scratch + TILE_TARGETS
+        if tile.tiles > 1 or has_targets(tile.job):
+            q = targets_in_place(tile, columns, scratch)
+        row_gradient(
+            tile, state, tile.n, <const real*>(scratch + TILE_EXPS if tile.tiles == 1 else to), q, to)
     return True
 
 
@@ -937,7 +973,12 @@ cdef bint columns_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexc
     place_tile(0, tile)
     if not open_plain_columns(tile, columns, e, m):
         return False
-    given_targets(tile, columns, scratch + TILE_TARGETS)
+    open_classes(tile, columns)
+    if job.o.label_smoothing != 0:
+        for j in range(GROUP):
+            columns.live[j] = 0
+        count_live(<const real*>e, tile.lines, columns.live)
+    tile_targets(tile, columns, <const real*>e, scratch)
     clear_pairs(&columns.loss)
     clear_pairs(&columns.mass)
     clear_split(&columns.sums)
@@ -1108,6 +1149,7 @@ cdef void tile_cross_entropy(Tile* tile, real* scratch) noexcept nogil:
     state.columns.compensated = False
     state.columns.linear = tile.job.o.focal_gamma == 0 and not tile.want & WANT_TARGET_GRAD
     if is_plain(tile):
+        state.columns.plain = False
         if row_in_place(tile, &state, scratch) if tile.wide else columns_in_place(tile, &state, scratch):
             return
     open_columns(tile, &state.columns, scratch)
