@@ -532,7 +532,7 @@ cdef inline uintptr_t targets_ahead(const Tile* tile) noexcept nogil:
 cdef inline void soft_sums(
     const Tile* tile, const real* e, const real* x, const real* q, Py_ssize_t n, Columns* columns
 ) noexcept nogil:
-    """Add up exponentials, q (m - x) / 2 and q, of which the last two are 0 so far."""
+    """Sums of the exponentials, of q (m - x) / 2 and of q."""
     if real is float:
         sl_soft_sums_f32(e, x, q, n, columns.m, columns.loss.hi, targets_ahead(tile))
     else:

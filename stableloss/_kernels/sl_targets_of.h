@@ -190,8 +190,7 @@ static SL_ALWAYS_INLINE int SL_OF(sl_add_soft)(
             place = j + i * SL_DOUBLES;
             sums.half_top[i] = READ(m + place) * 0.5;
             sums.loss[i] = sums.loss_lost[i] = sums.mass[i] = sums.mass_lost[i] = (V){0};
-            sums.rest[i] = READ(exps + place);
-            sums.rest_lost[i] = READ(exps + SL_GROUP + place);
+            sums.rest[i] = sums.rest_lost[i] = (V){0};
         }
         for (at = j; at < end; at += 2 * SL_GROUP) {
             if (ahead) {
@@ -209,15 +208,13 @@ static SL_ALWAYS_INLINE int SL_OF(sl_add_soft)(
             place = j + i * SL_DOUBLES;
             all += sums.loss[i];
             SL_WRITE(V, loss + place, sums.loss[i]);
-            SL_WRITE(V, mass + place, sums.mass[i]);
-            SL_WRITE(V, exps + place, sums.rest[i]);
-            SL_WRITE(V, exps + 2 * SL_GROUP + place,
-                     READ(exps + 2 * SL_GROUP + place) + SL_PART(sums.top, i));
-#if SL_CARRIES
             SL_WRITE(V, loss + SL_GROUP + place, sums.loss_lost[i]);
+            SL_WRITE(V, mass + place, sums.mass[i]);
             SL_WRITE(V, mass + SL_GROUP + place, sums.mass_lost[i]);
+            SL_WRITE(V, exps + place, sums.rest[i]);
             SL_WRITE(V, exps + SL_GROUP + place, sums.rest_lost[i]);
-#endif
+            SL_WRITE(V, exps + 2 * SL_GROUP + place, SL_PART(sums.top, i));
+            SL_WRITE(V, exps + 3 * SL_GROUP + place, (V){0});
         }
     }
     for (i = 0; i < SL_DOUBLES; i++) undefined |= all[i] != all[i];
@@ -235,9 +232,9 @@ static SL_ALWAYS_INLINE void SL_OF(sl_copy_to_lines)(const SL_REAL *x, Py_ssize_
     for (; i % SL_GROUP; i += WIDTH) SL_WRITE(R, to + i, (R){0});
 }
 
-/* What sl_split_sums and sl_target_sums add up, with the same bits, of n targets: to loss and mass, 0 so far,
-   and the exponentials below UNIT, each columns followed by as many of what they lack, then those equal to
-   UNIT. The exponentials alone are padded to whole lines. */
+/* What sl_split_sums and sl_target_sums add up, with the same bits, of n targets: loss, mass, and exponentials
+   below UNIT and equal to it, each columns followed by as many of what they lack. The exponentials alone are
+   padded to whole lines. */
 static void SL_OF(sl_soft_sums)(
         const SL_REAL *e, const SL_REAL *x, const SL_REAL *q, Py_ssize_t n, const double *m, double *to,
         uintptr_t ahead) {

@@ -854,9 +854,6 @@ cdef void add_in_place(const Tile* tile, Columns* columns, real* scratch) noexce
     if whole < tile.n:
         padded_copy(x + whole, tile.n - whole, e + whole)
         row_exponentials(<const real*>(e + whole), e + whole, GROUP, m, False, 1, NULL)
-    clear_split(&columns.sums)
-    clear_pairs(&columns.loss)
-    clear_pairs(&columns.mass)
     soft_sums(tile, <const real*>e, x, q, tile.n, columns)
     sl_fold(columns.sums.rest.hi, columns.sums.rest.lo)
     sl_fold(columns.sums.max.hi, columns.sums.max.lo)
