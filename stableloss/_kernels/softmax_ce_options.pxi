@@ -841,6 +841,13 @@ cdef real maximum_in_place(Tile* tile, real* scratch) noexcept nogil:
     return m
 
 
+cdef inline bint keeps_exponentials(const Tile* tile) noexcept nogil:
+    """Whether the exponentials of a tile can be formed where its gradient will be: those of several tiles
+    wait there. The sums need the logits after them, and whole lines."""
+    return (tile.tiles > 1 and tile.want & WANT_GRAD != 0 and tile.n % GROUP == 0
+            and tile.job.g.data != tile.job.x.data)
+
+
 cdef void add_in_place(const Tile* tile, Columns* columns, real* scratch) noexcept nogil:
     """Exponentials of a tile, and its sums, which are added across the columns."""
     cdef const real* x = view_row(&tile.job.x, tile, scratch)
@@ -849,6 +856,8 @@ cdef void add_in_place(const Tile* tile, Columns* columns, real* scratch) noexce
     cdef Py_ssize_t whole = tile.n & ~(GROUP - 1)
     cdef real m = <real>columns.m[0]
     cdef sl_ahead ahead
+    if keeps_exponentials(tile):
+        e = view_row(&tile.job.g, tile, scratch)
     row_exponentials(x, e, whole, m, False, 1, rows_ahead(
         tile.job, <const char*>x - tile.job.x.data, tile.job.k * tile.job.x.inner, &ahead))
     if whole < tile.n:
@@ -897,7 +906,7 @@ cdef bint sum_in_place(Tile* tile, Columns* columns, real* scratch) noexcept nog
         before[5] = columns.loss.lo[0]
         before[6] = columns.mass.hi[0]
         before[7] = columns.mass.lo[0]
-        if tile.tiles > 1 and tile.want & WANT_GRAD:
+        if tile.tiles > 1 and tile.want & WANT_GRAD and not keeps_exponentials(tile):
             write_tile(<const real*>(scratch + TILE_EXPS), &tile.job.g, tile)
     return True
 
