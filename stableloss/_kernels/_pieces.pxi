@@ -142,7 +142,7 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
     if job.o.from_probabilities:
         if row.pieces > 1:
             load_limited(row, row.first, row.n, s)
-        scale_probabilities(job, padded(row.n), s)
+        scale_probabilities(job, padded(row.n), s, next)
         return
     if row.pieces > 1:
         source = view_piece(row, s)

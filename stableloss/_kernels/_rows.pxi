@@ -39,6 +39,8 @@ cdef extern from "sl_columns.h" nogil:
         const float*, float*, Py_ssize_t, float, bint, double, const sl_ahead*) noexcept
     void sl_row_exponentials_f64(
         const double*, double*, Py_ssize_t, double, bint, double, const sl_ahead*) noexcept
+    void sl_raise_f32(float*, Py_ssize_t, float, float, const sl_ahead*) noexcept
+    void sl_raise_f64(double*, Py_ssize_t, double, double, const sl_ahead*) noexcept
 
 
 cdef double ORDINARY_VECTOR = 2.0**600
@@ -293,17 +295,16 @@ cdef void tile_exponentials(const Tile* tile, const Columns* columns, real* scra
         rows_ahead(job, tile.start * row + tile.first * job.x.inner, tile.count * row, &ahead))
 
 
-cdef void scale_probabilities(const Job* job, Py_ssize_t n, real* p) noexcept nogil:
+cdef inline void scale_probabilities(
+    const Job* job, Py_ssize_t n, real* p, const sl_ahead* ahead
+) noexcept nogil:
     """Probabilities as they stand for exponentials, of which only quotients matter: times a power of two that
     keeps what is made from them in range, 0 for the -inf that is no class."""
     cdef real tiny = smallest_normal(job, p[0])
-    # 2**64, 2**512
-    cdef real up = <real>(18446744073709551616.0 if real is float else 1.3407807929942597e154)
-    cdef real v
-    cdef Py_ssize_t i
-    for i in range(n):
-        v = tiny if p[i] < tiny else p[i]
-        p[i] = 0 if p[i] < 0 else up * v
+    if real is float:
+        sl_raise_f32(p, n, tiny, <float>18446744073709551616.0, ahead)      # 2**64
+    else:
+        sl_raise_f64(p, n, tiny, 1.3407807929942597e154, ahead)             # 2**512
 
 
 cdef void tile_quotients(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:

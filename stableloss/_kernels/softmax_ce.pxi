@@ -237,7 +237,7 @@ cdef inline void index_exponentials(
     cdef int i, j
     if group.job.o.from_probabilities:
         load_columns(group.job, group.start, group.count, group.weight, s, s)
-        scale_probabilities(group.job, group.job.k * GROUP, s)
+        scale_probabilities(group.job, group.job.k * GROUP, s, group_ahead(group, &ahead))
         return
     limited = open_group(group, s, m, limit)
     if group.job.o.z_loss != 0:
