@@ -171,11 +171,21 @@ cdef void run_rows(const void* context, Py_ssize_t block, void* scratch, Sum* pa
 
 
 cdef bint rows_in_order(const Job* job, const Operand* op) noexcept:
-    """Whether the rows of an operand follow each other in memory, of the type of the arithmetic."""
-    cdef bint single = op.kind == np.NPY_FLOAT and not job.in_float64
-    cdef Py_ssize_t size = 4 if single else 8
-    return ((single or op.kind == np.NPY_DOUBLE) and (job.k == 1 or op.inner == size)
+    """Whether the rows of an operand, of the logits' type, follow each other in memory."""
+    cdef Py_ssize_t size = 8 if op.kind == np.NPY_DOUBLE else 4 if op.kind == np.NPY_FLOAT else 2
+    return (op.kind == job.x.kind and (job.k == 1 or op.inner == size)
             and op.ndim == 1 and op.stride[0] == job.k * size)
+
+
+cdef void set_streams(Job* job) noexcept:
+    """Whether memory is fetched ahead."""
+    cdef bint wide = job.in_float64 or job.x.kind == np.NPY_DOUBLE
+    if job.n * job.k < STREAMS or job.x.kind not in (np.NPY_DOUBLE, np.NPY_FLOAT, NPY_HALF):
+        return
+    job.halvings = 0 if job.x.kind == np.NPY_DOUBLE else wide + (job.x.kind == NPY_HALF)
+    # elements of a sigmoid loss are read where they lie, or not at all
+    job.streams = (rows_in_order(job, &job.x) and (not job.want & WANT_GRAD or rows_in_order(job, &job.g))
+                   and (job.k > 1 or job.halvings == 0))
 
 
 cdef int run(Job* job, const Kernel* kernel, Sum* total) except -1:
@@ -187,8 +197,7 @@ cdef int run(Job* job, const Kernel* kernel, Sum* total) except -1:
     cdef sl_workspace* own
     cdef Py_ssize_t block
     cdef Sum part
-    if job.n * job.k >= STREAMS:
-        job.streams = rows_in_order(job, &job.x) and (not job.want & WANT_GRAD or rows_in_order(job, &job.g))
+    set_streams(job)
     if job.n * job.k >= RELEASE_GIL:
         return sum_blocks(run_rows, &task, &job.call, blocks,
                           <double>job.n * job.k * COST[SL_LEVEL][column], total)

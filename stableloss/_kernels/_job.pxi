@@ -39,6 +39,7 @@ cdef struct Job:
     bint in_float64         # computed in float64 whatever the logits' type
     bint wants_probabilities    # is p bound?
     bint streams            # are logits and gradient contiguous rows of one type, and many?
+    int halvings            # from the size of the arithmetic's numbers to that of theirs
     int want
     Py_ssize_t n
     Py_ssize_t k

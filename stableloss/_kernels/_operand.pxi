@@ -385,6 +385,7 @@ cdef void scatter_short(
 
 cdef void scatter(const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n) noexcept nogil:
     """Write n floats as elements of any floating-point type."""
+    cdef float* line = <float*>data
     cdef Py_ssize_t i
     if kind == kind_of(values[0]):
         if stride == <Py_ssize_t>sizeof(real):
@@ -395,6 +396,10 @@ cdef void scatter(const real* values, char* data, int kind, Py_ssize_t stride, P
         else:
             for i in range(n):
                 (<real*>(data + i * stride))[0] = values[i]
+    elif kind == np.NPY_FLOAT and stride == <Py_ssize_t>sizeof(float):
+        # a loop of its own, in vectors
+        for i in range(n):
+            line[i] = <float>values[i]
     elif kind == np.NPY_FLOAT:
         for i in range(n):
             (<float*>(data + i * stride))[0] = <float>values[i]

@@ -27,6 +27,7 @@ cdef extern from "sl_columns.h" nogil:
     ctypedef struct sl_ahead:
         uintptr_t read
         uintptr_t write
+        int halvings
     void sl_padded_copy_f32(const float*, Py_ssize_t, float*) noexcept
     void sl_padded_copy_f64(const double*, Py_ssize_t, double*) noexcept
     void sl_column_maxima_f32(const float*, Py_ssize_t, float*) noexcept
@@ -278,6 +279,7 @@ cdef inline sl_ahead* rows_ahead(
         return NULL
     ahead.read = <uintptr_t>job.x.data + at + bytes
     ahead.write = <uintptr_t>job.g.data + at if job.want & WANT_GRAD else ahead.read
+    ahead.halvings = job.halvings
     return ahead
 
 
@@ -525,7 +527,7 @@ cdef inline void target_sums(
 cdef inline uintptr_t targets_ahead(const Tile* tile) noexcept nogil:
     """Where the targets of the next row are, if they come from memory, else 0: meanwhile they come closer."""
     cdef const Operand* t = &tile.job.t
-    if not (tile.wide and tile.job.streams) or tile.job.hard:
+    if not (tile.wide and tile.job.streams) or tile.job.hard or tile.job.halvings:
         return 0
     return <uintptr_t>t.data + (tile.start + 1) * t.stride[0] + tile.first * t.inner
 

@@ -8,14 +8,22 @@
 #include "sl_sizes.h"
 #include "sl_vector.h"
 
-/* Memory that is to be read and written soon. */
+/* Memory that is to be read and written soon; numbers there may be smaller than those computed with. */
 typedef struct {
     uintptr_t read, write;
+    int halvings;
 } sl_ahead;
 
+/* As many numbers as take so many bytes, two cache lines at most, in the type that is computed with. */
 static SL_ALWAYS_INLINE void sl_fetch(sl_ahead *ahead, int bytes) {
-    sl_fetch_read(ahead->read, bytes);
-    sl_fetch_write(ahead->write, bytes);
+    if (ahead->halvings) {
+        bytes >>= ahead->halvings;
+        sl_fetch_read(ahead->read, 1);
+        sl_fetch_write(ahead->write, 1);
+    } else {
+        sl_fetch_read(ahead->read, bytes);
+        sl_fetch_write(ahead->write, bytes);
+    }
     ahead->read += bytes;
     ahead->write += bytes;
 }
