@@ -757,6 +757,16 @@ def objects_of(result):
     return [array for item in result for array in objects_of(item)] if isinstance(result, tuple) else []
 
 
+@pytest.fixture
+def without_collector():
+    """What other tests have left is not to be freed meanwhile, and its references to None with it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collector")
 def test_references_stay_as_they_were():
     """However often anything is called, refused or not; a result belongs to the caller alone."""
 
