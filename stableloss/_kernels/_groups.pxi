@@ -8,8 +8,8 @@
 # uses _rows: Columns column_maxima finish_exponentials limit_columns load_columns open_tile rows_ahead
 # uses _rows: soft_sums start_limits tile_vector
 # uses _stats: Statistics store_row_statistics store_statistics tile_statistics
-# uses _sums: FAR GROUP NARROW Pairs Split Sum add add_far clear_pairs clear_split copy_pairs copy_split
-# uses _sums: few_classes fold_all fold_columns reduce_split sum_exponentials sum_split
+# uses _sums: FAR GROUP NARROW Pairs Split Sum add add_before add_far clear_pairs clear_split copy_pairs
+# uses _sums: copy_split few_classes fold_columns fold_half reduce_split sum_exponentials sum_split
 # uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_TARGETS Tile open_rows place_tile write_tile
 # uses _weights: load_classes load_weights
 
@@ -169,11 +169,11 @@ cdef void each_row(Group* group, RowStep step, real* s) noexcept nogil:
 
 cdef void add_tile(Pairs* tile, const Pairs* before) noexcept nogil:
     """Sums of a tile of a wide row to those of the tiles up to it."""
-    cdef double error
     cdef double hi, lo
     fold_columns(tile, True)
-    hi = two_sum(before.hi[0], tile.hi[0], &error)
-    lo = before.lo[0] + (tile.lo[0] + error)
+    add_before(before.hi[0], before.lo[0], tile)
+    hi = tile.hi[0]
+    lo = tile.lo[0]
     clear_pairs(tile)
     tile.hi[0] = hi
     tile.lo[0] = lo
@@ -282,7 +282,7 @@ cdef void close_group(const Group* group, Sum* total) noexcept nogil:
     else:
         for j in range(GROUP // 2):
             value[j] = two_sum(value[j], value[j + GROUP // 2], &lo[j])
-        fold_all(value, lo, GROUP // 2)
+        fold_half(value, lo)
         add_losses(group, total, value[0], lo[0])
 
 

@@ -17,23 +17,6 @@ cdef void clamp(real* x, Py_ssize_t n, double clip) noexcept nogil:
         x[i] = -bound if v < -bound else v
 
 
-cdef struct Cap:
-    # The cap times a power of two that brings it near 1, where its inverse is a number: three divisions per
-    # logit would take longer than everything else.
-    double power
-    double scaled
-    double inverse
-
-
-cdef Cap scaled_cap(double cap) noexcept nogil:
-    cdef Cap to
-    cdef int64_t exponent = <int64_t>(sl_bits_f64(cap) >> 52)
-    to.power = sl_from_bits_f64(<uint64_t>max(<int64_t>1, 2046 - exponent) << 52)
-    to.scaled = cap * to.power
-    to.inverse = 1 / to.scaled
-    return to
-
-
 cdef inline real quotient_of(real a, real b, real inverse) noexcept nogil:
     """a / b from 1 / b, with an error of half an ulp where fma is one operation."""
     cdef real q = a * inverse
@@ -41,7 +24,7 @@ cdef inline real quotient_of(real a, real b, real inverse) noexcept nogil:
 
 
 cdef inline real capped(real x, real cap, real power, real scaled, real inverse, real* slope) noexcept nogil:
-    """cap * tanh(x / cap), and its derivative; the others are `scaled_cap`'s.
+    """cap * tanh(x / cap), and its derivative; the others are those of `cap_logits`.
 
     tanh(t) is -expm1(-2t) / (1 + e) for t >= 0 and e = exp(-2t), which loses no digit of a small t, and the
     derivative 4e / (1 + e)**2, which loses none of a large one. Beside the rounding of x / cap, float64's
@@ -68,6 +51,19 @@ cdef inline real capped(real x, real cap, real power, real scaled, real inverse,
     return cap * (-tanh if x < 0 else tanh)
 
 
+cdef void cap_logits(double cap, Py_ssize_t n, real* x, real* slope) noexcept nogil:
+    """In place; `slope` gets the derivative."""
+    # A power of two brings the cap near 1, where its inverse is a number: three divisions per logit would take
+    # longer than everything else.
+    cdef int64_t exponent = <int64_t>(sl_bits_f64(cap) >> 52)
+    cdef double power = sl_from_bits_f64(<uint64_t>max(<int64_t>1, 2046 - exponent) << 52)
+    cdef double scaled = cap * power
+    cdef double inverse = 1 / scaled
+    cdef Py_ssize_t i
+    for i in range(n):
+        x[i] = capped(x[i], <real>cap, <real>power, <real>scaled, <real>inverse, &slope[i])
+
+
 cdef inline real slope_of_slope(real x, real slope, real cap) noexcept nogil:
     """Second derivative of the cap, where it gave x and `slope`."""
     return -<real>2 * (x / cap) * slope / cap
@@ -77,11 +73,6 @@ cdef void transform_logits(const Job* job, Py_ssize_t n, real* x, real* slope) n
     """Clip, scale and cap in place; `slope` gets the derivative of the cap, where there is one."""
     cdef const Settings* o = job.o
     cdef real scale = <real>job.logit_scale
-    cdef real cap = <real>o.softcap
-    cdef Cap of_cap = scaled_cap(o.softcap)
-    cdef real power = <real>of_cap.power
-    cdef real scaled = <real>of_cap.scaled
-    cdef real inverse = <real>of_cap.inverse
     cdef Py_ssize_t i
     if o.logit_clip < SL_INFINITY:
         clamp(x, n, o.logit_clip)
@@ -89,8 +80,7 @@ cdef void transform_logits(const Job* job, Py_ssize_t n, real* x, real* slope) n
         for i in range(n):
             x[i] *= scale
     if o.softcap != 0:
-        for i in range(n):
-            x[i] = capped(x[i], cap, power, scaled, inverse, &slope[i])
+        cap_logits(o.softcap, n, x, slope)
 
 
 cdef void chain_first(const Settings* o, Py_ssize_t n, const real* slope, real* values) noexcept nogil:

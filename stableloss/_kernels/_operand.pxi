@@ -366,6 +366,11 @@ cdef void gather_short(const char* data, int kind, Py_ssize_t stride, Py_ssize_t
             to[i] = sl_from_half(line[0]) if kind == NPY_HALF else sl_from_bfloat(line[0])
 
 
+cdef inline bint has_rows(const Operand* op, real hint) noexcept nogil:
+    """Whether each row is contiguous, and of the type of the arithmetic."""
+    return op.kind == kind_of(hint) and op.inner == <Py_ssize_t>sizeof(real)
+
+
 cdef void scatter_short(
     const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n
 ) noexcept nogil:

@@ -5,7 +5,7 @@
 # uses _job: Job
 # uses _logits: indicator_logit
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
-# uses _operand: gather kind_of scatter
+# uses _operand: gather has_rows kind_of scatter
 # uses _rows: load_logits padded_copy row_exponentials rows_ahead scale_probabilities
 # uses _sums: GROUP PIECE few_classes lane_squares lane_sum ordered_sum padded
 # uses _tiles: TILE_SLOPE
@@ -56,7 +56,7 @@ cdef void load_limited(const Row* row, Py_ssize_t first, Py_ssize_t n, real* s) 
 cdef const real* logits_of_piece(const Row* row, real* s) noexcept nogil:
     """Where the logits of a piece can be read: where they lie, if they are contiguous and used as they are,
     or in s."""
-    if (row.job.x.kind == kind_of(s[0]) and row.job.x.inner == <Py_ssize_t>sizeof(real)
+    if (has_rows(&row.job.x, s[0])
             and row.job.o.logit_clip == SL_INFINITY and row.job.o.softcap == 0 and not row.limit):
         return <const real*>row.x + row.first
     load_limited(row, row.first, row.n, s)
@@ -105,7 +105,7 @@ cdef inline void place_row(Row* row, real hint) noexcept nogil:
     # the slopes of a cap come with the logits
     row.cached = (row.grad != NULL and row.pieces > 1 and row.job.g.kind == kind_of(hint)
                   and row.job.o.softcap == 0)
-    row.in_place = row.job.g.kind == kind_of(hint) and row.job.g.inner == <Py_ssize_t>sizeof(real)
+    row.in_place = has_rows(&row.job.g, hint)
 
 
 cdef void open_row(Row* row, real* s) noexcept nogil:
@@ -226,20 +226,24 @@ cdef inline void bend_values(
         to[i] = <real>(values[i] * factor * (scale * slope[i]))
 
 
+cdef inline void scale_piece(
+    const Row* row, const real* e, double factor, bint extreme, real* s
+) noexcept nogil:
+    """Scale the exponentials of a piece to its results."""
+    cdef real* to = <real*>row.grad + row.first if row.in_place else s
+    if row.job.o.softcap != 0:
+        bend_values(row.job, e, <const real*>(s + TILE_SLOPE), row.n, factor, to)
+    else:
+        scale_values(e, row.n, factor, extreme, to)
+    if not row.in_place:
+        write_piece(row, <const real*>s)
+
+
 cdef bint scale_row(Row* row, double factor, bint extreme, real* s) noexcept nogil:
     """Scale the exponentials of a row to its results; False where the call is to end."""
-    cdef const real* e
-    cdef real* to
     cdef Py_ssize_t index
     for index in range(row.pieces):
         if not place_piece(index, row):
             return False
-        e = return_to_piece(row, s)
-        to = <real*>row.grad + row.first if row.in_place else s
-        if row.job.o.softcap != 0:
-            bend_values(row.job, e, <const real*>(s + TILE_SLOPE), row.n, factor, to)
-        else:
-            scale_values(e, row.n, factor, extreme, to)
-        if not row.in_place:
-            write_piece(row, <const real*>s)
+        scale_piece(row, return_to_piece(row, s), factor, extreme, s)
     return True

@@ -15,7 +15,7 @@
 # uses _logits: chain_first indicator_logit smallest_normal transform_logits
 # uses _math: SL_INFINITY absolute fma is_positive_infinity log1p_positive log_of_ratio real row_scale two_sum
 # uses _math: uintptr_t unit
-# uses _operand: Operand gather kind_of row_offsets
+# uses _operand: Operand gather has_rows kind_of row_offsets
 # uses _options: Settings WANT_GRAD WANT_PRODUCT WANT_TARGET_GRAD
 # uses _sums: GROUP Pairs Split clear_pairs clear_split fold_columns maximum_of padded spread
 # uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile clear_columns place_tile
@@ -129,7 +129,7 @@ cdef void load_logits(
     """Logits first ... first + n - 1 of a row as they enter the softmax, padded with -inf to whole lines."""
     cdef Py_ssize_t i
     row += first * job.x.inner
-    if job.x.kind == kind_of(x[0]) and job.x.inner == <Py_ssize_t>sizeof(real):
+    if has_rows(&job.x, x[0]):
         padded_copy(<const real*>row, n, x)
     else:
         gather(row, job.x.kind, job.x.inner, n, x)

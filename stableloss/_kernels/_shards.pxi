@@ -10,10 +10,10 @@
 # uses _job: Job
 # uses _logits: chain_first indicator_logit transform_logits
 # uses _math: SL_INFINITY SL_ISFINITE SL_UNIT_F64 is_positive_infinity product product_error real two_sum unit
-# uses _operand: Operand kind_of load_flat row_offsets
+# uses _operand: Operand has_rows load_flat row_offsets
 # uses _options: Settings WANT_GRAD WANT_LOSS
-# uses _pieces: Row bend_values load_limited maximum_of_pieces piece_exponentials place_piece scale_values
-# uses _pieces: store_class take_out write_piece
+# uses _pieces: Row load_limited maximum_of_pieces piece_exponentials place_piece scale_piece store_class
+# uses _pieces: take_out write_piece
 # uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials gap_of
 # uses _rows: given_targets inverse_square load_tile open_tile row_exponentials target_sums tile_exponentials
 # uses _rows: to_real
@@ -304,7 +304,7 @@ cdef real open_whole(const Shard* shard, Row* row, Py_ssize_t at, real* s) noexc
     if shard.pieces:
         row_offsets(&shard.job.g, at, 1, &offset)
         row.grad = shard.job.g.data + offset
-        row.in_place = shard.job.g.kind == kind_of(s[0]) and shard.job.g.inner == <Py_ssize_t>sizeof(real)
+        row.in_place = has_rows(&shard.job.g, s[0])
     m = <real>row.m
     for offset in range(GROUP):
         s[offset] = <real>row.x_target
@@ -317,18 +317,16 @@ cdef void finish_indices(const Shard* shard, Group* group, int j, real* s) noexc
     cdef const double* whole = part_row(shard, group.start + j)
     cdef const double* piece = whole + shard.head
     cdef double rest = 0, rest_lo = 0, factor = 0, target
-    cdef bint capped = shard.job.o.softcap != 0
     cdef bint extreme
     cdef Py_ssize_t index
-    cdef real* to
-    cdef Rescale rescale
+    cdef Rescale to
     cdef Row row
     open_shard_row(shard, group, j, &row)
     row.compensated = False
     group.sums.e_target[j] = open_whole(shard, &row, group.start + j, s)
     for index in range(whole_pieces(shard)):
-        rescale = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
-        add_rescaled(&rescale, &piece[INDEX_REST], &rest, &rest_lo)
+        to = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
+        add_rescaled(&to, &piece[INDEX_REST], &rest, &rest_lo)
         piece += shard.width
     group.sums.gap[j] = (row.m - row.x_target) * shard.job.exponent_scale
     group.sums.rest.hi[j] = rest
@@ -339,21 +337,15 @@ cdef void finish_indices(const Shard* shard, Group* group, int j, real* s) noexc
         index_losses(s[0], group, &group.sums, j, j + 1)
     if shard.pieces == 0:
         return
-    target = index_target(s[0], group, j, row.weight, &factor)
+    target = index_target(s[0], group, &group.sums, j, &factor)
     extreme = any_extreme(&shard.job, &factor, 1, s[0])
     for index in range(shard.pieces):
         if not place_piece(index, &row):
             return
         piece_exponentials(&row, s)
-        if capped and row.first <= row.y < row.first + row.n:
+        if shard.job.o.softcap != 0 and row.first <= row.y < row.first + row.n:
             target *= shard.job.logit_scale * s[TILE_SLOPE + row.y - row.first]
-        to = <real*>row.grad + row.first if row.in_place else s
-        if capped:
-            bend_values(&shard.job, <const real*>s, <const real*>(s + TILE_SLOPE), row.n, factor, to)
-        else:
-            scale_values(<const real*>s, row.n, factor, extreme, to)
-        if not row.in_place:
-            write_piece(&row, <const real*>s)
+        scale_piece(&row, <const real*>s, factor, extreme, s)
     if row.y >= 0:
         store_class(&row, row.y, <real>target)
 

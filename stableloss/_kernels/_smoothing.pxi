@@ -14,7 +14,7 @@
 # uses _math: unit
 # uses _pieces: Row load_limited view_piece
 # uses _rows: any_extreme load_columns load_logits
-# uses _sums: GROUP Pairs accumulate clear_pairs few_classes fold_all
+# uses _sums: GROUP Pairs accumulate clear_pairs few_classes sl_fold
 # uses _tiles: TILE_TARGETS
 
 cdef extern from "sl_targets.h":
@@ -193,7 +193,7 @@ cdef bint smooth_piece(const Row* row, Group* group, int j, real* s) noexcept no
     column_gaps(x, lines, <const real*>m, &sums)
     # of several pieces too, the last n % GROUP are in s
     add_gaps(row, <const real*>s, <const real*>s, lines * GROUP, &sums, &live)
-    fold_all(sums.hi, sums.lo, GROUP)
+    sl_fold(sums.hi, sums.lo)
     if live < row.n or not SL_ISFINITE(sums.hi[0]):
         smooth.any_dead = True
         live = 0
@@ -201,7 +201,7 @@ cdef bint smooth_piece(const Row* row, Group* group, int j, real* s) noexcept no
         load_limited(row, row.first, row.n, s)
         load_logits(row.job, row.x, row.first, row.n, given, given)
         add_gaps(row, <const real*>given, <const real*>s, 0, &sums, &live)
-        fold_all(sums.hi, sums.lo, GROUP)
+        sl_fold(sums.hi, sums.lo)
         if row.first <= row.y < row.first + row.n:
             smooth.dead_target[j] = given[row.y - row.first] == -SL_INFINITY
     smooth.live[j] += live

@@ -22,6 +22,7 @@ cdef extern from "sl_columns.h":
 
 cdef extern from "sl_targets.h" nogil:
     void sl_clear(double*) noexcept
+    void sl_fold(double*, double*) noexcept
     void sl_split_sums_f32(const float*, Py_ssize_t, double, double*, double*) noexcept
     void sl_split_sums_f64(const double*, Py_ssize_t, double, double*, double*, double*) noexcept
 
@@ -100,7 +101,7 @@ cdef inline void accumulate_square(real v, double* hi, double* lo) noexcept nogi
 
 
 cdef inline void fold(double* hi, double* lo, int width) noexcept nogil:
-    """One step of a tree: `width` numbers and as many after them."""
+    """One step of a tree: `width` numbers and as many after them. `sl_fold` takes all steps of GROUP numbers."""
     cdef double error
     cdef int j
     for j in range(width):
@@ -108,10 +109,8 @@ cdef inline void fold(double* hi, double* lo, int width) noexcept nogil:
         lo[j] += lo[j + width] + error
 
 
-cdef inline void fold_all(double* hi, double* lo, int width) noexcept nogil:
-    """Sum of `width` numbers, GROUP or half of it, in hi[0] and lo[0]."""
-    if width == GROUP:
-        fold(hi, lo, 16)
+cdef inline void fold_half(double* hi, double* lo) noexcept nogil:
+    """Sum of half of GROUP numbers, in hi[0] and lo[0]."""
     fold(hi, lo, 8)
     fold(hi, lo, 4)
     fold(hi, lo, 2)
@@ -187,7 +186,10 @@ cdef double lane_squares(const real* v, Py_ssize_t n, double* lo) noexcept nogil
     for i in range(n // width):
         for j in range(width):
             accumulate_square(v[i * width + j], &hi[j], &lost[j])
-    fold_all(hi, lost, width)
+    if real is float:
+        sl_fold(hi, lost)
+    else:
+        fold_half(hi, lost)
     lo[0] = lost[0] if real is double else 0
     return hi[0]
 
@@ -242,21 +244,31 @@ cdef void fold_columns(Pairs* sums, bint wide) noexcept nogil:
     """Add across the columns where they are parts of one row."""
     if not wide:
         return
-    fold_all(sums.hi, sums.lo, GROUP)
+    sl_fold(sums.hi, sums.lo)
     spread(sums.hi)
     spread(sums.lo)
 
 
+cdef inline void add_before(double hi, double lo, Pairs* sums) noexcept nogil:
+    """To the sum of a tile of a wide row, that of the tiles before it."""
+    cdef double error
+    sums.hi[0] = two_sum(hi, sums.hi[0], &error)
+    sums.lo[0] = lo + (sums.lo[0] + error)
+
+
+cdef inline void reduce_column(Pairs* sums, int j) noexcept nogil:
+    # what an infinite sum lost is inf - inf
+    cdef double s = sums.hi[j] + sums.lo[j] if SL_ISFINITE(sums.hi[j]) else sums.hi[j]
+    sums.lo[j] -= s - sums.hi[j]
+    sums.hi[j] = s
+
+
 cdef void reduce_columns(Pairs* sums, bint wide) noexcept nogil:
     """Add across the columns of a wide row, and what was lost to the sums; `lo` keeps what that loses."""
-    cdef double s
     cdef int j
     fold_columns(sums, wide)
     for j in range(GROUP):
-        # what an infinite sum lost is inf - inf
-        s = sums.hi[j] + sums.lo[j] if SL_ISFINITE(sums.hi[j]) else sums.hi[j]
-        sums.lo[j] -= s - sums.hi[j]
-        sums.hi[j] = s
+        reduce_column(sums, j)
 
 
 cdef void reduce_split(Split* split, bint wide) noexcept nogil:

@@ -9,7 +9,7 @@
 # uses _blocks: stopped
 # uses _job: Job
 # uses _math: absolute real uintptr_t
-# uses _operand: MAX_DIMS Operand gather kind_of locate row_offsets scatter
+# uses _operand: MAX_DIMS Operand gather has_rows locate row_offsets scatter
 # uses _sums: FEW_F32 GROUP NARROW PIECE TILE padded
 
 cdef enum:
@@ -118,8 +118,7 @@ cdef void columns_to_rows(
 
 cdef inline bint transposable(const Operand* op, real hint) noexcept nogil:
     """Whether the rows are contiguous floats at one distance."""
-    return (op.ndim == 1 and op.kind == kind_of(hint) and op.inner == <Py_ssize_t>sizeof(real)
-            and op.stride[0] % <Py_ssize_t>sizeof(real) == 0)
+    return op.ndim == 1 and has_rows(op, hint) and op.stride[0] % <Py_ssize_t>sizeof(real) == 0
 
 
 cdef Py_ssize_t row_distance(

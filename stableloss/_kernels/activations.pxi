@@ -19,7 +19,7 @@
 # uses _pieces: Row add_piece logits_of_piece open_row piece_exponentials place_piece place_row scale_row
 # uses _pieces: write_piece
 # uses _rows: column_exponentials
-# uses _sums: GROUP Pairs Split Sum accumulate clear_split column_sums few_classes fold_all padded
+# uses _sums: GROUP Pairs Split Sum accumulate clear_split column_sums few_classes padded sl_fold
 # uses _sums: sum_exponentials
 # uses _tiles: TILE_TARGETS write_columns write_scaled_columns
 
@@ -225,8 +225,8 @@ cdef void split_row(Row* row, TargetSums* to, int j, real* s) noexcept nogil:
         if real is double or row.pieces > 1:
             piece_exponentials(row, s)
         add_split(row, <const real*>s, &sums)
-    fold_all(sums.rest.hi, sums.rest.lo, GROUP)
-    fold_all(sums.max.hi, sums.max.lo, GROUP)
+    sl_fold(sums.rest.hi, sums.rest.lo)
+    sl_fold(sums.max.hi, sums.max.lo)
     finish_split(s[0], &sums, 0, to, j)
 
 

@@ -53,24 +53,24 @@ enum { SL_PLAIN, SL_COMPENSATED, SL_SCALED };      /* exponentials, see sl_colum
 #define SL_SUMS_F32 (SL_VECTOR_BYTES == 16 ? 16 : 32)
 #define SL_SUMS_F64 (SL_VECTOR_BYTES == 16 ? 8 : 16)
 
-/* Add lines of `width` columns, GROUP or half of it, to hi. */
-static SL_ALWAYS_INLINE void sl_add_lines_f32(const float *v, Py_ssize_t lines, int width, double *hi) {
+/* Add lines of columns to hi. */
+static SL_ALWAYS_INLINE void sl_add_lines_f32(const float *v, Py_ssize_t lines, double *hi) {
     sl_vector_f64 sum[SL_SUMS_F32 / SL_DOUBLES];
     Py_ssize_t c;
     int i, j;
-    for (j = 0; j < width; j += SL_SUMS_F32) {
+    for (j = 0; j < SL_GROUP; j += SL_SUMS_F32) {
 #pragma GCC unroll 16
         for (i = 0; i < SL_SUMS_F32 / SL_DOUBLES; i++) sum[i] = SL_READ(sl_vector_f64, hi + j + i * SL_DOUBLES);
         for (c = 0; c < lines; c++)
 #pragma GCC unroll 16
             for (i = 0; i < SL_SUMS_F32 / SL_DOUBLES; i++)
-                sum[i] += sl_read_as_f64(v + c * width + j + i * SL_DOUBLES);
+                sum[i] += sl_read_as_f64(v + c * SL_GROUP + j + i * SL_DOUBLES);
 #pragma GCC unroll 16
         for (i = 0; i < SL_SUMS_F32 / SL_DOUBLES; i++) SL_WRITE(sl_vector_f64, hi + j + i * SL_DOUBLES, sum[i]);
     }
 }
 
-/* The same with what the roundings lose added to lo. The short form of the two-sum is enough: a sum of
+/* The same of `width` columns, GROUP or half of it, with what the roundings lose added to lo. The short form of the two-sum is enough: a sum of
    non-negative terms is rarely smaller than the term that it meets, and such a step costs one rounding. */
 static SL_ALWAYS_INLINE void sl_add_lines_f64(
         const double *v, Py_ssize_t lines, int width, double *hi, double *lo) {
@@ -105,7 +105,7 @@ static double sl_lane_sum_f32(const float *v, Py_ssize_t n) {
     sl_vector_f64 sum[SL_GROUP / SL_DOUBLES];
     double hi[SL_GROUP] = {0};
     int i, count;
-    sl_add_lines_f32(v, n / SL_GROUP, SL_GROUP, hi);
+    sl_add_lines_f32(v, n / SL_GROUP, hi);
 #pragma GCC unroll 16
     for (i = 0; i < SL_GROUP / SL_DOUBLES; i++) sum[i] = SL_READ(sl_vector_f64, hi + i * SL_DOUBLES);
 #pragma GCC unroll 4

@@ -51,17 +51,27 @@ static void SL_OF(sl_column_gaps)(
     }
 }
 
-/* Add up q (m - x) / 2, of which half overflows only where its product with q may, and q. `masked`: what is
-   absent (q = 0) costs nothing even where x is -inf. */
+/* Add q (m - x) / 2, of which half overflows only where its product with q may, and q. `masked`: what is absent
+   (q = 0) costs nothing even where x is -inf. */
+static SL_ALWAYS_INLINE void SL_OF(sl_add_target)(
+        const SL_REAL *x, const SL_REAL *q, V half_top, int masked, V *loss, V *loss_lost, V *mass, V *mass_lost) {
+    V share = SL_READ_AS_F64(q), none = {0};
+    V gap = sl_fma_f64(sl_all_f64(-0.5), SL_READ_AS_F64(x), half_top);
+    if (masked) gap = sl_where_f64((sl_bits_vector_f64)(share != none), gap);
+#if SL_CARRIES
+    SL_OF(sl_accumulate)(loss, loss_lost, gap * share);
+#else
+    *loss = sl_fma_f64(gap, share, *loss);
+#endif
+    SL_OF(sl_add)(mass, mass_lost, share);
+}
+
+/* The same of lines of columns. */
 static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
         const SL_REAL *x, const SL_REAL *q, Py_ssize_t lines, const double *m, double *loss, double *mass,
         int masked) {
-    V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS];
-    V all[SL_COLUMN_VECTORS], all_lost[SL_COLUMN_VECTORS], share, gap;
-#if SL_CARRIES
-    V lost[SL_COLUMN_VECTORS];
-#endif
-    V minus_half = sl_all_f64(-0.5), none = {0};
+    V top[SL_COLUMN_VECTORS], sum[SL_COLUMN_VECTORS], lost[SL_COLUMN_VECTORS];
+    V all[SL_COLUMN_VECTORS], all_lost[SL_COLUMN_VECTORS];
     Py_ssize_t c;
     int i, j, at;
     for (j = 0; j < SL_GROUP; j += SL_COLUMN_VECTORS * SL_DOUBLES) {
@@ -80,15 +90,7 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_targets)(
 #pragma GCC unroll 4
             for (i = 0; i < SL_COLUMN_VECTORS; i++) {
                 at = c * SL_GROUP + j + i * SL_DOUBLES;
-                share = SL_READ_AS_F64(q + at);
-                gap = sl_fma_f64(minus_half, SL_READ_AS_F64(x + at), top[i]);
-                if (masked) gap = sl_where_f64((sl_bits_vector_f64)(share != none), gap);
-#if SL_CARRIES
-                SL_OF(sl_accumulate)(&sum[i], &lost[i], gap * share);
-#else
-                sum[i] = sl_fma_f64(gap, share, sum[i]);
-#endif
-                SL_OF(sl_add)(&all[i], &all_lost[i], share);
+                SL_OF(sl_add_target)(x + at, q + at, top[i], masked, &sum[i], &lost[i], &all[i], &all_lost[i]);
             }
 #pragma GCC unroll 4
         for (i = 0; i < SL_COLUMN_VECTORS; i++) {
@@ -143,20 +145,11 @@ static SL_ALWAYS_INLINE void SL_OF(sl_add_below)(R below, SL_OF(sl_soft) *sums) 
 
 static SL_ALWAYS_INLINE void SL_OF(sl_add_targets_of_line)(
         const SL_REAL *x, const SL_REAL *q, int masked, SL_OF(sl_soft) *sums) {
-    V share, gap, none = {0};
     int i;
 #pragma GCC unroll 2
-    for (i = 0; i < SL_PARTS; i++) {
-        share = SL_READ_AS_F64(q + i * SL_DOUBLES);
-        gap = sl_fma_f64(sl_all_f64(-0.5), SL_READ_AS_F64(x + i * SL_DOUBLES), sums->half_top[i]);
-        if (masked) gap = sl_where_f64((sl_bits_vector_f64)(share != none), gap);
-#if SL_CARRIES
-        SL_OF(sl_accumulate)(&sums->loss[i], &sums->loss_lost[i], gap * share);
-#else
-        sums->loss[i] = sl_fma_f64(gap, share, sums->loss[i]);
-#endif
-        SL_OF(sl_add)(&sums->mass[i], &sums->mass_lost[i], share);
-    }
+    for (i = 0; i < SL_PARTS; i++)
+        SL_OF(sl_add_target)(x + i * SL_DOUBLES, q + i * SL_DOUBLES, sums->half_top[i], masked, &sums->loss[i],
+                             &sums->loss_lost[i], &sums->mass[i], &sums->mass_lost[i]);
 }
 
 /* Two lines, or one. float32 adds pairs of exponentials before it converts them. */

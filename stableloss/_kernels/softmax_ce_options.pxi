@@ -18,9 +18,9 @@
 # uses _groups: clear_derivatives sum_tiles
 # uses _job: Job
 # uses _logits: chain_first chain_product chain_second
-# uses _math: SL_FMA SL_INFINITY SL_ISFINITE absolute exp_negative fma log1p_positive product product_error
-# uses _math: real remainder_of two_sum unit
-# uses _operand: Operand kind_of row_offsets
+# uses _math: SL_FMA SL_INFINITY absolute exp_negative fma log1p_positive product product_error real
+# uses _math: remainder_of two_sum unit
+# uses _operand: Operand has_rows row_offsets
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: row_maximum
 # uses _rows: Columns broadcast column_exponentials column_maxima columns_of count_live finish_exponentials
@@ -28,8 +28,8 @@
 # uses _rows: open_columns padded_copy return_to_tile row_exponentials rows_ahead soft_sums target_sums
 # uses _rows: tile_targets tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
-# uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
-# uses _sums: spread sum_exponentials sum_split
+# uses _sums: GROUP Pairs Split TILE accumulate add_before clear_pairs clear_split copy_pairs reduce_column
+# uses _sums: reduce_columns reduce_split sl_fold spread sum_exponentials sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
 # uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile place_tile write_tile
 # uses _weights: drops_by_class load_weights
@@ -346,6 +346,11 @@ cdef void finish_factors(const Tile* tile, CrossEntropy* state, real hint) noexc
     broadcast(state.curvature, tile.wide)
 
 
+cdef inline double linear_loss(const Columns* columns, int j) noexcept nogil:
+    """sum q S, from its sums."""
+    return 2 * columns.loss.hi[j] + columns.mass.hi[j] * columns.log_sum[j]
+
+
 cdef void finish_losses(const Tile* tile, CrossEntropy* state, real hint) noexcept nogil:
     """G and the losses."""
     cdef Columns* columns = &state.columns
@@ -358,7 +363,7 @@ cdef void finish_losses(const Tile* tile, CrossEntropy* state, real hint) noexce
         reduce_columns(&columns.mass, tile.wide)
         copy_pairs(&columns.mass, &state.mass)
         for j in range(GROUP):
-            loss[j] = 2 * columns.loss.hi[j] + columns.mass.hi[j] * columns.log_sum[j]
+            loss[j] = linear_loss(columns, j)
     else:
         for j in range(GROUP):
             state.mass.hi[j] = -(state.focal.first.rest.hi[j] + state.focal.first.max.hi[j])
@@ -403,7 +408,6 @@ cdef enum:
     LINES_OF_SLOPES = 5 * GROUP
 
 cdef extern from "sl_targets.h" nogil:
-    void sl_fold(double*, double*) noexcept
     void sl_column_slopes_f32(const float*, const float*, Py_ssize_t, const float*, bint, float*) noexcept
     void sl_column_slopes_f64(const double*, const double*, Py_ssize_t, const double*, bint, double*) noexcept
     void sl_row_slopes_f32(const float*, const float*, Py_ssize_t, const float*, float*) noexcept
@@ -769,11 +773,6 @@ cdef void ce_values(Tile* tile, CrossEntropy* state, real* scratch) noexcept nog
 # With the bits of tiles, but with less in the L1 cache at once: logits, targets and gradient of a wide row
 # stay where they lie, and exponentials of columns take the place of the logits.
 
-cdef inline bint has_rows(const Operand* op, real hint) noexcept nogil:
-    """Whether each row is contiguous, and of the type of the arithmetic."""
-    return op.kind == kind_of(hint) and op.inner == <Py_ssize_t>sizeof(real)
-
-
 cdef inline real* view_row(const Operand* op, const Tile* tile, real* hint) noexcept nogil:
     """The classes of a wide tile in a row that `has_rows`."""
     cdef Py_ssize_t offset
@@ -870,19 +869,6 @@ cdef void add_in_place(const Tile* tile, Columns* columns, real* scratch) noexce
     sl_fold(columns.mass.hi, columns.mass.lo)
 
 
-cdef inline void add_before(double hi, double lo, Pairs* sums) noexcept nogil:
-    """The sum of the tiles before to that of a tile."""
-    cdef double error
-    sums.hi[0] = two_sum(hi, sums.hi[0], &error)
-    sums.lo[0] = lo + (sums.lo[0] + error)
-
-
-cdef inline void reduce_column(Pairs* sums) noexcept nogil:
-    cdef double s = sums.hi[0] + sums.lo[0] if SL_ISFINITE(sums.hi[0]) else sums.hi[0]
-    sums.lo[0] -= s - sums.hi[0]
-    sums.hi[0] = s
-
-
 cdef bint sum_in_place(Tile* tile, Columns* columns, real* scratch) noexcept nogil:
     """All sums of a row; False where the call is to end. Exponentials of several tiles wait in the gradient's
     place."""
@@ -932,9 +918,9 @@ cdef bint row_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept 
         return True
     finish_sum(columns, 0)
     finish_log_sum(columns, 0, m)
-    reduce_column(&columns.loss)
-    reduce_column(&columns.mass)
-    tile.loss[0] = 2 * columns.loss.hi[0] + columns.mass.hi[0] * columns.log_sum[0]
+    reduce_column(&columns.loss, 0)
+    reduce_column(&columns.mass, 0)
+    tile.loss[0] = linear_loss(columns, 0)
     if not tile.want & WANT_GRAD:
         return True
     columns.weight[0] = tile.weight[0]
@@ -997,7 +983,7 @@ cdef bint columns_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexc
     reduce_columns(&columns.mass, False)
     if tile.want & WANT_LOSS:
         for j in range(GROUP):
-            tile.loss[j] = 2 * columns.loss.hi[j] + columns.mass.hi[j] * columns.log_sum[j]
+            tile.loss[j] = linear_loss(columns, j)
     if tile.want & WANT_GRAD:
         copy_pairs(&columns.mass, &state.mass)
         finish_factors(tile, state, m[0])
