@@ -53,8 +53,8 @@ cdef inline real capped(real x, real cap, real power, real scaled, real inverse,
 
 cdef void cap_logits(double cap, Py_ssize_t n, real* x, real* slope) noexcept nogil:
     """In place; `slope` gets the derivative."""
-    # A power of two brings the cap near 1, where its inverse is a number: three divisions per logit would take
-    # longer than everything else.
+    # a power of two brings the cap near 1, where its inverse is a number: three divisions per logit would
+    # take longer than everything else
     cdef int64_t exponent = <int64_t>(sl_bits_f64(cap) >> 52)
     cdef double power = sl_from_bits_f64(<uint64_t>max(<int64_t>1, 2046 - exponent) << 52)
     cdef double scaled = cap * power

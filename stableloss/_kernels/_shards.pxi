@@ -337,7 +337,7 @@ cdef void finish_indices(const Shard* shard, Group* group, int j, real* s) noexc
         index_losses(s[0], group, &group.sums, j, j + 1)
     if shard.pieces == 0:
         return
-    target = index_target(s[0], group, &group.sums, j, &factor)
+    target = index_target(s[0], group, j, &factor)
     extreme = any_extreme(&shard.job, &factor, 1, s[0])
     for index in range(shard.pieces):
         if not place_piece(index, &row):

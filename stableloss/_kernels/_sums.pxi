@@ -101,7 +101,7 @@ cdef inline void accumulate_square(real v, double* hi, double* lo) noexcept nogi
 
 
 cdef inline void fold(double* hi, double* lo, int width) noexcept nogil:
-    """One step of a tree: `width` numbers and as many after them. `sl_fold` takes all steps of GROUP numbers."""
+    """One step of a tree: `width` numbers and as many after them; `sl_fold` takes all steps of GROUP."""
     cdef double error
     cdef int j
     for j in range(width):

@@ -300,6 +300,13 @@ cdef inline bint place_tile(Py_ssize_t index, Tile* tile) noexcept nogil:
     return tile.tiles == 1 or not stopped(tile.job)
 
 
+cdef inline real* view_row(const Operand* op, const Tile* tile, real* hint) noexcept nogil:
+    """The classes of a wide tile in a row that `has_rows`."""
+    cdef Py_ssize_t offset
+    row_offsets(op, tile.start, 1, &offset)
+    return <real*>(op.data + offset) + tile.first
+
+
 cdef void read_tile(const Operand* op, const Tile* tile, real* to) noexcept nogil:
     """Entries of an operand; 0 where there is no row or class."""
     cdef Py_ssize_t offset, i

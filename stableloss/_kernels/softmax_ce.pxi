@@ -9,8 +9,8 @@
 # multiplies the gradient of a row by a number; z lse**2 adds its derivative by lse times p; and a cap
 # multiplies each entry by its own derivative (see _logits.pxi).
 #
-# Here are loss and gradient of class indices, for which that is all there is to do; all else is in
-# softmax_ce_options.pxi.
+# Here are loss and gradient of class indices, for which that is all there is to do; those of soft targets are
+# in softmax_ce_soft.pxi, and all else in softmax_ce_options.pxi.
 #
 # uses _groups: Group TargetSums above_maximum as_columns each_row group_ahead index_scale open_group
 # uses _groups: plain_losses softmax_rows whole_rest
@@ -25,7 +25,8 @@
 # uses _smoothing: smooth_piece smooth_target smooth_values
 # uses _sums: GROUP Sum column_sums
 # uses _tiles: TILE_SLOPE TILE_TARGETS columns_to_rows transposable write_columns write_scaled_columns
-# uses softmax_ce_options: focal_factor focal_slopes odds_of tile_cross_entropy
+# uses softmax_ce_options: focal_factor focal_slopes odds_of
+# uses softmax_ce_soft: soft_cross_entropy
 
 
 cdef double FAR_QUOTIENT = 2.0**-600
@@ -99,19 +100,29 @@ cdef inline void z_losses(
         group.z_slope[j] = limit if lse == SL_INFINITY else 2 * z * lse
 
 
+cdef inline double z_target(
+    const Group* group, const TargetSums* sums, int j, double* factor, double target
+) noexcept nogil:
+    """The target's entry, of which both parts have opposite signs, from that of the plain loss; `factor` is
+    that from other exponentials to their gradient."""
+    cdef double slope = group.z_slope[j]
+    target = SL_FMA(sums.e_target[j] * factor[0], slope, target)
+    factor[0] *= 1 + slope
+    return target
+
+
 cdef inline double index_target(
-    real hint, const Group* group, const TargetSums* sums, int j, double* factor
+    real hint, const Group* group, int j, double* factor
 ) noexcept nogil:
     """Gradient of a row's target; that of another class is its exponential times `factor`."""
+    cdef const TargetSums* sums = &group.sums
     cdef double target
     factor[0] = index_scale(hint, sums, j, group.weight[j], group.job)
     if group.job.o.focal_gamma != 0:
         factor[0] *= group.focus[j]
     target = -whole_rest(hint, sums.rest.hi[j], sums.rest.lo[j]) * factor[0]
     if group.job.o.z_loss != 0:
-        # both parts have opposite signs
-        target = SL_FMA(sums.e_target[j] * factor[0], group.z_slope[j], target)
-        factor[0] *= 1 + group.z_slope[j]
+        target = z_target(group, sums, j, factor, target)
     return target
 
 
@@ -182,15 +193,26 @@ cdef inline void index_gradients(
     cdef Py_ssize_t c
     cdef int j
     for j in range(GROUP):
-        value = index_target(s[0], group, sums, j, &factor[j])
-        target[j] = <real>(0 if group.weight[j] == 0 else value)
-        scale[j] = <real>factor[j]
+        factor[j] = index_scale(s[0], sums, j, group.weight[j], group.job)
+    if group.job.o.focal_gamma != 0:
+        for j in range(GROUP):
+            factor[j] *= group.focus[j]
     if group.job.o.label_smoothing != 0:
         smooth_gradients(group, sums, factor, target, s)
         for j in range(GROUP):
             scale[j] = 1
         store_gradients(group, <const real*>target, <const real*>scale, s)
         return
+    for j in range(GROUP):
+        scale[j] = <real>factor[j]
+        target[j] = <real>(0 if group.weight[j] == 0
+                           else -whole_rest(s[0], sums.rest.hi[j], sums.rest.lo[j]) * factor[j])
+    if group.job.o.z_loss != 0:
+        for j in range(GROUP):
+            value = -whole_rest(s[0], sums.rest.hi[j], sums.rest.lo[j]) * factor[j]
+            value = z_target(group, sums, j, &factor[j], value)
+            target[j] = <real>(0 if group.weight[j] == 0 else value)
+            scale[j] = <real>factor[j]
     if group.job.o.softcap != 0:
         bend_columns(group, factor, target, s)
         for j in range(GROUP):
@@ -312,7 +334,7 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
         index_losses(s[0], group, &group.sums, j, j + 1)
     if row.grad == NULL:
         return
-    target = index_target(s[0], group, &group.sums, j, &factor)
+    target = index_target(s[0], group, j, &factor)
     if row.job.o.softcap != 0:
         target *= row.job.logit_scale * row.slope_target
     if smooth:
@@ -339,7 +361,7 @@ cdef void index_cross_entropy(Group* group, real* s) noexcept nogil:
 cdef void softmax_ce_kernel(
     const Job* job, Py_ssize_t start, Py_ssize_t stop, Sum* total, real* scratch
 ) noexcept nogil:
-    softmax_rows(job, start, stop, index_cross_entropy[real], tile_cross_entropy[real], total, scratch)
+    softmax_rows(job, start, stop, index_cross_entropy[real], soft_cross_entropy[real], total, scratch)
 
 
 # Largest errors found, in ulps; tests/worst_cases.json holds the inputs:

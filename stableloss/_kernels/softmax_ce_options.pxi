@@ -20,18 +20,16 @@
 # uses _logits: chain_first chain_product chain_second
 # uses _math: SL_FMA SL_INFINITY absolute exp_negative fma log1p_positive product product_error real
 # uses _math: remainder_of two_sum unit
-# uses _operand: Operand has_rows row_offsets
+# uses _operand: has_rows
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: row_maximum
-# uses _rows: Columns broadcast column_exponentials column_maxima columns_of count_live finish_exponentials
-# uses _rows: finish_log_sum finish_sum gap_of inverse_square inverse_sum load_columns open_classes
-# uses _rows: open_columns padded_copy return_to_tile row_exponentials rows_ahead soft_sums target_sums
-# uses _rows: tile_targets tile_vector to_real write_product
+# uses _rows: Columns broadcast columns_of gap_of inverse_square inverse_sum open_columns return_to_tile
+# uses _rows: tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
-# uses _sums: GROUP Pairs Split TILE accumulate add_before clear_pairs clear_split copy_pairs reduce_column
-# uses _sums: reduce_columns reduce_split sl_fold spread sum_exponentials sum_split
+# uses _sums: GROUP Pairs Split TILE accumulate clear_pairs clear_split copy_pairs reduce_columns reduce_split
+# uses _sums: sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
-# uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile place_tile write_tile
+# uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile view_row write_tile
 # uses _weights: drops_by_class load_weights
 
 cdef struct FocalSums:
@@ -768,229 +766,6 @@ cdef void ce_values(Tile* tile, CrossEntropy* state, real* scratch) noexcept nog
         emit_values(tile, state, scratch)
 
 
-# ---- targets without focusing and what else is made of logits -------------------------------------
-#
-# With the bits of tiles, but with less in the L1 cache at once: logits, targets and gradient of a wide row
-# stay where they lie, and exponentials of columns take the place of the logits.
-
-cdef inline real* view_row(const Operand* op, const Tile* tile, real* hint) noexcept nogil:
-    """The classes of a wide tile in a row that `has_rows`."""
-    cdef Py_ssize_t offset
-    row_offsets(op, tile.start, 1, &offset)
-    return <real*>(op.data + offset) + tile.first
-
-
-cdef bint is_plain(const Tile* tile) noexcept nogil:
-    """Whether loss and gradient, linear in the targets, of logits as they are given are all that is asked
-    for. Class indices are here with the options that make them soft targets."""
-    cdef const Job* job = tile.job
-    cdef const Settings* o = job.o
-    return (tile.want & ~(WANT_LOSS | WANT_GRAD) == 0 and not job.wants_probabilities
-            and (not job.hard or o.label_smoothing != 0)
-            and job.logit_scale == 1 and o.logit_clip == SL_INFINITY and o.focal_gamma == 0
-            and o.z_loss == 0 and o.softcap == 0 and not o.from_probabilities)
-
-
-cdef inline bint has_targets(const Job* job) noexcept nogil:
-    """Whether targets are as they are given."""
-    return not job.hard and job.o.label_smoothing == 0 and job.o.class_weight == NULL
-
-
-cdef bint stays_in_place(const Tile* tile, real hint) noexcept nogil:
-    cdef const Job* job = tile.job
-    return (has_rows(&job.x, hint) and (not has_targets(job) or has_rows(&job.t, hint))
-            and (not tile.want & WANT_GRAD or has_rows(&job.g, hint))
-            # the gradient may take the place of logits that the targets are made from
-            and (tile.tiles == 1 or job.o.label_smoothing == 0))
-
-
-cdef inline const real* targets_in_place(const Tile* tile, Columns* columns, real* scratch) noexcept nogil:
-    """The targets of a wide tile, where they lie or in scratch."""
-    if has_targets(tile.job):
-        return view_row(&tile.job.t, tile, scratch)
-    tile_targets(tile, columns, <const real*>view_row(&tile.job.x, tile, scratch), scratch)
-    return scratch + TILE_TARGETS
-
-
-cdef void count_in_place(const Tile* tile, Columns* columns, real* scratch) noexcept nogil:
-    """The classes above -inf of a row of one tile."""
-    cdef const real* x = view_row(&tile.job.x, tile, scratch)
-    cdef Py_ssize_t i
-    cdef int live = 0
-    for i in range(tile.n):
-        live += x[i] != -SL_INFINITY
-    columns.live[0] = live
-    spread(columns.live)
-
-
-cdef real maximum_in_place(Tile* tile, real* scratch) noexcept nogil:
-    """Of no use where the call is to end."""
-    cdef const real* x
-    cdef real m = -SL_INFINITY
-    cdef Py_ssize_t index, whole
-    for index in range(tile.tiles):
-        if not place_tile(index, tile):
-            break
-        x = view_row(&tile.job.x, tile, scratch)
-        whole = tile.n & ~(GROUP - 1)
-        m = row_maximum(x, whole, m)
-        if whole < tile.n:
-            padded_copy(x + whole, tile.n - whole, scratch)
-            m = row_maximum(<const real*>scratch, GROUP, m)
-    return m
-
-
-cdef inline bint keeps_exponentials(const Tile* tile) noexcept nogil:
-    """Whether the exponentials of a tile can be formed where its gradient will be: those of several tiles
-    wait there. The sums need the logits after them, and whole lines."""
-    return (tile.tiles > 1 and tile.want & WANT_GRAD != 0 and tile.n % GROUP == 0
-            and tile.job.g.data != tile.job.x.data)
-
-
-cdef void add_in_place(const Tile* tile, Columns* columns, real* scratch) noexcept nogil:
-    """Exponentials of a tile, and its sums, which are added across the columns."""
-    cdef const real* x = view_row(&tile.job.x, tile, scratch)
-    cdef const real* q = targets_in_place(tile, columns, scratch)
-    cdef real* e = scratch + TILE_EXPS
-    cdef Py_ssize_t whole = tile.n & ~(GROUP - 1)
-    cdef real m = <real>columns.m[0]
-    cdef sl_ahead ahead
-    if keeps_exponentials(tile):
-        e = view_row(&tile.job.g, tile, scratch)
-    row_exponentials(x, e, whole, m, False, 1, rows_ahead(
-        tile.job, <const char*>x - tile.job.x.data, tile.job.k * tile.job.x.inner, &ahead))
-    if whole < tile.n:
-        padded_copy(x + whole, tile.n - whole, e + whole)
-        row_exponentials(<const real*>(e + whole), e + whole, GROUP, m, False, 1, NULL)
-    soft_sums(tile, <const real*>e, x, q, tile.n, columns)
-    sl_fold(columns.sums.rest.hi, columns.sums.rest.lo)
-    sl_fold(columns.sums.max.hi, columns.sums.max.lo)
-    sl_fold(columns.loss.hi, columns.loss.lo)
-    sl_fold(columns.mass.hi, columns.mass.lo)
-
-
-cdef bint sum_in_place(Tile* tile, Columns* columns, real* scratch) noexcept nogil:
-    """All sums of a row; False where the call is to end. Exponentials of several tiles wait in the gradient's
-    place."""
-    cdef double before[8]
-    cdef Py_ssize_t index, i
-    for i in range(8):
-        before[i] = 0
-    for index in range(tile.tiles):
-        if not place_tile(index, tile):
-            return False
-        add_in_place(tile, columns, scratch)
-        add_before(before[0], before[1], &columns.sums.rest)
-        add_before(before[2], before[3], &columns.sums.max)
-        add_before(before[4], before[5], &columns.loss)
-        add_before(before[6], before[7], &columns.mass)
-        before[0] = columns.sums.rest.hi[0]
-        before[1] = columns.sums.rest.lo[0]
-        before[2] = columns.sums.max.hi[0]
-        before[3] = columns.sums.max.lo[0]
-        before[4] = columns.loss.hi[0]
-        before[5] = columns.loss.lo[0]
-        before[6] = columns.mass.hi[0]
-        before[7] = columns.mass.lo[0]
-        if tile.tiles > 1 and tile.want & WANT_GRAD and not keeps_exponentials(tile):
-            write_tile(<const real*>(scratch + TILE_EXPS), &tile.job.g, tile)
-    return True
-
-
-cdef bint row_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
-    """Loss and gradient of a row; False where it is one for tiles."""
-    cdef Columns* columns = &state.columns
-    cdef real m
-    cdef real* to
-    cdef const real* q
-    cdef Py_ssize_t index, j
-    if not stays_in_place(tile, scratch[0]):
-        return False
-    m = maximum_in_place(tile, scratch)
-    if m == SL_INFINITY:
-        return False
-    for j in range(GROUP):
-        columns.m[j] = m
-    open_classes(tile, columns)
-    if tile.job.o.label_smoothing != 0:
-        count_in_place(tile, columns, scratch)
-    if not sum_in_place(tile, columns, scratch):
-        return True
-    finish_sum(columns, 0)
-    finish_log_sum(columns, 0, m)
-    reduce_column(&columns.loss, 0)
-    reduce_column(&columns.mass, 0)
-    tile.loss[0] = linear_loss(columns, 0)
-    if not tile.want & WANT_GRAD:
-        return True
-    columns.weight[0] = tile.weight[0]
-    state.mass.hi[0] = columns.mass.hi[0]
-    state.mass.lo[0] = columns.mass.lo[0]
-    state.factor[0] = inverse_sum(columns, 0, columns.weight[0], tile.job.divisor, m)
-    for index in range(tile.tiles):
-        if not place_tile(index, tile):
-            return True
-        to = view_row(&tile.job.g, tile, scratch)
-        q = scratch + TILE_TARGETS
-        if tile.tiles > 1 or has_targets(tile.job):
-            q = targets_in_place(tile, columns, scratch)
-        row_gradient(
-            tile, state, tile.n, <const real*>(scratch + TILE_EXPS if tile.tiles == 1 else to), q, to)
-    return True
-
-
-cdef inline bint open_plain_columns(const Tile* tile, Columns* columns, real* x, real* m) noexcept nogil:
-    """Logits and maxima; whether all of these are below +inf."""
-    cdef int j, above = 0
-    for j in range(GROUP):
-        columns.weight[j] = tile.weight[j]
-        m[j] = -SL_INFINITY
-    load_columns(tile.job, tile.start, tile.count, columns.weight, x, x)
-    column_maxima(<const real*>x, tile.lines, m)
-    for j in range(GROUP):
-        columns.m[j] = m[j]
-        above |= m[j] == SL_INFINITY
-    return above == 0
-
-
-cdef bint columns_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexcept nogil:
-    """Losses and gradient of a group as columns; False where it is one for tiles."""
-    cdef Columns* columns = &state.columns
-    cdef const Job* job = tile.job
-    cdef real* e = scratch + TILE_EXPS
-    cdef Py_ssize_t row = job.k * job.x.inner
-    cdef sl_ahead ahead
-    cdef real m[GROUP]
-    cdef int j
-    place_tile(0, tile)
-    if not open_plain_columns(tile, columns, e, m):
-        return False
-    open_classes(tile, columns)
-    if job.o.label_smoothing != 0:
-        for j in range(GROUP):
-            columns.live[j] = 0
-        count_live(<const real*>e, tile.lines, columns.live)
-    tile_targets(tile, columns, <const real*>e, scratch)
-    clear_pairs(&columns.loss)
-    clear_pairs(&columns.mass)
-    clear_split(&columns.sums)
-    target_sums(<const real*>e, <const real*>(scratch + TILE_TARGETS), tile.lines, columns)
-    column_exponentials(<const real*>e, e, tile.lines, <const real*>m, False, 1,
-                        rows_ahead(job, tile.start * row, tile.count * row, &ahead))
-    sum_exponentials(<const real*>e, tile.lines, &columns.sums)
-    finish_exponentials(columns, False, m[0])
-    reduce_columns(&columns.loss, False)
-    reduce_columns(&columns.mass, False)
-    if tile.want & WANT_LOSS:
-        for j in range(GROUP):
-            tile.loss[j] = linear_loss(columns, j)
-    if tile.want & WANT_GRAD:
-        copy_pairs(&columns.mass, &state.mass)
-        finish_factors(tile, state, m[0])
-        write_plain_gradient(tile, state, scratch)
-    return True
-
-
 # ---- Hessian times a vector -----------------------------------------------------------------------
 
 cdef void tile_directions(const Tile* tile, const CrossEntropy* state, real* scratch) noexcept nogil:
@@ -1140,10 +915,6 @@ cdef void tile_cross_entropy(Tile* tile, real* scratch) noexcept nogil:
     cdef CrossEntropy state
     state.columns.compensated = False
     state.columns.linear = tile.job.o.focal_gamma == 0 and not tile.want & WANT_TARGET_GRAD
-    if is_plain(tile):
-        state.columns.plain = False
-        if row_in_place(tile, &state, scratch) if tile.wide else columns_in_place(tile, &state, scratch):
-            return
     open_columns(tile, &state.columns, scratch)
     if tile.want & WANT_PRODUCT:
         ce_product(tile, &state, scratch)
