@@ -6,7 +6,7 @@
 # uses _logits: indicator_logit
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather has_rows kind_of scatter
-# uses _rows: load_logits padded_copy row_exponentials rows_ahead scale_probabilities
+# uses _rows: load_logits padded_copy row_exponentials rows_ahead
 # uses _sums: GROUP PIECE few_classes lane_squares lane_sum ordered_sum padded
 # uses _tiles: TILE_SLOPE
 
@@ -112,11 +112,6 @@ cdef void open_row(Row* row, real* s) noexcept nogil:
     """The maximum of a row and the logit of its target. A row of one piece is left in s."""
     place_row(row, s[0])
     row.limit = False
-    if row.job.o.from_probabilities:
-        row.m = row.x_target = 0
-        if row.pieces == 1 and place_piece(0, row):
-            load_limited(row, 0, row.n, s)
-        return
     row.m = maximum_of_pieces(row, row.pieces, s)
     if is_positive_infinity(row.m):
         row.limit = True
@@ -139,11 +134,6 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
     cdef const Job* job = row.job
     cdef sl_ahead* next = rows_ahead(
         job, row.x - job.x.data + row.first * job.x.inner, job.k * job.x.inner, &ahead)
-    if job.o.from_probabilities:
-        if row.pieces > 1:
-            load_limited(row, row.first, row.n, s)
-        scale_probabilities(job, padded(row.n), s, next)
-        return
     if row.pieces > 1:
         source = view_piece(row, s)
     if source != s:

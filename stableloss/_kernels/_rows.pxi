@@ -40,8 +40,6 @@ cdef extern from "sl_columns.h" nogil:
         const float*, float*, Py_ssize_t, float, bint, double, const sl_ahead*) noexcept
     void sl_row_exponentials_f64(
         const double*, double*, Py_ssize_t, double, bint, double, const sl_ahead*) noexcept
-    void sl_raise_f32(float*, Py_ssize_t, float, float, const sl_ahead*) noexcept
-    void sl_raise_f64(double*, Py_ssize_t, double, double, const sl_ahead*) noexcept
 
 
 cdef double ORDINARY_VECTOR = 2.0**600
@@ -295,18 +293,6 @@ cdef void tile_exponentials(const Tile* tile, const Columns* columns, real* scra
         <const real*>(scratch + TILE_LOGITS), scratch + TILE_EXPS, tile.lines, <const real*>m,
         columns.compensated, 1,
         rows_ahead(job, tile.start * row + tile.first * job.x.inner, tile.count * row, &ahead))
-
-
-cdef inline void scale_probabilities(
-    const Job* job, Py_ssize_t n, real* p, const sl_ahead* ahead
-) noexcept nogil:
-    """Probabilities as they stand for exponentials, of which only quotients matter: times a power of two that
-    keeps what is made from them in range, 0 for the -inf that is no class."""
-    cdef real tiny = smallest_normal(job, p[0])
-    if real is float:
-        sl_raise_f32(p, n, tiny, <float>18446744073709551616.0, ahead)      # 2**64
-    else:
-        sl_raise_f64(p, n, tiny, 1.3407807929942597e154, ahead)             # 2**512
 
 
 cdef void tile_quotients(const Tile* tile, const Columns* columns, real* scratch) noexcept nogil:

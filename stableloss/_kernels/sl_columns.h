@@ -70,8 +70,9 @@ static SL_ALWAYS_INLINE void sl_add_lines_f32(const float *v, Py_ssize_t lines, 
     }
 }
 
-/* The same of `width` columns, GROUP or half of it, with what the roundings lose added to lo. The short form of the two-sum is enough: a sum of
-   non-negative terms is rarely smaller than the term that it meets, and such a step costs one rounding. */
+/* The same of `width` columns, GROUP or half of it, with what the roundings lose added to lo. The short form of
+   the two-sum is enough: a sum of non-negative terms is rarely smaller than the term that it meets, and such a
+   step costs one rounding. */
 static SL_ALWAYS_INLINE void sl_add_lines_f64(
         const double *v, Py_ssize_t lines, int width, double *hi, double *lo) {
     sl_vector_f64 sum[SL_SUMS_F64 / SL_DOUBLES], lost[SL_SUMS_F64 / SL_DOUBLES], s, x;
@@ -99,17 +100,14 @@ static SL_ALWAYS_INLINE void sl_add_lines_f64(
     }
 }
 
-/* Sums of n numbers of a row, n a multiple of SL_GROUP, in lanes that are added in the end: the halves of a
-   vector after whole vectors. */
-static double sl_lane_sum_f32(const float *v, Py_ssize_t n) {
+/* The sum of lanes, SL_GROUP or half of them: the halves of a vector after whole vectors. */
+static SL_ALWAYS_INLINE double sl_fold_lanes_f32(const double *hi, int lanes) {
     sl_vector_f64 sum[SL_GROUP / SL_DOUBLES];
-    double hi[SL_GROUP] = {0};
     int i, count;
-    sl_add_lines_f32(v, n / SL_GROUP, hi);
 #pragma GCC unroll 16
-    for (i = 0; i < SL_GROUP / SL_DOUBLES; i++) sum[i] = SL_READ(sl_vector_f64, hi + i * SL_DOUBLES);
+    for (i = 0; i < lanes / SL_DOUBLES; i++) sum[i] = SL_READ(sl_vector_f64, hi + i * SL_DOUBLES);
 #pragma GCC unroll 4
-    for (count = SL_GROUP / SL_DOUBLES / 2; count > 0; count /= 2)
+    for (count = lanes / SL_DOUBLES / 2; count > 0; count /= 2)
 #pragma GCC unroll 8
         for (i = 0; i < count; i++) sum[i] += sum[i + count];
 #pragma GCC unroll 4
@@ -117,12 +115,11 @@ static double sl_lane_sum_f32(const float *v, Py_ssize_t n) {
     return sum[0][0];
 }
 
-/* `lo` gets what the roundings lose, those of the last additions by Knuth's two-sum. */
-static double sl_lane_sum_f64(const double *v, Py_ssize_t n, double *lo) {
+/* That of SL_GROUP / 2; `lo` gets what the roundings lost and lose, those of these additions by Knuth's
+   two-sum. */
+static SL_ALWAYS_INLINE double sl_fold_lanes_f64(const double *hi, const double *low, double *lo) {
     sl_vector_f64 sum[SL_GROUP / 2 / SL_DOUBLES], lost[SL_GROUP / 2 / SL_DOUBLES], other, other_lost, s, part;
-    double hi[SL_GROUP / 2] = {0}, low[SL_GROUP / 2] = {0};
     int i, count;
-    sl_add_lines_f64(v, n / (SL_GROUP / 2), SL_GROUP / 2, hi, low);
 #pragma GCC unroll 8
     for (i = 0; i < SL_GROUP / 2 / SL_DOUBLES; i++) {
         sum[i] = SL_READ(sl_vector_f64, hi + i * SL_DOUBLES);
@@ -141,6 +138,19 @@ static double sl_lane_sum_f64(const double *v, Py_ssize_t n, double *lo) {
         }
     *lo = lost[0][0];
     return sum[0][0];
+}
+
+/* Sums of n numbers of a row, n a multiple of SL_GROUP, in lanes that are added in the end. */
+static double sl_lane_sum_f32(const float *v, Py_ssize_t n) {
+    double hi[SL_GROUP] = {0};
+    sl_add_lines_f32(v, n / SL_GROUP, hi);
+    return sl_fold_lanes_f32(hi, SL_GROUP);
+}
+
+static double sl_lane_sum_f64(const double *v, Py_ssize_t n, double *lo) {
+    double hi[SL_GROUP / 2] = {0}, low[SL_GROUP / 2] = {0};
+    sl_add_lines_f64(v, n / (SL_GROUP / 2), SL_GROUP / 2, hi, low);
+    return sl_fold_lanes_f64(hi, low, lo);
 }
 
 /* Every fourth line apart: a row of few classes is added up in the same order, and its additions are not to

@@ -208,21 +208,6 @@ static void SL_OF(sl_column_maxima)(const SL_REAL *x, Py_ssize_t lines, SL_REAL 
     }
 }
 
-/* up * max(tiny, p), but 0 for what is negative, of n numbers, n a multiple of SL_GROUP. NaN stays NaN. */
-static void SL_OF(sl_raise)(SL_REAL *p, Py_ssize_t n, SL_REAL tiny, SL_REAL up, const sl_ahead *ahead) {
-    V least = SL_OF(sl_all)(tiny), zero = SL_OF(sl_all)(0), upper, lower;
-    sl_ahead next;
-    Py_ssize_t i;
-    if (ahead != NULL) next = *ahead;
-    for (i = 0; i < n; i += 2 * WIDTH) {
-        upper = SL_READ(V, p + i);
-        lower = SL_READ(V, p + i + WIDTH);
-        if (ahead != NULL) sl_fetch(&next, 2 * sizeof(V));
-        SL_WRITE(V, p + i, SL_OF(sl_where_less)(upper, zero, zero, SL_OF(sl_max)(least, upper) * up));
-        SL_WRITE(V, p + i + WIDTH, SL_OF(sl_where_less)(lower, zero, zero, SL_OF(sl_max)(least, lower) * up));
-    }
-}
-
 /* Inline, where memcpy would be called: rows are short. */
 static SL_ALWAYS_INLINE void SL_OF(sl_copy)(const SL_REAL *x, Py_ssize_t n, SL_REAL *to) {
     Py_ssize_t i = 0;

@@ -9,19 +9,6 @@
 #include "sl_sizes.h"
 #include "sl_vector.h"
 
-/* the halves of a vector of floats as doubles */
-#if SL_VECTOR_BYTES == 64
-#define sl_low_as_f64(v) ((sl_vector_f64)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)(v))))
-#define sl_high_as_f64(v) \
-    ((sl_vector_f64)_mm512_cvtps_pd((__m256)_mm512_extractf64x4_pd((__m512d)(v), 1)))
-#elif SL_VECTOR_BYTES == 32
-#define sl_low_as_f64(v) ((sl_vector_f64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)(v))))
-#define sl_high_as_f64(v) ((sl_vector_f64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)(v), 1)))
-#else
-#define sl_low_as_f64(v) ((sl_vector_f64){(v)[0], (v)[1]})
-#define sl_high_as_f64(v) ((sl_vector_f64){(v)[2], (v)[3]})
-#endif
-
 /* columns that go together, few enough for what belongs to them to find room in registers */
 #define SL_COLUMN_VECTORS (SL_VECTOR_BYTES == 64 ? 4 : 2)
 

@@ -178,6 +178,19 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_where_less_f64(
 }
 #endif
 
+/* the halves of a vector of floats as doubles */
+#if SL_VECTOR_BYTES == 64
+#define sl_low_as_f64(v) ((sl_vector_f64)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)(v))))
+#define sl_high_as_f64(v) \
+    ((sl_vector_f64)_mm512_cvtps_pd((__m256)_mm512_extractf64x4_pd((__m512d)(v), 1)))
+#elif SL_VECTOR_BYTES == 32
+#define sl_low_as_f64(v) ((sl_vector_f64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)(v))))
+#define sl_high_as_f64(v) ((sl_vector_f64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)(v), 1)))
+#else
+#define sl_low_as_f64(v) ((sl_vector_f64){(v)[0], (v)[1]})
+#define sl_high_as_f64(v) ((sl_vector_f64){(v)[2], (v)[3]})
+#endif
+
 /* a * b - product, exactly, for product = a * b rounded */
 #if defined(__FMA__) || defined(__aarch64__)
 #define sl_product_error_f32(a, b, product) sl_fma_f32(a, b, -(product))

@@ -20,12 +20,14 @@
 # uses _options: Settings WANT_GRAD
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece scale_row store_class
 # uses _pieces: take_out write_piece
-# uses _rows: any_extreme column_exponentials load_columns scale_probabilities
+# uses _rows: any_extreme column_exponentials
 # uses _smoothing: mark_dead mark_piece open_smoothing smooth_columns smooth_gradients smooth_losses
 # uses _smoothing: smooth_piece smooth_target smooth_values
 # uses _sums: GROUP Sum column_sums
 # uses _tiles: TILE_SLOPE TILE_TARGETS columns_to_rows transposable write_columns write_scaled_columns
 # uses softmax_ce_options: focal_factor focal_slopes odds_of
+# uses softmax_ce_probabilities: few_probabilities raised_columns sum_probabilities sum_probability_rows
+# uses softmax_ce_probabilities: together write_quotient_rows write_quotients
 # uses softmax_ce_soft: soft_cross_entropy
 
 
@@ -237,8 +239,7 @@ cdef inline void index_exponentials(
     cdef sl_ahead ahead
     cdef int i, j
     if group.job.o.from_probabilities:
-        load_columns(group.job, group.start, group.count, group.weight, s, s)
-        scale_probabilities(group.job, group.job.k * GROUP, s, group_ahead(group, &ahead))
+        raised_columns(group, s)
         return
     limited = open_group(group, s, m, limit)
     if group.job.o.z_loss != 0:
@@ -281,6 +282,19 @@ cdef void index_columns(Group* group, real* s) noexcept nogil:
         index_gradients(group, sums, target, s)
 
 
+cdef void index_quotients(Group* group, real* s) noexcept nogil:
+    """Losses and gradient of a group of probabilities where they lie."""
+    cdef double factor[GROUP]
+    cdef double target[GROUP]
+    cdef int j
+    sum_probability_rows(group, s[0])
+    index_losses(s[0], group, &group.sums, 0, GROUP)
+    if group.job.want & WANT_GRAD:
+        for j in range(GROUP):
+            target[j] = index_target(s[0], group, j, &factor[j])
+        write_quotient_rows(group, factor, target, s[0])
+
+
 # ---- a row by itself ------------------------------------------------------------------------------
 
 cdef bint smooth_row(
@@ -303,18 +317,18 @@ cdef bint smooth_row(
     return True
 
 
-cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
-    """Gradient of a row, and what its loss is made from; of few classes with the bits of `index_columns`."""
-    cdef double rest = 0, rest_lo = 0, e_target = 1, less = 0, factor, target
+cdef bint sum_others(Row* row, Group* group, int j, real* s) noexcept nogil:
+    """What the loss of a row is made from; False where the call is to end."""
+    cdef double rest = 0, rest_lo = 0, e_target = 1
     cdef bint smooth = row.job.o.label_smoothing != 0
-    cdef bint dead, extreme
+    cdef bint dead
     cdef Py_ssize_t index
     row.compensated = False
     open_row(row, s)
     open_smoothing(group, j)
     for index in range(row.pieces):
         if not place_piece(index, row):
-            return
+            return False
         dead = smooth and smooth_piece(row, group, j, s)
         piece_exponentials(row, s)
         if dead:
@@ -330,17 +344,38 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     group.sums.e_target[j] = e_target
     if row.job.o.z_loss != 0:
         group.m[j] = scaled_maximum(row.job, row.m, row.limit)
-    if losses_first(row.job.o):
+    return True
+
+
+cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
+    """Gradient of a row, and what its loss is made from; of few classes with the bits of `index_columns`."""
+    cdef const Settings* o = row.job.o
+    cdef bint smooth = o.label_smoothing != 0
+    cdef double less = 0, factor, target
+    cdef bint extreme, done
+    if o.from_probabilities:
+        done = sum_probabilities(row, &group.sums, j, s)
+    else:
+        done = sum_others(row, group, j, s)
+    if not done:
+        return
+    if losses_first(o):
         index_losses(s[0], group, &group.sums, j, j + 1)
     if row.grad == NULL:
         return
     target = index_target(s[0], group, j, &factor)
-    if row.job.o.softcap != 0:
+    if o.softcap != 0:
         target *= row.job.logit_scale * row.slope_target
     if smooth:
         target = smooth_target(s[0], group, &group.sums, j, &factor, &less)
     extreme = any_extreme(row.job, &factor, 1, s[0]) or any_extreme(row.job, &less, 1, s[0])
-    if smooth_row(row, group, factor, less, extreme, s) if smooth else scale_row(row, factor, extreme, s):
+    if smooth:
+        done = smooth_row(row, group, factor, less, extreme, s)
+    elif o.from_probabilities:
+        done = write_quotients(row, factor, extreme, s)
+    else:
+        done = scale_row(row, factor, extreme, s)
+    if done:
         store_class(row, row.y, <real>target)
 
 
@@ -351,7 +386,10 @@ cdef inline void close_indices(real hint, Group* group) noexcept nogil:
 
 
 cdef void index_cross_entropy(Group* group, real* s) noexcept nogil:
-    if as_columns(s[0], group):
+    if together(s[0], group.job):
+        index_quotients(group, s)
+    elif as_columns(s[0], group) and (
+            not group.job.o.from_probabilities or few_probabilities(s[0], group.job.k)):
         index_columns(group, s)
     else:
         each_row(group, index_row[real], s)
