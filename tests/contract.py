@@ -935,6 +935,16 @@ class SigmoidContract(LossContract):
         per_element = self.results(logits, targets, loss, sample_weight=repeated)
         assert_all_same_bits(per_row, per_element)
 
+    def test_small_losses_of_small_weights(self):
+        """Their products are beyond float32, where their mean is not."""
+        logits = np.linspace(20, 40, 700, dtype=np.float32)
+        weight = 2.0 ** np.linspace(-59, -20, 700).round().astype(np.float32)
+        exact = self.exact(logits, np.ones(700)).scaled(weight)
+        value, grad = self.instance.value_and_grad(logits, np.ones(700), sample_weight=weight)
+        divisor = self.divisor("mean", logits.shape, weight)
+        self.check_reduced(value, exact.loss.sum() / divisor, np.float32, limit32=4 * 2.0**-23)
+        oracle.assert_within(4, grad, exact.grad / divisor, np.float32, exact.grad_term / divisor, "gradient")
+
     # ---- errors ----------------------------------------------------------------------------------
 
     @pytest.mark.parametrize(

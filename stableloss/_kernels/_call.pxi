@@ -279,7 +279,7 @@ cdef enum:
 cdef bint values_fit(Job* job, int what) except -1:
     """Whether values of the rows that count are in range."""
     if what == UNFIT_WEIGHT:
-        return weights_in_range(job, ORDINARY_DOUBLE)
+        return weights_in_range(job, 1 / ORDINARY_DOUBLE, ORDINARY_DOUBLE)
     if what == UNFIT_ACTIVATION:
         return counted_rows_in_range(job, &job.x, 1, False)
     if job.hard:
@@ -551,7 +551,9 @@ cdef class Call:
         cdef bint rowwise = self.loss.rowwise
         cdef bint single = not rowwise and PyArray_TYPE(self.logits) != np.NPY_DOUBLE
         job.extreme = self.loss.extreme_weights
-        if job.has_weight and not weights_in_range(job, ORDINARY_SINGLE if single else ORDINARY_DOUBLE):
+        if job.has_weight and not weights_in_range(
+                job, 1 / (ORDINARY_DIVISOR if single else ORDINARY_DOUBLE),
+                ORDINARY_SINGLE if single else ORDINARY_DOUBLE):
             return UNFIT_WEIGHT
         job.any_weight = job.has_weight or job.masked or job.o.class_weight != NULL
         if not targets_in_range(job, self.targets, rowwise):

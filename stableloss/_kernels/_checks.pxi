@@ -194,17 +194,17 @@ cdef void look_at_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
             judge_weights(check, view_flat(check.op, at, n, doubles), n)
 
 
-cdef bint weights_in_range(Job* job, double ordinary) except -1:
-    """Whether all sample weights are finite; notes whether any but 0 is not between 1 / ordinary and
-    `ordinary`, and whether any is negative."""
+cdef bint weights_in_range(Job* job, double low, double high) except -1:
+    """Whether all sample weights are finite; notes whether any but 0 is not between `low` and `high`, and
+    whether any is negative."""
     cdef Check check
     check.look = look_at_weights
     check.job = NULL
     check.op = &job.w
     check.count = job.n
     check.block = BLOCK_ITEMS
-    check.low = 1 / ordinary
-    check.high = ordinary
+    check.low = low
+    check.high = high
     check.extreme = check.negative = False
     look_at_all(&check, job.n, CONVERTED_LOOK)
     job.extreme = job.extreme or check.extreme

@@ -65,6 +65,7 @@ cdef inline real* place_gradient(
 cdef extern from "sl_elements.h" nogil:
     void sl_exponentials_f32(const float*, Py_ssize_t, float*, bint, const float*, const float*) noexcept
     void sl_exponentials_f64(const double*, Py_ssize_t, double*, bint, const double*, const double*) noexcept
+    double sl_weighed_sum_f32(const float*, const float*, Py_ssize_t) noexcept
 
 
 cdef inline void chunk_exponentials(
@@ -129,6 +130,34 @@ cdef void add_far_losses(const Job* job, Py_ssize_t n, const real* scratch, Sum*
         add_far(total, loss * weight[i] if job.any_weight else loss)
 
 
+cdef inline void clear_padding(real* values, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n, padded(n)):
+        values[i] = 0
+
+
+cdef double sum_of_losses(const Job* job, Py_ssize_t n, real* scratch, double* lo) noexcept nogil:
+    """Of a chunk, times their weights: the product of a small loss with a small weight may have no digits left
+    in float32, where their mean has."""
+    cdef real* value = scratch + VALUE
+    cdef real* weight = scratch + WEIGHT
+    cdef real* weighed = scratch + PRODUCT      # no loss is wanted beside a product
+    cdef Py_ssize_t i
+    clear_padding(value, n)
+    if not job.any_weight:
+        return lane_sum(<const real*>value, padded(n), lo)
+    clear_padding(weight, n)
+    if real is float:
+        lo[0] = 0
+        return sl_weighed_sum_f32(value, weight, padded(n))
+    else:
+        # beside the losses, which may be needed again
+        for i in range(padded(n)):
+            weighed[i] = value[i]
+        weigh(weighed, <const real*>weight, padded(n))
+        return lane_sum(<const real*>weighed, padded(n), lo)
+
+
 cdef void close_chunk(
     const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch, Sum* total
 ) noexcept nogil:
@@ -138,7 +167,6 @@ cdef void close_chunk(
     cdef real* value = scratch + VALUE
     cdef real* hess = scratch + HESS
     cdef real* product = scratch + PRODUCT
-    cdef real* weighed = scratch + PRODUCT      # no loss is wanted beside a product
     cdef real factor = <real>(1 / job.divisor)
     if job.want & WANT_PRODUCT:
         load_flat(&job.v, start, n, product)
@@ -154,19 +182,12 @@ cdef void close_chunk(
         weigh(hess, <const real*>(scratch + WEIGHT), n)
         if job.want & WANT_PRODUCT:
             weigh(product, <const real*>(scratch + WEIGHT), n)
-    if job.want & WANT_LOSS:
-        if job.any_weight:
-            # beside the losses, which may be needed again
-            for i in range(n):
-                weighed[i] = value[i]
-            weigh(weighed, <const real*>(scratch + WEIGHT), n)
-            value = weighed
     if job.loss != NULL:
+        if job.any_weight:
+            weigh(value, <const real*>(scratch + WEIGHT), n)
         store_values(job.loss, job.value_kind, start, <const real*>value, n)
     elif job.want & WANT_LOSS:
-        for i in range(n, padded(n)):
-            value[i] = 0
-        sum_ = lane_sum(<const real*>value, padded(n), &lo)
+        sum_ = sum_of_losses(job, n, scratch, &lo)
         if absolute(sum_) == SL_INFINITY or (job.any_weight and sum_ != sum_):
             add_far_losses(job, n, <const real*>scratch, total)
         else:

@@ -42,6 +42,27 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_log1p_unit_f64(sl_vector_f64 t) {
     return n_hi + (f - (half_square - sl_fma_f64(s, sl_fma_f64(p, z, half_square), n_lo)));
 }
 
+/* The sum of n losses times their weights, n a multiple of SL_GROUP, in float64, which holds each product as it
+   is; a weight of 0 takes out its loss, NaN and all. */
+static double sl_weighed_sum_f32(const float *loss, const float *weight, Py_ssize_t n) {
+    sl_vector_f64 sum[SL_GROUP / SL_DOUBLES], w, product;
+    double hi[SL_GROUP];
+    Py_ssize_t i;
+    int j;
+#pragma GCC unroll 16
+    for (j = 0; j < SL_GROUP / SL_DOUBLES; j++) sum[j] = sl_all_f64(0);
+    for (i = 0; i < n; i += SL_GROUP)
+#pragma GCC unroll 16
+        for (j = 0; j < SL_GROUP / SL_DOUBLES; j++) {
+            w = sl_read_as_f64(weight + i + j * SL_DOUBLES);
+            product = sl_read_as_f64(loss + i + j * SL_DOUBLES) * w;
+            sum[j] += (sl_vector_f64)((sl_bits_vector_f64)(w != 0) & (sl_bits_vector_f64)product);
+        }
+#pragma GCC unroll 16
+    for (j = 0; j < SL_GROUP / SL_DOUBLES; j++) SL_WRITE(sl_vector_f64, hi + j * SL_DOUBLES, sum[j]);
+    return sl_fold_lanes_f32(hi, SL_GROUP);
+}
+
 #define SL_OF(name) name##_f32
 #define SL_CONSTANT(name) name##_F32
 #define SL_REAL float
