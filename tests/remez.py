@@ -66,12 +66,12 @@ def reduced():
 
 
 EXP = {
-    name: Fit(count, rest_of_exp, lambda r: r**2 / mpmath.exp(r), reduced, "e**r")
-    for name, count in (("F32", 5), ("F64", 10))
+    count: Fit(count, rest_of_exp, lambda r: r**2 / mpmath.exp(r), reduced, "e**r") for count in (5, 6, 10)
 }
 FITS = {
-    ("EXP", "F32"): EXP["F32"],
-    ("EXP", "F64"): EXP["F64"],
+    ("EXP", "F32"): EXP[5],
+    ("EXP", "F64"): EXP[10],
+    ("BRIEF", "F64"): EXP[6],
     ("LOG", "F32"): Fit(
         10,
         rest_of_log1p,

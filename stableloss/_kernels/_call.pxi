@@ -8,7 +8,7 @@
 # uses _blocks: run sl_default_environment sl_restore_environment
 # uses _checks: DOUBLE_MAX NO_EXPONENT activations_in_range counted_in_range counted_rows_in_range
 # uses _checks: find_divisor in_range largest_exponent mark_counted targets_in_range weights_in_range
-# uses _job: Job open_job
+# uses _job: Job SL_BRIEF open_job
 # uses _loss: Loss bounded_axis
 # uses _math: PyArrayObject PyObject Py_INCREF Py_XDECREF
 # uses _operand: MAX_DIMS NO_AXIS Operand PyArray_BYTES PyArray_DIMS PyArray_ISALIGNED PyArray_ISNOTSWAPPED
@@ -321,6 +321,10 @@ cdef enum:
     FAR_BELOW_1 = 400
 
 
+cdef enum:
+    BRIEF_GAMMA = 64        # focusing exponent up to which it multiplies an error of 2**-34 by less than 2**6
+
+
 # ---- losses ---------------------------------------------------------------------------------------
 
 @cython.final
@@ -510,6 +514,11 @@ cdef class Call:
         job.in_float64 = (loss.in_float64 or job.logit_scale != 1
                           or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
                           or (loss.wide_weights and not job.indexed))
+        # Float64 is there for an option that multiplies errors. With one target a row no sum has to keep the
+        # digits that terms of either sign leave.
+        if (job.in_float64 and job.value_kind == np.NPY_FLOAT and job.indexed
+                and loss.settings.label_smoothing == 0 and loss.settings.focal_gamma <= BRIEF_GAMMA):
+            job.how = SL_BRIEF
 
     cdef bint describe(self, Job* job) noexcept:
         """Describe the call to the kernel; False where the arrays do not fit each other."""

@@ -137,8 +137,8 @@ cdef inline void clear_padding(real* values, Py_ssize_t n) noexcept nogil:
 
 
 cdef double sum_of_losses(const Job* job, Py_ssize_t n, real* scratch, double* lo) noexcept nogil:
-    """Of a chunk, times their weights: the product of a small loss with a small weight may have no digits left
-    in float32, where their mean has."""
+    """Of a chunk, times their weights: the product of a small loss with a small weight may have no digits
+    left in float32, where their mean has."""
     cdef real* value = scratch + VALUE
     cdef real* weight = scratch + WEIGHT
     cdef real* weighed = scratch + PRODUCT      # no loss is wanted beside a product

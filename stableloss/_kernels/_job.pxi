@@ -5,6 +5,11 @@
 # uses _options: Settings
 # uses _sums: GROUP Sum
 
+cdef extern from "sl_columns.h":
+    enum: SL_PLAIN
+    enum: SL_COMPENSATED
+    enum: SL_BRIEF
+
 cdef enum:
     BLOCK_ITEMS = 32768     # logits per block: a block is the unit of partial sums and of threads
 
@@ -37,6 +42,7 @@ cdef struct Job:
     bint has_options        # not for a kernel of the plain loss
     bint indexed            # class indices whose rows need no more than the sum of the others' exponentials
     bint in_float64         # computed in float64 whatever the logits' type
+    int how                 # exponentials are computed that no products are made of, see sl_columns_of.h
     bint wants_probabilities    # is p bound?
     bint streams            # are logits and gradient contiguous rows of one type, and many?
     int halvings            # from the size of the arithmetic's numbers to that of theirs
@@ -100,5 +106,6 @@ cdef void open_job(Job* job, PyArrayObject* x, int axis) noexcept:
     job.has_weight = job.masked = job.ignoring = job.any_weight = job.hard = False
     job.extreme = job.signed_ = False
     job.exponent = 0
+    job.how = SL_PLAIN
     job.has_options = job.indexed = job.in_float64 = job.wants_probabilities = job.streams = False
     bind(&job.x, x, kind, axis)

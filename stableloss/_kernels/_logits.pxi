@@ -1,10 +1,14 @@
 # Logits z as they enter an activation, x = cap tanh(scale clamp(z) / cap), and derivatives by z from those
 # by x. A logit that is clamped passes its derivative on unchanged.
 #
-# uses _job: Job
+# uses _job: Job SL_BRIEF
 # uses _math: SL_INFINITY absolute exp_min expm1_reduced fma is_positive_infinity power_of_2 real reduced
 # uses _math: sl_bits_f64 sl_from_bits_f64
 # uses _options: Settings
+
+cdef extern from "sl_brief.h":
+    void sl_brief_caps(double*, Py_ssize_t, double, double, double, double*) noexcept nogil
+
 
 cdef void clamp(real* x, Py_ssize_t n, double clip) noexcept nogil:
     """Clamp to [-clip, clip]; NaN stays NaN."""
@@ -51,8 +55,9 @@ cdef inline real capped(real x, real cap, real power, real scaled, real inverse,
     return cap * (-tanh if x < 0 else tanh)
 
 
-cdef void cap_logits(double cap, Py_ssize_t n, real* x, real* slope) noexcept nogil:
+cdef void cap_logits(const Job* job, Py_ssize_t n, real* x, real* slope) noexcept nogil:
     """In place; `slope` gets the derivative."""
+    cdef double cap = job.o.softcap
     # a power of two brings the cap near 1, where its inverse is a number: three divisions per logit would
     # take longer than everything else
     cdef int64_t exponent = <int64_t>(sl_bits_f64(cap) >> 52)
@@ -60,6 +65,10 @@ cdef void cap_logits(double cap, Py_ssize_t n, real* x, real* slope) noexcept no
     cdef double scaled = cap * power
     cdef double inverse = 1 / scaled
     cdef Py_ssize_t i
+    if real is double:
+        if job.how == SL_BRIEF:
+            sl_brief_caps(x, n, cap, power, inverse, slope)
+            return
     for i in range(n):
         x[i] = capped(x[i], <real>cap, <real>power, <real>scaled, <real>inverse, &slope[i])
 
@@ -80,7 +89,7 @@ cdef void transform_logits(const Job* job, Py_ssize_t n, real* x, real* slope) n
         for i in range(n):
             x[i] *= scale
     if o.softcap != 0:
-        cap_logits(o.softcap, n, x, slope)
+        cap_logits(job, n, x, slope)
 
 
 cdef void chain_first(const Settings* o, Py_ssize_t n, const real* slope, real* values) noexcept nogil:

@@ -16,9 +16,9 @@ cdef enum:
     REDUCE_MEAN = 2
     REDUCE_BATCHMEAN = 3
 
-# Weights and divisors between these and their inverses leave room for their products with results, in float32
-# (a sample's, a class's and the positive term's weight, and a divisor) and in float64. A sample's weight below
-# 1 loses no digit of a result that counts, and may be as small as a divisor.
+# Weights and divisors between these and their inverses leave room for their products with results, in
+# float32 (a sample's, a class's and the positive term's weight, and a divisor) and in float64. A sample's
+# weight below 1 takes no digit from a result that has any, and may be as small as a divisor.
 cdef double ORDINARY_SINGLE = 1048576.0                 # 2**20
 cdef double ORDINARY_DIVISOR = 1152921504606846976.0    # 2**60
 cdef double ORDINARY_DOUBLE = 1.6069380442589903e60     # 2**200

@@ -2,12 +2,12 @@
 # array lies in memory. The columns of a piece are lanes.
 #
 # uses _blocks: stopped
-# uses _job: Job
+# uses _job: Job SL_BRIEF
 # uses _logits: indicator_logit
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather has_rows kind_of scatter
 # uses _rows: load_logits padded_copy row_exponentials rows_ahead
-# uses _sums: GROUP PIECE few_classes lane_squares lane_sum ordered_sum padded
+# uses _sums: GROUP PIECE brief_sum few_classes lane_squares lane_sum ordered_sum padded
 # uses _tiles: TILE_SLOPE
 
 cdef extern from "sl_columns.h":
@@ -25,7 +25,7 @@ cdef struct Row:
     char* grad              # NULL where none is wanted
     Py_ssize_t y            # target class
     double weight
-    bint compensated        # exponentials for products of them, see sl_columns_of.h
+    int how                 # exponentials are computed, see sl_columns_of.h
     bint cached             # exponentials of several pieces wait in the gradient's place, if it can hold them
     bint in_place           # the gradient is contiguous, and of the type of the arithmetic
     double m                # maximum
@@ -138,9 +138,9 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
         source = view_piece(row, s)
     if source != s:
         lines = row.n // GROUP
-        row_exponentials(source, s, lines * GROUP, m, row.compensated, job.exponent_scale, next)
+        row_exponentials(source, s, lines * GROUP, m, row.how, job.exponent_scale, next)
     s += lines * GROUP
-    row_exponentials(<const real*>s, s, row.n - lines * GROUP, m, row.compensated, job.exponent_scale, next)
+    row_exponentials(<const real*>s, s, row.n - lines * GROUP, m, row.how, job.exponent_scale, next)
     if real is float:
         sl_clear_padding_f32(s, row.n - lines * GROUP)
     else:
@@ -153,17 +153,29 @@ cdef inline real take_out(real* at) noexcept nogil:
     return value
 
 
+cdef inline double piece_sum(
+    const Row* row, Py_ssize_t k, const real* s, bint squares, double* lo
+) noexcept nogil:
+    """Sum of a piece of a row of k classes, or of its squares: of few classes in the order of a column."""
+    cdef double part
+    if few_classes(s[0], k):
+        part = ordered_sum(s, row.n, squares, lo)
+        if row.how == SL_BRIEF:
+            lo[0] = 0
+        return part
+    if squares:
+        return lane_squares(s, padded(row.n), lo)
+    if row.how == SL_BRIEF:
+        lo[0] = 0
+        return brief_sum(s, padded(row.n))
+    return lane_sum(s, padded(row.n), lo)
+
+
 cdef inline void add_piece(
     const Row* row, const real* s, bint squares, double* hi, double* lo
 ) noexcept nogil:
-    """Add up a piece or its squares: of few classes in the order in which a column is added up."""
-    cdef double part, part_lo, error
-    if few_classes(s[0], row.job.k):
-        part = ordered_sum(s, row.n, squares, &part_lo)
-    elif squares:
-        part = lane_squares(s, padded(row.n), &part_lo)
-    else:
-        part = lane_sum(s, padded(row.n), &part_lo)
+    cdef double part_lo, error
+    cdef double part = piece_sum(row, row.job.k, s, squares, &part_lo)
     hi[0] = two_sum(hi[0], part, &error)
     lo[0] += part_lo + error
 

@@ -33,13 +33,13 @@ cdef extern from "sl_columns.h" nogil:
     void sl_column_maxima_f32(const float*, Py_ssize_t, float*) noexcept
     void sl_column_maxima_f64(const double*, Py_ssize_t, double*) noexcept
     void sl_column_exponentials_f32(
-        const float*, float*, Py_ssize_t, const float*, bint, double, const sl_ahead*) noexcept
+        const float*, float*, Py_ssize_t, const float*, int, double, const sl_ahead*) noexcept
     void sl_column_exponentials_f64(
-        const double*, double*, Py_ssize_t, const double*, bint, double, const sl_ahead*) noexcept
+        const double*, double*, Py_ssize_t, const double*, int, double, const sl_ahead*) noexcept
     void sl_row_exponentials_f32(
-        const float*, float*, Py_ssize_t, float, bint, double, const sl_ahead*) noexcept
+        const float*, float*, Py_ssize_t, float, int, double, const sl_ahead*) noexcept
     void sl_row_exponentials_f64(
-        const double*, double*, Py_ssize_t, double, bint, double, const sl_ahead*) noexcept
+        const double*, double*, Py_ssize_t, double, int, double, const sl_ahead*) noexcept
 
 
 cdef double ORDINARY_VECTOR = 2.0**600
@@ -61,7 +61,7 @@ cdef extern from "sl_targets.h" nogil:
 
 cdef struct Columns:
     # What is known of each column: of all columns the same where the tile is wide.
-    bint compensated        # exponentials for products of them, see sl_columns_of.h
+    int how                 # exponentials are computed, see sl_columns_of.h
     bint plain              # targets are as they are given, neither smoothed nor weighted
     bint linear             # the loss is sum q S, S = -log p
     bint cached             # exponentials of several tiles wait in the gradient's place
@@ -247,25 +247,25 @@ cdef inline void column_exponentials(
     real* e,
     Py_ssize_t lines,
     const real* m,
-    bint compensated,
+    int how,
     double scale,
     const sl_ahead* ahead,
 ) noexcept nogil:
     """e = UNIT e**(scale (x - m)), in place or not."""
     if real is float:
-        sl_column_exponentials_f32(x, e, lines, m, compensated, scale, ahead)
+        sl_column_exponentials_f32(x, e, lines, m, how, scale, ahead)
     else:
-        sl_column_exponentials_f64(x, e, lines, m, compensated, scale, ahead)
+        sl_column_exponentials_f64(x, e, lines, m, how, scale, ahead)
 
 
 cdef inline void row_exponentials(
-    const real* x, real* e, Py_ssize_t n, real m, bint compensated, double scale, const sl_ahead* ahead
+    const real* x, real* e, Py_ssize_t n, real m, int how, double scale, const sl_ahead* ahead
 ) noexcept nogil:
     """Of n logits of one row, and those that fill the last vector."""
     if real is float:
-        sl_row_exponentials_f32(x, e, n, m, compensated, scale, ahead)
+        sl_row_exponentials_f32(x, e, n, m, how, scale, ahead)
     else:
-        sl_row_exponentials_f64(x, e, n, m, compensated, scale, ahead)
+        sl_row_exponentials_f64(x, e, n, m, how, scale, ahead)
 
 
 cdef inline sl_ahead* rows_ahead(
@@ -291,7 +291,7 @@ cdef void tile_exponentials(const Tile* tile, const Columns* columns, real* scra
         limit_columns(scratch + TILE_LOGITS, tile.lines, columns.limit)
     column_exponentials(
         <const real*>(scratch + TILE_LOGITS), scratch + TILE_EXPS, tile.lines, <const real*>m,
-        columns.compensated, 1,
+        columns.how, 1,
         rows_ahead(job, tile.start * row + tile.first * job.x.inner, tile.count * row, &ahead))
 
 

@@ -7,18 +7,18 @@
 # maximum of its shard, and is multiplied by e**(its maximum - that of the row) in the end.
 #
 # uses _groups: Group clear_row close_group
-# uses _job: Job
+# uses _job: Job SL_COMPENSATED SL_PLAIN
 # uses _logits: chain_first indicator_logit transform_logits
 # uses _math: SL_INFINITY SL_ISFINITE SL_UNIT_F64 is_positive_infinity product product_error real two_sum unit
 # uses _operand: Operand has_rows load_flat row_offsets
 # uses _options: Settings WANT_GRAD WANT_LOSS
-# uses _pieces: Row load_limited maximum_of_pieces piece_exponentials place_piece scale_piece store_class
-# uses _pieces: take_out write_piece
+# uses _pieces: Row load_limited maximum_of_pieces piece_exponentials piece_sum place_piece scale_piece
+# uses _pieces: store_class take_out write_piece
 # uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials gap_of
 # uses _rows: given_targets inverse_square load_tile open_tile row_exponentials target_sums tile_exponentials
 # uses _rows: to_real
-# uses _sums: GROUP PIECE Pairs Split Sum clear_pairs clear_split few_classes fold_columns lane_squares
-# uses _sums: lane_sum maximum_of ordered_sum padded reduce_split sum_exponentials
+# uses _sums: GROUP PIECE Pairs Split Sum clear_pairs clear_split few_classes fold_columns maximum_of padded
+# uses _sums: reduce_split sum_exponentials
 # uses _tiles: TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_SLOPE TILE_TARGETS Tile open_rows place_tile
 # uses _tiles: write_tile
 # uses _weights: drops_by_class load_classes load_weights
@@ -235,12 +235,7 @@ cdef inline void store_piece_sum(
     const Shard* shard, const Row* row, const real* s, bint squares, double* to
 ) noexcept nogil:
     """The sum of a piece of a row of all the classes, see `add_piece`."""
-    if few_classes(s[0], shard.whole.k):
-        to[0] = ordered_sum(s, row.n, squares, &to[1])
-    elif squares:
-        to[0] = lane_squares(s, padded(row.n), &to[1])
-    else:
-        to[0] = lane_sum(s, padded(row.n), &to[1])
+    to[0] = piece_sum(row, shard.whole.k, s, squares, &to[1])
 
 
 cdef void note_peak(const Shard* shard, const Row* row, double* part, real* s) noexcept nogil:
@@ -268,7 +263,7 @@ cdef void part_of_indices(const Shard* shard, const Group* group, int j, real* s
     cdef real m
     cdef Row row
     open_shard_row(shard, group, j, &row)
-    row.compensated = shard.quadratic and real is double
+    row.how = SL_COMPENSATED if shard.quadratic and real is double else shard.job.how
     m = part_maximum(shard, group.start + j, maximum_of_pieces(&row, shard.pieces, s))
     if row.y >= 0:
         load_limited(&row, row.y, 1, s)
@@ -308,7 +303,7 @@ cdef real open_whole(const Shard* shard, Row* row, Py_ssize_t at, real* s) noexc
     m = <real>row.m
     for offset in range(GROUP):
         s[offset] = <real>row.x_target
-    row_exponentials(<const real*>s, s, GROUP, m, row.compensated, shard.job.exponent_scale, NULL)
+    row_exponentials(<const real*>s, s, GROUP, m, row.how, shard.job.exponent_scale, NULL)
     return s[0]
 
 
@@ -322,7 +317,7 @@ cdef void finish_indices(const Shard* shard, Group* group, int j, real* s) noexc
     cdef Rescale to
     cdef Row row
     open_shard_row(shard, group, j, &row)
-    row.compensated = False
+    row.how = shard.job.how
     group.sums.e_target[j] = open_whole(shard, &row, group.start + j, s)
     for index in range(whole_pieces(shard)):
         to = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
@@ -398,7 +393,7 @@ cdef void finish_quadratic_indices(const Shard* shard, Group* group, int j, real
     cdef real e_target
     cdef Row row
     open_shard_row(shard, group, j, &row)
-    row.compensated = real is double
+    row.how = SL_COMPENSATED if real is double else SL_PLAIN
     e_target = open_whole(shard, &row, group.start + j, s)
     at = whole_rest_sums(shard, &row, whole, e_target, &rest)
     group.loss[j] = finish_column(s[0], &rest, 0, row.weight, shard.job.divisor, &out)
@@ -421,7 +416,7 @@ cdef void finish_quadratic_indices(const Shard* shard, Group* group, int j, real
 # ---- all else, in tiles ---------------------------------------------------------------------------
 
 cdef void open_shard_tiles(
-    const Shard* shard, Group* group, int j, Tile* tile, Columns* columns
+    const Shard* shard, Group* group, int j, Tile* tile, Columns* columns, real hint
 ) noexcept nogil:
     cdef int i
     open_rows(&shard.job, group.start + j, 1, True, tile)
@@ -430,7 +425,7 @@ cdef void open_shard_tiles(
     tile.want = WANT_LOSS | WANT_GRAD
     tile.weight = &group.weight[j]
     tile.loss = &group.loss[j]
-    columns.compensated = False
+    columns.how = SL_COMPENSATED if shard.quadratic and real is double else shard.job.how
     columns.plain = False
     columns.linear = shard.job.o.focal_gamma == 0
     columns.cached = False
@@ -525,8 +520,7 @@ cdef void part_of_tiles(const Shard* shard, Group* group, int j, real* scratch) 
     cdef Columns columns
     cdef Tile tile
     cdef Py_ssize_t index, i
-    open_shard_tiles(shard, group, j, &tile, &columns)
-    columns.compensated = shard.quadratic and real is double
+    open_shard_tiles(shard, group, j, &tile, &columns, scratch[0])
     open_part(shard, &tile, &columns, part, scratch)
     for index in range(shard.pieces):
         if not place_tile(index, &tile):
@@ -667,7 +661,7 @@ cdef void whole_focal(
     for j in range(GROUP):
         x[j] = <real>target_logit(whole, &state.columns)
         q[j] = <real>target
-    column_exponentials(<const real*>x, e, 1, <const real*>m, False, 1, NULL)
+    column_exponentials(<const real*>x, e, 1, <const real*>m, shard.job.how, 1, NULL)
     focal_columns(&shard.job, &state.columns, &focal)
     focal_entries(&focal, <const real*>e, <const real*>x, <const real*>q, &of)
     clear_focal(&state.focal)
@@ -683,8 +677,7 @@ cdef void finish_tiles(const Shard* shard, Group* group, int j, real* scratch) n
     cdef Columns* columns = &quadratic.columns if shard.quadratic else &entropy.columns
     cdef Tile tile
     cdef int i
-    open_shard_tiles(shard, group, j, &tile, columns)
-    columns.compensated = shard.quadratic and real is double
+    open_shard_tiles(shard, group, j, &tile, columns, scratch[0])
     set_reference(columns, whole[PART_MAXIMUM],
                   0 if is_positive_infinity(whole[PART_MAXIMUM]) else whole[PART_MAXIMUM])
     for i in range(GROUP):

@@ -19,6 +19,8 @@ cdef extern from "sl_columns.h":
     void sl_column_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
     double sl_lane_sum_f32(const float*, Py_ssize_t) noexcept nogil
     double sl_lane_sum_f64(const double*, Py_ssize_t, double*) noexcept nogil
+    void sl_brief_column_sums(const double*, Py_ssize_t, double*) noexcept nogil
+    double sl_brief_lane_sum(const double*, Py_ssize_t) noexcept nogil
 
 cdef extern from "sl_targets.h" nogil:
     void sl_clear(double*) noexcept
@@ -176,6 +178,14 @@ cdef inline double lane_sum(const real* v, Py_ssize_t n, double* lo) noexcept no
         return sl_lane_sum_f64(v, n, lo)
 
 
+cdef inline double brief_sum(const real* v, Py_ssize_t n) noexcept nogil:
+    """The same to the digits of float32, where that is computed in float64."""
+    if real is float:
+        return sl_lane_sum_f32(v, n)
+    else:
+        return sl_brief_lane_sum(v, n)
+
+
 cdef double lane_squares(const real* v, Py_ssize_t n, double* lo) noexcept nogil:
     cdef int width = GROUP if real is float else GROUP // 2
     cdef double hi[GROUP]
@@ -276,7 +286,9 @@ cdef void reduce_split(Split* split, bint wide) noexcept nogil:
     reduce_columns(&split.max, wide)
 
 
-cdef inline void column_sums(const real* s, Py_ssize_t k, bint squared, Pairs* sums) noexcept nogil:
+cdef inline void column_sums(
+    const real* s, Py_ssize_t k, bint squared, bint brief, Pairs* sums
+) noexcept nogil:
     cdef Py_ssize_t c, j
     sl_clear(sums.hi)
     sl_clear(sums.lo)
@@ -286,6 +298,8 @@ cdef inline void column_sums(const real* s, Py_ssize_t k, bint squared, Pairs* s
                 accumulate_square(s[c * GROUP + j], &sums.hi[j], &sums.lo[j])
     elif real is float:
         sl_column_sums_f32(s, k, sums.hi)
+    elif brief:
+        sl_brief_column_sums(s, k, sums.hi)
     else:
         sl_column_sums_f64(s, k, sums.hi, sums.lo)
 

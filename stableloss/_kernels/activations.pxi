@@ -11,7 +11,7 @@
 # uses _call: require_out returned writable_like
 # uses _elements: VALUE place_vectors view_vectors
 # uses _groups: Group GroupStep TargetSums as_columns each_row group_ahead index_scale open_group plain_losses
-# uses _job: Job Kernel open_job
+# uses _job: Job Kernel SL_PLAIN open_job
 # uses _math: PyArrayObject SL_INFINITY is_positive_infinity real two_sum unit
 # uses _operand: NO_AXIS PyArray_DIMS PyArray_ISALIGNED PyArray_NDIM PyArray_TYPE bind disjoint empty_like
 # uses _operand: empty_per_row one_per_row same_memory same_shape store_flat
@@ -82,8 +82,8 @@ cdef void softmax_columns(Group* group, real* s) noexcept nogil:
     cdef sl_ahead ahead
     cdef Py_ssize_t j, k = group.job.k
     open_group(group, s, m, limit)
-    column_exponentials(<const real*>s, s, k, <const real*>m, False, 1, group_ahead(group, &ahead))
-    column_sums(<const real*>s, k, False, &group.sums.rest)
+    column_exponentials(<const real*>s, s, k, <const real*>m, SL_PLAIN, 1, group_ahead(group, &ahead))
+    column_sums(<const real*>s, k, False, False, &group.sums.rest)
     for j in range(GROUP):
         group.sums.e_target[j] = 0
     for j in range(GROUP):
@@ -106,7 +106,7 @@ cdef bint sum_row(Row* row, double* total, double* lo, real* s) noexcept nogil:
 
 cdef void softmax_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     cdef TargetSums* sums = &group.sums
-    row.compensated = False
+    row.how = SL_PLAIN
     open_row(row, s)
     sums.rest.hi[j] = sums.rest.lo[j] = sums.e_target[j] = 0
     if sum_row(row, &sums.rest.hi[j], &sums.rest.lo[j], s):
@@ -164,9 +164,9 @@ cdef void log_columns(Group* group, real* s) noexcept nogil:
             for c in range(k if m[j] == -SL_INFINITY else 0):
                 group.m[j] += s[c * GROUP + j]
     column_exponentials(
-        <const real*>s, s + TILE_TARGETS, k, <const real*>m, False, 1, group_ahead(group, &ahead))
+        <const real*>s, s + TILE_TARGETS, k, <const real*>m, SL_PLAIN, 1, group_ahead(group, &ahead))
     if real is float:
-        column_sums(<const real*>(s + TILE_TARGETS), k, False, &total)
+        column_sums(<const real*>(s + TILE_TARGETS), k, False, False, &total)
         for j in range(GROUP):
             apart |= saturated(s[0], total.hi[j])
             finish_total(s[0], total.hi[j], &group.sums, j)
@@ -233,7 +233,7 @@ cdef void split_row(Row* row, TargetSums* to, int j, real* s) noexcept nogil:
 cdef void log_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     """Maximum and sums of a row."""
     cdef double total = 0, lo = 0
-    row.compensated = False
+    row.how = SL_PLAIN
     open_row(row, s)
     row.cached = False      # where the results go the logits may lie, which are read again
     group.m[j] = SL_INFINITY if row.limit else row.m

@@ -4,6 +4,7 @@
 #ifndef SL_COLUMNS_H
 #define SL_COLUMNS_H
 
+#include "sl_brief.h"
 #include "sl_math.h"
 #include "sl_sizes.h"
 #include "sl_vector.h"
@@ -28,7 +29,7 @@ static SL_ALWAYS_INLINE void sl_fetch(sl_ahead *ahead, int bytes) {
     ahead->write += bytes;
 }
 
-enum { SL_PLAIN, SL_COMPENSATED, SL_SCALED };      /* exponentials, see sl_columns_of.h */
+enum { SL_PLAIN, SL_COMPENSATED, SL_SCALED, SL_BRIEF };    /* exponentials, see sl_columns_of.h */
 
 #define SL_OF(name) name##_f32
 #define SL_CONSTANT(name) name##_F32
@@ -70,9 +71,9 @@ static SL_ALWAYS_INLINE void sl_add_lines_f32(const float *v, Py_ssize_t lines, 
     }
 }
 
-/* The same of `width` columns, GROUP or half of it, with what the roundings lose added to lo. The short form of
-   the two-sum is enough: a sum of non-negative terms is rarely smaller than the term that it meets, and such a
-   step costs one rounding. */
+/* The same of `width` columns, GROUP or half of it, with what the roundings lose added to lo, unless that is
+   NULL. The short form of the two-sum is enough: a sum of non-negative terms is rarely smaller than the term that
+   it meets, and such a step costs one rounding. */
 static SL_ALWAYS_INLINE void sl_add_lines_f64(
         const double *v, Py_ssize_t lines, int width, double *hi, double *lo) {
     sl_vector_f64 sum[SL_SUMS_F64 / SL_DOUBLES], lost[SL_SUMS_F64 / SL_DOUBLES], s, x;
@@ -82,20 +83,20 @@ static SL_ALWAYS_INLINE void sl_add_lines_f64(
 #pragma GCC unroll 16
         for (i = 0; i < SL_SUMS_F64 / SL_DOUBLES; i++) {
             sum[i] = SL_READ(sl_vector_f64, hi + j + i * SL_DOUBLES);
-            lost[i] = SL_READ(sl_vector_f64, lo + j + i * SL_DOUBLES);
+            if (lo != NULL) lost[i] = SL_READ(sl_vector_f64, lo + j + i * SL_DOUBLES);
         }
         for (c = 0; c < lines; c++)
 #pragma GCC unroll 16
             for (i = 0; i < SL_SUMS_F64 / SL_DOUBLES; i++) {
                 x = SL_READ(sl_vector_f64, v + c * width + j + i * SL_DOUBLES);
                 s = sum[i] + x;
-                lost[i] += (sum[i] - s) + x;
+                if (lo != NULL) lost[i] += (sum[i] - s) + x;
                 sum[i] = s;
             }
 #pragma GCC unroll 16
         for (i = 0; i < SL_SUMS_F64 / SL_DOUBLES; i++) {
             SL_WRITE(sl_vector_f64, hi + j + i * SL_DOUBLES, sum[i]);
-            SL_WRITE(sl_vector_f64, lo + j + i * SL_DOUBLES, lost[i]);
+            if (lo != NULL) SL_WRITE(sl_vector_f64, lo + j + i * SL_DOUBLES, lost[i]);
         }
     }
 }
@@ -153,6 +154,13 @@ static double sl_lane_sum_f64(const double *v, Py_ssize_t n, double *lo) {
     return sl_fold_lanes_f64(hi, low, lo);
 }
 
+/* Brief sums are the same without what the roundings lose. */
+static double sl_brief_lane_sum(const double *v, Py_ssize_t n) {
+    double hi[SL_GROUP / 2] = {0};
+    sl_add_lines_f64(v, n / (SL_GROUP / 2), SL_GROUP / 2, hi, NULL);
+    return sl_fold_lanes_f32(hi, SL_GROUP / 2);
+}
+
 /* Every fourth line apart: a row of few classes is added up in the same order, and its additions are not to
    wait for each other. */
 static void sl_column_sums_f32(const float *v, Py_ssize_t lines, double *hi) {
@@ -193,6 +201,10 @@ static double sl_ordered_sum_f32(const float *v, Py_ssize_t n) {
 
 static void sl_column_sums_f64(const double *v, Py_ssize_t lines, double *hi, double *lo) {
     sl_add_lines_f64(v, lines, SL_GROUP, hi, lo);
+}
+
+static void sl_brief_column_sums(const double *v, Py_ssize_t lines, double *hi) {
+    sl_add_lines_f64(v, lines, SL_GROUP, hi, NULL);
 }
 
 #endif

@@ -86,6 +86,15 @@ static inline double sl_pow2_f64(double shifted) {
 #define SL_EXP8_F64 0x1.28ad72d3fa16fp-22           /* 2.7630248422432849e-07 */
 #define SL_EXP9_F64 0x1.ad7f6655530e7p-26           /* 2.5000053878886233e-08 */
 
+/* the same for float32 that is computed in float64: relative error 2**-34.2 */
+#define SL_BRIEF0_F64 0x1.0000003a23d72p-1          /* 0.50000000676838696 */
+#define SL_BRIEF1_F64 0x1.5555544338cfcp-3          /* 0.16666665868897457 */
+#define SL_BRIEF2_F64 0x1.55548dc40b3ccp-5          /* 0.04166629494316218 */
+#define SL_BRIEF3_F64 0x1.111270b7bb6e1p-7          /* 0.0083334970836079231 */
+#define SL_BRIEF4_F64 0x1.6d8d073ae424ep-10         /* 0.0013944659865253897 */
+#define SL_BRIEF5_F64 0x1.9f089017d26c1p-13         /* 0.00019790337023044803 */
+#define SL_LN2_F64 0x1.62e42fefa39efp-1             /* 0.69314718055994531 */
+
 /* log1p(t) = t + t**2 q(t), 0 <= t <= 1: relative error 2**-30.2 */
 #define SL_LOG0_F32 -0x1.fffff8p-2f                 /* -0.499999881 */
 #define SL_LOG1_F32 0x1.5553a6p-2f                  /* 0.333326906 */

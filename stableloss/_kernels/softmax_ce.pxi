@@ -14,7 +14,7 @@
 #
 # uses _groups: Group TargetSums above_maximum as_columns each_row group_ahead index_scale open_group
 # uses _groups: plain_losses softmax_rows whole_rest
-# uses _job: Job loss_kernel
+# uses _job: Job SL_BRIEF loss_kernel
 # uses _math: SL_FMA SL_INFINITY log1p_positive real unit
 # uses _operand: kind_of row_offsets
 # uses _options: Settings WANT_GRAD
@@ -252,8 +252,8 @@ cdef inline void index_exponentials(
         sums.gap[j] = (<double>m[j] - <double>target[j]) * group.job.exponent_scale
     if group.job.o.label_smoothing != 0:
         smooth_columns(group, <const real*>m, s)
-    column_exponentials(<const real*>s, s, group.job.k, <const real*>m, False, group.job.exponent_scale,
-                        group_ahead(group, &ahead))
+    column_exponentials(<const real*>s, s, group.job.k, <const real*>m, group.job.how,
+                        group.job.exponent_scale, group_ahead(group, &ahead))
     if group.job.o.label_smoothing != 0 and group.smooth.any_dead:
         mark_dead(<const real*>(s + TILE_TARGETS), group.job.k * GROUP, s)
 
@@ -274,7 +274,7 @@ cdef void index_columns(Group* group, real* s) noexcept nogil:
     for i from 0 <= i < GROUP by 8:
         for j in range(i, i + 8):
             target[j] = take_out(s + place[j])
-    column_sums(<const real*>s, group.job.k, False, &sums.rest)
+    column_sums(<const real*>s, group.job.k, False, group.job.how == SL_BRIEF, &sums.rest)
     for j in range(GROUP):
         sums.e_target[j] = target[j]
     index_losses(s[0], group, sums, 0, GROUP)
@@ -323,7 +323,7 @@ cdef bint sum_others(Row* row, Group* group, int j, real* s) noexcept nogil:
     cdef bint smooth = row.job.o.label_smoothing != 0
     cdef bint dead
     cdef Py_ssize_t index
-    row.compensated = False
+    row.how = row.job.how
     open_row(row, s)
     open_smoothing(group, j)
     for index in range(row.pieces):

@@ -913,7 +913,7 @@ cdef void drop_absent_rows(Tile* tile, real* scratch) noexcept nogil:
 
 cdef void tile_cross_entropy(Tile* tile, real* scratch) noexcept nogil:
     cdef CrossEntropy state
-    state.columns.compensated = False
+    state.columns.how = tile.job.how
     state.columns.linear = tile.job.o.focal_gamma == 0 and not tile.want & WANT_TARGET_GRAD
     open_columns(tile, &state.columns, scratch)
     if tile.want & WANT_PRODUCT:

@@ -3,7 +3,7 @@
 # softmax_ce_options.pxi), but with less in the L1 cache at once: logits, targets and gradient of a wide row
 # stay where they lie, and exponentials of columns take the place of the logits.
 #
-# uses _job: Job
+# uses _job: Job SL_PLAIN
 # uses _math: SL_INFINITY real
 # uses _operand: has_rows
 # uses _options: Settings WANT_GRAD WANT_LOSS
@@ -94,11 +94,11 @@ cdef void add_in_place(const Tile* tile, Columns* columns, real* scratch) noexce
     cdef sl_ahead ahead
     if keeps_exponentials(tile):
         e = view_row(&tile.job.g, tile, scratch)
-    row_exponentials(x, e, whole, m, False, 1, rows_ahead(
+    row_exponentials(x, e, whole, m, SL_PLAIN, 1, rows_ahead(
         tile.job, <const char*>x - tile.job.x.data, tile.job.k * tile.job.x.inner, &ahead))
     if whole < tile.n:
         padded_copy(x + whole, tile.n - whole, e + whole)
-        row_exponentials(<const real*>(e + whole), e + whole, GROUP, m, False, 1, NULL)
+        row_exponentials(<const real*>(e + whole), e + whole, GROUP, m, SL_PLAIN, 1, NULL)
     soft_sums(tile, <const real*>e, x, q, tile.n, columns)
     sl_fold(columns.sums.rest.hi, columns.sums.rest.lo)
     sl_fold(columns.sums.max.hi, columns.sums.max.lo)
@@ -211,7 +211,7 @@ cdef bint columns_in_place(Tile* tile, CrossEntropy* state, real* scratch) noexc
     clear_pairs(&columns.mass)
     clear_split(&columns.sums)
     target_sums(<const real*>e, <const real*>(scratch + TILE_TARGETS), tile.lines, columns)
-    column_exponentials(<const real*>e, e, tile.lines, <const real*>m, False, 1,
+    column_exponentials(<const real*>e, e, tile.lines, <const real*>m, SL_PLAIN, 1,
                         rows_ahead(job, tile.start * row, tile.count * row, &ahead))
     sum_exponentials(<const real*>e, tile.lines, &columns.sums)
     finish_exponentials(columns, False, m[0])
@@ -231,7 +231,8 @@ cdef void soft_cross_entropy(Tile* tile, real* scratch) noexcept nogil:
     """A tile of whatever is not for class indices as they are."""
     cdef CrossEntropy state
     if is_plain(tile):
-        state.columns.compensated = state.columns.plain = False
+        state.columns.how = SL_PLAIN
+        state.columns.plain = False
         state.columns.linear = True
         if row_in_place(tile, &state, scratch) if tile.wide else columns_in_place(tile, &state, scratch):
             return

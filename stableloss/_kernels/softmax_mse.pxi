@@ -15,7 +15,7 @@
 # on, and float64 carries along, in a second number x_lo beside x, what the roundings lost.
 #
 # uses _groups: Group as_columns each_row group_ahead open_group softmax_rows sum_tiles
-# uses _job: Job loss_kernel
+# uses _job: Job SL_COMPENSATED SL_PLAIN loss_kernel
 # uses _math: SL_FMA product product_error real remainder_of row_scale two_sum unit
 # uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece store_class take_out
@@ -176,7 +176,8 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
     cdef Py_ssize_t c, k = group.job.k
     cdef int j
     open_group(group, s, m, limit)
-    column_exponentials(<const real*>s, s, k, <const real*>m, real is double, 1, group_ahead(group, &ahead))
+    column_exponentials(<const real*>s, s, k, <const real*>m,
+                        SL_COMPENSATED if real is double else SL_PLAIN, 1, group_ahead(group, &ahead))
     last_maxima(<const real*>s, k, at)
     for j in range(GROUP):
         rest.target[j] = take_out(s + group.y[j] * GROUP + j)
@@ -185,8 +186,8 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
             rest.max[j] = 0
         else:
             rest.max[j] = take_out(s + at[j] * GROUP + j)
-    column_sums(<const real*>s, k, False, &rest.sum)
-    column_sums(<const real*>s, k, True, &rest.squares)
+    column_sums(<const real*>s, k, False, False, &rest.sum)
+    column_sums(<const real*>s, k, True, False, &rest.squares)
     for j in range(GROUP):
         group.loss[j] = finish_column(m[0], &rest, j, group.weight[j], group.job.divisor, &out)
     if not group.job.want & WANT_GRAD:
@@ -266,7 +267,7 @@ cdef void quadratic_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     cdef const real* e
     cdef real* to
     cdef Py_ssize_t index, at
-    row.compensated = real is double
+    row.how = SL_COMPENSATED if real is double else SL_PLAIN
     open_row(row, s)
     at = sum_pieces(row, &rest, s)
     group.loss[j] = finish_column(s[0], &rest, 0, row.weight, row.job.divisor, &out)
@@ -590,7 +591,7 @@ cdef void quadratic_product(Tile* tile, Quadratic* state, real* scratch) noexcep
 
 cdef void tile_quadratic(Tile* tile, real* scratch) noexcept nogil:
     cdef Quadratic state
-    state.columns.compensated = real is double
+    state.columns.how = SL_COMPENSATED if real is double else SL_PLAIN
     state.columns.linear = False
     open_columns(tile, &state.columns, scratch)
     if tile.want & WANT_PRODUCT:
