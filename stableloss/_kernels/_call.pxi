@@ -514,10 +514,9 @@ cdef class Call:
         job.in_float64 = (loss.in_float64 or job.logit_scale != 1
                           or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
                           or (loss.wide_weights and not job.indexed))
-        # Float64 is there for an option that multiplies errors. With one target a row no sum has to keep the
-        # digits that terms of either sign leave.
-        if (job.in_float64 and job.value_kind == np.NPY_FLOAT and job.indexed
-                and loss.settings.label_smoothing == 0 and loss.settings.focal_gamma <= BRIEF_GAMMA):
+        # float64 is there for an option that multiplies errors, not for digits that sums would lose
+        if (job.in_float64 and job.value_kind == np.NPY_FLOAT and loss.settings.focal_gamma <= BRIEF_GAMMA
+                and not self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) and not loss.wide_weights):
             job.how = SL_BRIEF
 
     cdef bint describe(self, Job* job) noexcept:

@@ -75,7 +75,7 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_rotate_f64(sl_vector_f64 v, int by) {
 
 /* sl_max: a > b ? a : b, so that b wins where either is NaN; sl_min likewise; sl_where_less: a < b ? x : y;
    sl_read_as_f64: a vector of doubles from floats; sl_read_first: the first n numbers, fewer than a vector
-   has, and those of `rest` beside them; sl_write_first */
+   has, and those of `rest` beside them; sl_write_first; sl_any: whether any number is not 0 */
 #if SL_VECTOR_BYTES == 64
 #define sl_fma_f32(a, b, c) ((sl_vector_f32)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define sl_fma_f64(a, b, c) ((sl_vector_f64)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
@@ -90,6 +90,7 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_rotate_f64(sl_vector_f64 v, int by) {
     ((sl_vector_f64)_mm512_mask_blend_pd( \
         _mm512_cmp_pd_mask((__m512d)(a), (__m512d)(b), _CMP_LT_OQ), (__m512d)(y), (__m512d)(x)))
 #define sl_read_as_f64(from) ((sl_vector_f64)_mm512_cvtps_pd(_mm256_loadu_ps(from)))
+#define sl_any_f64(v) (_mm512_cmp_pd_mask((__m512d)(v), _mm512_setzero_pd(), _CMP_NEQ_UQ) != 0)
 #define sl_read_first_f32(from, n, rest) \
     ((sl_vector_f32)_mm512_mask_loadu_ps((__m512)(rest), (__mmask16)((1u << (n)) - 1), from))
 #define sl_read_first_f64(from, n, rest) \
@@ -110,6 +111,8 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_rotate_f64(sl_vector_f64 v, int by) {
     ((sl_vector_f64)_mm256_blendv_pd( \
         (__m256d)(y), (__m256d)(x), _mm256_cmp_pd((__m256d)(a), (__m256d)(b), _CMP_LT_OQ)))
 #define sl_read_as_f64(from) ((sl_vector_f64)_mm256_cvtps_pd(_mm_loadu_ps(from)))
+#define sl_any_f64(v) \
+    (_mm256_movemask_pd(_mm256_cmp_pd((__m256d)(v), _mm256_setzero_pd(), _CMP_NEQ_UQ)) != 0)
 static SL_ALWAYS_INLINE __m256i sl_first_f32(Py_ssize_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -132,8 +135,10 @@ static SL_ALWAYS_INLINE __m256i sl_first_f64(Py_ssize_t n) {
 #define sl_min_f32(a, b) ((sl_vector_f32)_mm_min_ps((__m128)(a), (__m128)(b)))
 #define sl_min_f64(a, b) ((sl_vector_f64)_mm_min_pd((__m128d)(a), (__m128d)(b)))
 #define sl_read_as_f64(from) ((sl_vector_f64){(from)[0], (from)[1]})
+#define sl_any_f64(v) (((v)[0] != 0) | ((v)[1] != 0))
 #else
 #define sl_read_as_f64(from) ((sl_vector_f64){(from)[0], (from)[1]})
+#define sl_any_f64(v) (((v)[0] != 0) | ((v)[1] != 0))
 #if defined(__aarch64__)
 #define sl_fma_f32(a, b, c) ((sl_vector_f32)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
 #define sl_fma_f64(a, b, c) ((sl_vector_f64)vfmaq_f64((float64x2_t)(c), (float64x2_t)(a), (float64x2_t)(b)))

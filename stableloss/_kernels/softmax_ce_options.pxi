@@ -16,7 +16,7 @@
 # which needs the probabilities, sums tiles a second time.
 #
 # uses _groups: clear_derivatives sum_tiles
-# uses _job: Job
+# uses _job: Job SL_BRIEF
 # uses _logits: chain_first chain_product chain_second
 # uses _math: SL_FMA SL_INFINITY absolute exp_negative fma log1p_positive product product_error real
 # uses _math: remainder_of two_sum unit
@@ -33,6 +33,7 @@
 # uses _weights: drops_by_class load_weights
 
 cdef struct FocalSums:
+    # in this order for sl_focal.h:
     Pairs loss                  # q (1 - p)**g S
     Split first
     Split second
@@ -277,6 +278,47 @@ cdef void sparse_focal_lines(
         few_focal_entries(focal, at, n, sums, scratch)
 
 
+# ---- focusing float32 by a whole exponent ---------------------------------------------------------
+
+cdef extern from "sl_focal.h" nogil:
+    ctypedef struct sl_focal_columns:
+        int exponent
+        int lines
+        double m[GROUP]
+        double log_sum[GROUP]
+        double sum_max[GROUP]
+        double sum_rest[GROUP]
+        double inverse[GROUP]
+    void sl_focal_lines(
+        const double*, const double*, const double*, const sl_focal_columns*, double*, double*) noexcept
+
+
+cdef inline bint is_brief(const Job* job) noexcept nogil:
+    return (job.how == SL_BRIEF and job.o.focal_gamma <= WHOLE_GAMMA
+            and job.o.focal_gamma == <int>job.o.focal_gamma
+            and not job.want & (WANT_HESS | WANT_PRODUCT | WANT_TARGET_GRAD))
+
+
+cdef void brief_derivatives(
+    const Tile* tile, const Columns* columns, FocalSums* sums, double* scratch
+) noexcept nogil:
+    cdef sl_focal_columns focal
+    cdef int j
+    focal.exponent = <int>tile.job.o.focal_gamma
+    focal.lines = <int>tile.lines
+    to_real(columns.m, focal.m)
+    to_real(columns.log_sum, focal.log_sum)
+    to_real(columns.sum_max, focal.sum_max)
+    to_real(columns.sum_rest, focal.sum_rest)
+    for j in range(GROUP):
+        focal.inverse[j] = 1 / columns.total.hi[j]
+    sl_focal_lines(scratch + TILE_EXPS, scratch + TILE_LOGITS, scratch + TILE_TARGETS, &focal,
+                   scratch + TILE_FIRST, sums.loss.hi)
+
+
+# ---- the second time through tiles ----------------------------------------------------------------
+
+
 cdef void focal_derivatives(
     const Tile* tile, const Columns* columns, FocalSums* sums, real* scratch
 ) noexcept nogil:
@@ -285,6 +327,10 @@ cdef void focal_derivatives(
     cdef FocalColumns focal
     cdef Py_ssize_t i, n = tile.lines * GROUP
     cdef int targets = 0
+    if real is double:
+        if is_brief(tile.job):
+            brief_derivatives(tile, columns, sums, scratch)
+            return
     focal_columns(tile.job, columns, &focal)
     for i in range(n):
         targets += q[i] != 0
