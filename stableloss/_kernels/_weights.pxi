@@ -62,10 +62,8 @@ cdef void load_weights(
     the job's power of two."""
     cdef double label[CHECKED]
     cdef real kept[CHECKED]
-    cdef double of_class
     cdef double ignored = job.o.ignore_index
-    cdef const double* class_weight = job.o.class_weight
-    cdef Py_ssize_t i, k = job.k
+    cdef Py_ssize_t i
     if samples and job.has_weight:
         load_flat(&job.w, start, count, weight)
     else:
@@ -76,20 +74,35 @@ cdef void load_weights(
         for i in range(count):
             weight[i] = 0 if kept[i] == 0 else weight[i]
     classes = classes and job.o.class_weight != NULL
-    if job.hard and (job.ignoring or classes):
+    if job.hard and job.ignoring:
         load_flat(&job.t, start, count, label)
-        if job.ignoring:
-            for i in range(count):
-                weight[i] = 0 if label[i] == ignored else weight[i]
-        if classes and not job.extreme:
-            for i in range(count):
-                weight[i] *= <real>class_weight[class_at(label[i], k)]
+        for i in range(count):
+            weight[i] = 0 if label[i] == ignored else weight[i]
+    if job.hard and classes or job.extreme:
+        for i from 0 <= i < count by GROUP:
+            weigh_classes(job, start + i, <int>min(<Py_ssize_t>GROUP, count - i), classes, weight + i)
+
+
+cdef void weigh_classes(
+    const Job* job, Py_ssize_t start, int count, bint classes, real* weight
+) noexcept nogil:
+    """Multiply weights of at most GROUP rows by those of their class indices, and divide them by the job's
+    power of two."""
+    cdef const double* class_weight = job.o.class_weight
+    cdef Py_ssize_t y[GROUP]
+    cdef double of_class
+    cdef int j
+    classes = classes and job.hard
+    if classes:
+        load_classes(job, start, count, y)
     if not job.extreme:
+        for j in range(count):
+            weight[j] *= <real>class_weight[y[j]]
         return
-    for i in range(count):
-        if weight[i] != 0:
-            of_class = job.o.class_weight[class_at(label[i], job.k)] if classes and job.hard else 1
-            weight[i] = <real>scaled_product(weight[i], of_class, job.exponent)
+    for j in range(count):
+        if weight[j] != 0:
+            of_class = class_weight[y[j]] if classes else 1
+            weight[j] = <real>scaled_product(weight[j], of_class, job.exponent)
 
 
 cdef bint drops_by_class(const Job* job) noexcept nogil:
