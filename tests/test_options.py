@@ -829,6 +829,34 @@ def test_probabilities_give_the_gradient_of_the_logits():
     assert np.isfinite(loss).all()
 
 
+@pytest.mark.parametrize("k", [2, 33, 64, 65, 96, 97, 100, 256, 257, 1000, 2049])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_probabilities_of_any_number_of_classes(dtype, k):
+    """As columns, rows together and rows by themselves: within the bound, and the same bits in any layout, for
+    a row alone and beside rows that do not count."""
+    rng = generator("probabilities", k)
+    raw = np.exp(rng.normal(scale=6, size=(5, k)))
+    raw[1, 0], raw[2] = 1e30, rng.random(k)
+    p = (raw / raw.sum(axis=1, keepdims=True)).astype(dtype)
+    p[3, rng.integers(0, k, k // 2)] = 0
+    targets = np.array([k // 2, 0, k - 1, 1, 0])
+    loss = sl.SoftmaxCE(from_probabilities=True, reduction="none")
+    values, grad = loss.value_and_grad(p, targets)
+    exact = oracle.softmax_ce_options(p, targets, from_probabilities=True, reduction="none")
+    oracle.assert_within(4 + (not bits.fused()), values, exact.loss.value, dtype, what="loss")
+    oracle.assert_within(4 + (not bits.fused()), grad, exact.grad.value, dtype, exact.grad.term, "gradient")
+    for layout in LAYOUTS.values():
+        assert_all_same_bits(loss.value_and_grad(layout(p), targets), (values, grad))
+    for i in range(len(p)):
+        alone = loss.value_and_grad(p[i : i + 1], targets[i : i + 1])
+        assert_all_same_bits(alone, (values[i : i + 1], grad[i : i + 1]))
+    mask = np.arange(40) % 3 > 0
+    many = np.where(mask[:, None], np.tile(p, (8, 1)), np.nan)
+    got = loss.value_and_grad(many, np.tile(targets, 8), mask=mask, out=many)
+    assert_all_same_bits([r[mask] for r in got], [np.tile(values, 8)[mask], np.tile(grad, (8, 1))[mask]])
+    assert not got[1][~mask].any()
+
+
 @pytest.mark.parametrize("stem", bits.LOSSES)
 def test_hessian_vector_product_solves_for_newton(stem):
     """The product is linear and its matrix symmetric."""
