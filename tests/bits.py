@@ -35,6 +35,19 @@ MANY = (5000, 10)
 # have both signs, every exponent and fractions of every ending. As many as Bochs takes ten minutes for.
 STRIDE = 521
 CHUNK = 1 << 18
+# each with a way of its own through the kernels of the losses that take it
+OPTIONS = {
+    "label_smoothing": {"label_smoothing": 0.1},
+    "logit_scale": {"logit_scale": 0.7},
+    "softcap": {"softcap": 30.0},
+    "z_loss": {"z_loss": 0.01},
+    "softcap, z_loss": {"softcap": 30.0, "z_loss": 0.01},
+    "focal_gamma 2": {"focal_gamma": 2.0},
+    "focal_gamma 0.5": {"focal_gamma": 0.5},
+    "focal_gamma, label_smoothing": {"focal_gamma": 2.0, "label_smoothing": 0.1},
+    "from_probabilities": {"from_probabilities": True},
+    "from_probabilities, focal_gamma": {"from_probabilities": True, "focal_gamma": 2.0},
+}
 
 EDGES = """0 -0 inf -inf nan 1 -1 0.5 -0.5 1e30 -1e30 0x1p-149 -0x1p-149 0x1p-140 0x1.fffffep+127
     -0x1.fffffep+127 0x1p-126 0x1p-1022 0x1p-1074 -0x1p-1074 0x1.fffffffffffffp+1023 0x1.62e43p-1 17
@@ -169,8 +182,23 @@ def loss_arguments(shapes=SHAPES):
                 yield stem, dtype, shape, "soft", logits, soft_targets(stem, shape, dtype)
 
 
+def results_with_options():
+    """Name and array of every result with options, from each loss that takes them."""
+    for stem, dtype, shape, kind, logits, targets in loss_arguments():
+        cls = type(getattr(sl, stem))
+        for name, options in OPTIONS.items():
+            if kind == "soft" or not options.keys() <= inspect.signature(cls).parameters.keys():
+                continue
+            if "from_probabilities" in options:
+                logits = soft_targets(stem, shape, dtype)
+            value, grad = cls(reduction="none", **options).value_and_grad(logits, targets)
+            yield loss_name(stem, dtype, shape, name, "loss"), value
+            yield loss_name(stem, dtype, shape, name, "grad"), grad
+
+
 def results():
     """Name and array of every result but the strided."""
+    yield from results_with_options()
     for stem, dtype, shape, kind, logits, targets in loss_arguments():
         loss = type(getattr(sl, stem))(reduction="none")
         value, grad = loss.value_and_grad(logits, targets)

@@ -832,8 +832,8 @@ def test_probabilities_give_the_gradient_of_the_logits():
 @pytest.mark.parametrize("k", [2, 33, 64, 65, 96, 97, 100, 256, 257, 1000, 2049])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_probabilities_of_any_number_of_classes(dtype, k):
-    """As columns, rows together and rows by themselves: within the bound, and the same bits in any layout, for
-    a row alone and beside rows that do not count."""
+    """As columns, rows together and rows by themselves: within the bound, and the same bits in any layout,
+    for a row alone and beside rows that do not count."""
     rng = generator("probabilities", k)
     raw = np.exp(rng.normal(scale=6, size=(5, k)))
     raw[1, 0], raw[2] = 1e30, rng.random(k)
