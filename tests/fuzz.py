@@ -445,17 +445,20 @@ def shared_call(seed, number, skip, threads):
         call.plain.pop(name, None)
     call.outputs = {}
     loss, single = call.loss(), "out" in call.takes and call.method != "grad_and_hess"
-    together = np.empty((threads, *call.given_shape), call.dtype)
+    together = np.empty((threads + 1, *call.given_shape), call.dtype)
     found = [None] * threads
     ready = threading.Barrier(threads)
+
+    def results(i, threads_of_call):
+        given = {**call.given, "out": together[i, ...]} if single else call.given
+        with sl.num_threads(threads_of_call):
+            returned = call.results(call.call(given, loss))
+        return {name: call.last(value) for name, value in returned.items()}
 
     def work(i):
         try:
             ready.wait()
-            given = {**call.given, "out": together[i, ...]} if single else call.given
-            with sl.num_threads(1 + i % 3):
-                returned = call.results(call.call(given, loss))
-            found[i] = {name: call.last(value) for name, value in returned.items()}
+            found[i] = results(i, 1 + i % 3)
         except BaseException as error:
             found[i] = error
 
@@ -465,12 +468,12 @@ def shared_call(seed, number, skip, threads):
     for worker in workers:
         worker.join()
     try:
-        with sl.num_threads(1):
-            expected = call.run_plain()
-        for results in found:
-            if isinstance(results, BaseException):
-                raise results
-            require_same(results, expected, "that of one thread")
+        # of the same arrays: with its axis moved, a call adds up elements in another order
+        expected = results(threads, 1)
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+            require_same(each, expected, "that of one thread")
         require_memory(call, "the call")
     except BaseException as error:
         error.__notes__ = [call.describe()]  # as add_note does, which CPython 3.10 lacks
