@@ -189,9 +189,8 @@ def results_with_options():
         for name, options in OPTIONS.items():
             if kind == "soft" or not options.keys() <= inspect.signature(cls).parameters.keys():
                 continue
-            if "from_probabilities" in options:
-                logits = soft_targets(stem, shape, dtype)
-            value, grad = cls(reduction="none", **options).value_and_grad(logits, targets)
+            given = soft_targets(stem, shape, dtype) if "from_probabilities" in options else logits
+            value, grad = cls(reduction="none", **options).value_and_grad(given, targets)
             yield loss_name(stem, dtype, shape, name, "loss"), value
             yield loss_name(stem, dtype, shape, name, "grad"), grad
 

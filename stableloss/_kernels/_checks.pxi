@@ -5,7 +5,7 @@
 # uses _math: PyArrayObject SL_INFINITY SL_ISFINITE absolute real sl_bits_f64 sl_bits_from_float
 # uses _operand: Operand PyArray_NDIM bind gather is_floating load_flat row_offsets view_flat
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
-# uses _sums: Sum add clear_sum lane_sum padded quotient
+# uses _sums: Sum add clear_padding clear_sum lane_sum padded quotient
 # uses _weights: CHECKED class_at frexp load_weights
 
 # Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
@@ -247,8 +247,7 @@ cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tot
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
         load_weights(check.job, at, n, check.samples, check.classes, weight)
-        for i in range(n, padded(n)):
-            weight[i] = 0
+        clear_padding(weight, n)
         sum_ = lane_sum(<const double*>weight, padded(n), &lo)
         if SL_ISFINITE(sum_):
             add(total, sum_, lo)

@@ -10,7 +10,7 @@
 # uses _math: SL_INFINITY absolute real
 # uses _operand: Operand kind_of load_flat store_flat store_values
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_TARGET_GRAD
-# uses _sums: CHUNK FAR GROUP Sum add add_far lane_sum padded
+# uses _sums: CHUNK FAR GROUP Sum add add_far clear_padding lane_sum padded
 # uses _weights: load_weights output_weights
 
 cdef enum:
@@ -128,12 +128,6 @@ cdef void add_far_losses(const Job* job, Py_ssize_t n, const real* scratch, Sum*
             loss = (far_product(scratch[POSITIVE + i], scratch[LOG_ON + i])
                     + far_product(scratch[NEGATIVE + i], scratch[LOG_OFF + i]))
         add_far(total, loss * weight[i] if job.any_weight else loss)
-
-
-cdef inline void clear_padding(real* values, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n, padded(n)):
-        values[i] = 0
 
 
 cdef double sum_of_losses(const Job* job, Py_ssize_t n, real* scratch, double* lo) noexcept nogil:

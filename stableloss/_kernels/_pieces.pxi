@@ -160,15 +160,15 @@ cdef inline double piece_sum(
     cdef double part
     if few_classes(s[0], k):
         part = ordered_sum(s, row.n, squares, lo)
-        if row.how == SL_BRIEF:
-            lo[0] = 0
-        return part
-    if squares:
-        return lane_squares(s, padded(row.n), lo)
+    elif squares:
+        part = lane_squares(s, padded(row.n), lo)
+    elif row.how == SL_BRIEF:
+        part = brief_sum(s, padded(row.n))
+    else:
+        part = lane_sum(s, padded(row.n), lo)
     if row.how == SL_BRIEF:
         lo[0] = 0
-        return brief_sum(s, padded(row.n))
-    return lane_sum(s, padded(row.n), lo)
+    return part
 
 
 cdef inline void add_piece(

@@ -11,7 +11,7 @@
 # sum of the other exponentials. For that, exponentials equal to UNIT are added apart from those below, so
 # that others = (sum_max - e) + sum_rest loses nothing for the maximum, nor for the rest; other sums likewise.
 #
-# uses _job: Job
+# uses _job: Job SL_COMPENSATED
 # uses _logits: chain_first indicator_logit smallest_normal transform_logits
 # uses _math: SL_INFINITY absolute fma is_positive_infinity log1p_positive log_of_ratio real row_scale two_sum
 # uses _math: uintptr_t unit
@@ -241,6 +241,11 @@ cdef void open_columns(Tile* tile, Columns* columns, real* scratch) noexcept nog
 
 
 # ---- exp ------------------------------------------------------------------------------------------
+
+cdef inline int for_products(real hint) noexcept nogil:
+    """How exponentials are computed that products are made of, which of float32 are added in float64."""
+    return SL_COMPENSATED if real is double else SL_PLAIN
+
 
 cdef inline void column_exponentials(
     const real* x,

@@ -7,16 +7,16 @@
 # maximum of its shard, and is multiplied by e**(its maximum - that of the row) in the end.
 #
 # uses _groups: Group clear_row close_group
-# uses _job: Job SL_COMPENSATED SL_PLAIN
+# uses _job: Job
 # uses _logits: chain_first indicator_logit transform_logits
 # uses _math: SL_INFINITY SL_ISFINITE SL_UNIT_F64 is_positive_infinity product product_error real two_sum unit
 # uses _operand: Operand has_rows load_flat row_offsets
 # uses _options: Settings WANT_GRAD WANT_LOSS
 # uses _pieces: Row load_limited maximum_of_pieces piece_exponentials piece_sum place_piece scale_piece
 # uses _pieces: store_class take_out write_piece
-# uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials gap_of
-# uses _rows: given_targets inverse_square load_tile open_tile row_exponentials target_sums tile_exponentials
-# uses _rows: to_real
+# uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials
+# uses _rows: for_products gap_of given_targets inverse_square load_tile open_tile row_exponentials
+# uses _rows: target_sums tile_exponentials to_real
 # uses _sums: GROUP PIECE Pairs Split Sum clear_pairs clear_split few_classes fold_columns maximum_of padded
 # uses _sums: reduce_split sum_exponentials
 # uses _tiles: TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_SLOPE TILE_TARGETS Tile open_rows place_tile
@@ -263,7 +263,7 @@ cdef void part_of_indices(const Shard* shard, const Group* group, int j, real* s
     cdef real m
     cdef Row row
     open_shard_row(shard, group, j, &row)
-    row.how = SL_COMPENSATED if shard.quadratic and real is double else shard.job.how
+    row.how = for_products(s[0]) if shard.quadratic else shard.job.how
     m = part_maximum(shard, group.start + j, maximum_of_pieces(&row, shard.pieces, s))
     if row.y >= 0:
         load_limited(&row, row.y, 1, s)
@@ -393,7 +393,7 @@ cdef void finish_quadratic_indices(const Shard* shard, Group* group, int j, real
     cdef real e_target
     cdef Row row
     open_shard_row(shard, group, j, &row)
-    row.how = SL_COMPENSATED if real is double else SL_PLAIN
+    row.how = for_products(s[0])
     e_target = open_whole(shard, &row, group.start + j, s)
     at = whole_rest_sums(shard, &row, whole, e_target, &rest)
     group.loss[j] = finish_column(s[0], &rest, 0, row.weight, shard.job.divisor, &out)
@@ -425,7 +425,7 @@ cdef void open_shard_tiles(
     tile.want = WANT_LOSS | WANT_GRAD
     tile.weight = &group.weight[j]
     tile.loss = &group.loss[j]
-    columns.how = SL_COMPENSATED if shard.quadratic and real is double else shard.job.how
+    columns.how = for_products(hint) if shard.quadratic else shard.job.how
     columns.plain = False
     columns.linear = shard.job.o.focal_gamma == 0
     columns.cached = False

@@ -141,6 +141,13 @@ cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
     return (n + GROUP - 1) & ~(GROUP - 1)
 
 
+cdef inline void clear_padding(real* values, Py_ssize_t n) noexcept nogil:
+    """0 after n numbers, up to whole lines."""
+    cdef Py_ssize_t i
+    for i in range(n, padded(n)):
+        values[i] = 0
+
+
 cdef inline void add_term(real v, bint squared, double* hi, double* lo) noexcept nogil:
     if squared:
         accumulate_square(v, hi, lo)

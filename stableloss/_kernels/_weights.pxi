@@ -64,6 +64,7 @@ cdef void load_weights(
     cdef real kept[CHECKED]
     cdef double ignored = job.o.ignore_index
     cdef Py_ssize_t i
+    classes = classes and job.hard and job.o.class_weight != NULL
     if samples and job.has_weight:
         load_flat(&job.w, start, count, weight)
     else:
@@ -73,12 +74,11 @@ cdef void load_weights(
         load_flat(&job.mask, start, count, kept)
         for i in range(count):
             weight[i] = 0 if kept[i] == 0 else weight[i]
-    classes = classes and job.o.class_weight != NULL
     if job.hard and job.ignoring:
         load_flat(&job.t, start, count, label)
         for i in range(count):
             weight[i] = 0 if label[i] == ignored else weight[i]
-    if job.hard and classes or job.extreme:
+    if classes or job.extreme:
         for i from 0 <= i < count by GROUP:
             weigh_classes(job, start + i, <int>min(<Py_ssize_t>GROUP, count - i), classes, weight + i)
 
@@ -92,7 +92,6 @@ cdef void weigh_classes(
     cdef Py_ssize_t y[GROUP]
     cdef double of_class
     cdef int j
-    classes = classes and job.hard
     if classes:
         load_classes(job, start, count, y)
     if not job.extreme:

@@ -102,7 +102,7 @@ static SL_ALWAYS_INLINE void sl_add_lines_f64(
 }
 
 /* The sum of lanes, SL_GROUP or half of them: the halves of a vector after whole vectors. */
-static SL_ALWAYS_INLINE double sl_fold_lanes_f32(const double *hi, int lanes) {
+static SL_ALWAYS_INLINE double sl_fold_lanes(const double *hi, int lanes) {
     sl_vector_f64 sum[SL_GROUP / SL_DOUBLES];
     int i, count;
 #pragma GCC unroll 16
@@ -118,7 +118,7 @@ static SL_ALWAYS_INLINE double sl_fold_lanes_f32(const double *hi, int lanes) {
 
 /* That of SL_GROUP / 2; `lo` gets what the roundings lost and lose, those of these additions by Knuth's
    two-sum. */
-static SL_ALWAYS_INLINE double sl_fold_lanes_f64(const double *hi, const double *low, double *lo) {
+static SL_ALWAYS_INLINE double sl_fold_lanes_and_lost(const double *hi, const double *low, double *lo) {
     sl_vector_f64 sum[SL_GROUP / 2 / SL_DOUBLES], lost[SL_GROUP / 2 / SL_DOUBLES], other, other_lost, s, part;
     int i, count;
 #pragma GCC unroll 8
@@ -145,20 +145,20 @@ static SL_ALWAYS_INLINE double sl_fold_lanes_f64(const double *hi, const double 
 static double sl_lane_sum_f32(const float *v, Py_ssize_t n) {
     double hi[SL_GROUP] = {0};
     sl_add_lines_f32(v, n / SL_GROUP, hi);
-    return sl_fold_lanes_f32(hi, SL_GROUP);
+    return sl_fold_lanes(hi, SL_GROUP);
 }
 
 static double sl_lane_sum_f64(const double *v, Py_ssize_t n, double *lo) {
     double hi[SL_GROUP / 2] = {0}, low[SL_GROUP / 2] = {0};
     sl_add_lines_f64(v, n / (SL_GROUP / 2), SL_GROUP / 2, hi, low);
-    return sl_fold_lanes_f64(hi, low, lo);
+    return sl_fold_lanes_and_lost(hi, low, lo);
 }
 
 /* Brief sums are the same without what the roundings lose. */
 static double sl_brief_lane_sum(const double *v, Py_ssize_t n) {
     double hi[SL_GROUP / 2] = {0};
     sl_add_lines_f64(v, n / (SL_GROUP / 2), SL_GROUP / 2, hi, NULL);
-    return sl_fold_lanes_f32(hi, SL_GROUP / 2);
+    return sl_fold_lanes(hi, SL_GROUP / 2);
 }
 
 /* Every fourth line apart: a row of few classes is added up in the same order, and its additions are not to

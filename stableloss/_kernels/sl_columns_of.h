@@ -69,7 +69,8 @@ static SL_ALWAYS_INLINE V SL_OF(sl_expm1_reduced)(V r, V start) {
    Largest errors found, in ulps, of 6 * 10**7 pairs each: float32 1.188 at x = -0x1.ec3fcep-3,
    m = 0x1.0e80ccp-4, compensated 0.690 at x = -0x1.c3e728p+5, m = 0x1.345ea8p-10; float64 1.201 at
    x = -0x1.24e54c0b389a3p+9, m = 0x1.f97452d3477abp-3, compensated 0.866 at x = -0x1.7140613916676p+9,
-   m = 0x1.2b037616450fcp-5. Brief ones have an error of 2**-34. Below the smallest normal number results have the digits that are left. */
+   m = 0x1.2b037616450fcp-5. Brief ones have an error of 2**-34. Below the smallest normal number results have
+   the digits that are left. */
 static SL_ALWAYS_INLINE V SL_OF(sl_exp_shifted)(V x, const SL_OF(sl_shift) *to, int how) {
     V y = SL_OF(sl_max)(to->least, x - to->a);
     V z = y, shifted, n, shift, rest, head, power, r;

@@ -60,7 +60,7 @@ static double sl_weighed_sum_f32(const float *loss, const float *weight, Py_ssiz
         }
 #pragma GCC unroll 16
     for (j = 0; j < SL_GROUP / SL_DOUBLES; j++) SL_WRITE(sl_vector_f64, hi + j * SL_DOUBLES, sum[j]);
-    return sl_fold_lanes_f32(hi, SL_GROUP);
+    return sl_fold_lanes(hi, SL_GROUP);
 }
 
 #define SL_OF(name) name##_f32

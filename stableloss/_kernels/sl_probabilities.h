@@ -69,7 +69,7 @@ static double sl_probability_sum_f32(const float *p, Py_ssize_t n, Py_ssize_t y,
     if (whole < n) sl_add_probabilities_f32(last, sl_all_f32(0), sum);
 #pragma GCC unroll 16
     for (j = 0; j < LANES / SL_DOUBLES; j++) SL_WRITE(sl_vector_f64, hi + j * SL_DOUBLES, sum[j]);
-    return sl_fold_lanes_f32(hi, LANES);
+    return sl_fold_lanes(hi, LANES);
 }
 
 static double sl_probability_sum_f64(const double *p, Py_ssize_t n, Py_ssize_t y, double tiny, double *lo) {
@@ -91,7 +91,7 @@ static double sl_probability_sum_f64(const double *p, Py_ssize_t n, Py_ssize_t y
         SL_WRITE(sl_vector_f64, hi + j * SL_DOUBLES, sum[j]);
         SL_WRITE(sl_vector_f64, low + j * SL_DOUBLES, lost[j]);
     }
-    return sl_fold_lanes_f64(hi, low, lo);
+    return sl_fold_lanes_and_lost(hi, low, lo);
 }
 
 #endif

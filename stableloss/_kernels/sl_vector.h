@@ -135,10 +135,8 @@ static SL_ALWAYS_INLINE __m256i sl_first_f64(Py_ssize_t n) {
 #define sl_min_f32(a, b) ((sl_vector_f32)_mm_min_ps((__m128)(a), (__m128)(b)))
 #define sl_min_f64(a, b) ((sl_vector_f64)_mm_min_pd((__m128d)(a), (__m128d)(b)))
 #define sl_read_as_f64(from) ((sl_vector_f64){(from)[0], (from)[1]})
-#define sl_any_f64(v) (((v)[0] != 0) | ((v)[1] != 0))
 #else
 #define sl_read_as_f64(from) ((sl_vector_f64){(from)[0], (from)[1]})
-#define sl_any_f64(v) (((v)[0] != 0) | ((v)[1] != 0))
 #if defined(__aarch64__)
 #define sl_fma_f32(a, b, c) ((sl_vector_f32)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
 #define sl_fma_f64(a, b, c) ((sl_vector_f64)vfmaq_f64((float64x2_t)(c), (float64x2_t)(a), (float64x2_t)(b)))
@@ -153,6 +151,7 @@ static SL_ALWAYS_INLINE __m256i sl_first_f64(Py_ssize_t n) {
 #define sl_min_f64(a, b) sl_where_less_f64(a, b, a, b)
 #endif
 #if !defined(__AVX2__)
+#define sl_any_f64(v) (((v)[0] != 0) | ((v)[1] != 0))
 static SL_ALWAYS_INLINE sl_vector_f32 sl_read_first_f32(const float *from, Py_ssize_t n, sl_vector_f32 rest) {
     int i;
     for (i = 0; i < n; i++) rest[i] = from[i];

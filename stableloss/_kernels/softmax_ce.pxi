@@ -292,7 +292,7 @@ cdef void index_quotients(Group* group, real* s) noexcept nogil:
     if group.job.want & WANT_GRAD:
         for j in range(GROUP):
             target[j] = index_target(s[0], group, j, &factor[j])
-        write_quotient_rows(group, factor, target, s[0])
+        write_quotient_rows(group, factor, target, s)
 
 
 # ---- a row by itself ------------------------------------------------------------------------------

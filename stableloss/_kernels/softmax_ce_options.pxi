@@ -86,7 +86,7 @@ cdef inline void focal_slopes(
 cdef struct FocalColumns:
     # Of the columns of GROUP entries.
     double gamma
-    int whole               # gamma, if it is small and whole, else 0
+    int whole               # see `whole_gamma`
     double m[GROUP]
     double log_sum[GROUP]
     double sum_max[GROUP]
@@ -103,11 +103,16 @@ cdef struct FocalEntries:
     double second[GROUP]
 
 
+cdef inline int whole_gamma(const Job* job) noexcept nogil:
+    """gamma, if it is small and whole, else 0."""
+    cdef int whole = <int>job.o.focal_gamma if job.o.focal_gamma <= WHOLE_GAMMA else 0
+    return whole if whole == job.o.focal_gamma else 0
+
+
 cdef void focal_columns(const Job* job, const Columns* columns, FocalColumns* focal) noexcept nogil:
     cdef int j
     focal.gamma = job.o.focal_gamma
-    focal.whole = <int>focal.gamma if focal.gamma <= WHOLE_GAMMA else 0
-    focal.whole = focal.whole if focal.whole == focal.gamma else 0
+    focal.whole = whole_gamma(job)
     to_real(columns.m, focal.m)
     to_real(columns.log_sum, focal.log_sum)
     to_real(columns.sum_max, focal.sum_max)
@@ -294,9 +299,7 @@ cdef extern from "sl_focal.h" nogil:
 
 
 cdef inline bint is_brief(const Job* job) noexcept nogil:
-    return (job.how == SL_BRIEF and job.o.focal_gamma <= WHOLE_GAMMA
-            and job.o.focal_gamma == <int>job.o.focal_gamma
-            and not job.want & (WANT_HESS | WANT_PRODUCT | WANT_TARGET_GRAD))
+    return job.how == SL_BRIEF and whole_gamma(job) != 0 and not job.want & WANT_HESS
 
 
 cdef void brief_derivatives(
@@ -304,7 +307,7 @@ cdef void brief_derivatives(
 ) noexcept nogil:
     cdef sl_focal_columns focal
     cdef int j
-    focal.exponent = <int>tile.job.o.focal_gamma
+    focal.exponent = whole_gamma(tile.job)
     focal.lines = <int>tile.lines
     to_real(columns.m, focal.m)
     to_real(columns.log_sum, focal.log_sum)

@@ -2,7 +2,7 @@
 # they are, for only quotients matter: a row is read twice, for its sum without the target and for its
 # quotients. Rows of few classes are columns, with the same bits.
 #
-# uses _groups: Group TargetSums group_ahead
+# uses _groups: Group TargetSums clear_row group_ahead
 # uses _job: Job
 # uses _logits: smallest_normal
 # uses _math: real two_sum
@@ -170,25 +170,24 @@ cdef void sum_probability_rows(Group* group, real hint) noexcept nogil:
 
 
 cdef void write_quotient_rows(
-    const Group* group, const double* factor, const double* target, real hint
+    const Group* group, const double* factor, const double* target, real* s
 ) noexcept nogil:
     """Gradients; `target` has those of the targets."""
     cdef const Job* job = group.job
-    cdef bint extreme = any_extreme(job, factor, group.count, hint)
+    cdef bint extreme = any_extreme(job, factor, group.count, s[0])
     cdef Py_ssize_t at, row = job.k * job.x.inner
     cdef Py_ssize_t from_[GROUP]
     cdef Py_ssize_t to[GROUP]
     cdef sl_ahead ahead
     cdef real* grad
-    cdef Py_ssize_t j, c
+    cdef int j
     row_offsets(&job.x, group.start, group.count, from_)
     row_offsets(&job.g, group.start, group.count, to)
     for j in range(group.count):
-        grad = <real*>(job.g.data + to[j])
         if group.weight[j] == 0:
-            for c in range(job.k):
-                grad[c] = 0
+            clear_row(job, &job.g, group.start + j, s)
             continue
+        grad = <real*>(job.g.data + to[j])
         at = from_[j] + group.count * row
         quotients(job, <const real*>(job.x.data + from_[j]), job.k, factor[j], extreme, grad,
                   rows_ahead(job, at, 0, &ahead))

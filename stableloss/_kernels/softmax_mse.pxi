@@ -15,13 +15,13 @@
 # on, and float64 carries along, in a second number x_lo beside x, what the roundings lost.
 #
 # uses _groups: Group as_columns each_row group_ahead open_group softmax_rows sum_tiles
-# uses _job: Job SL_COMPENSATED SL_PLAIN loss_kernel
+# uses _job: Job loss_kernel
 # uses _math: SL_FMA product product_error real remainder_of row_scale two_sum unit
 # uses _options: WANT_GRAD WANT_HESS WANT_PRODUCT WANT_STATS
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece store_class take_out
 # uses _pieces: write_piece
-# uses _rows: Columns broadcast column_exponentials columns_of inverse_square open_columns return_to_tile
-# uses _rows: tile_vector to_real write_product
+# uses _rows: Columns broadcast column_exponentials columns_of for_products inverse_square open_columns
+# uses _rows: return_to_tile tile_vector to_real write_product
 # uses _stats: Statistics start_statistics tile_probabilities
 # uses _sums: GROUP Pairs Split Sum accumulate clear_pairs clear_split column_sums copy_pairs copy_split
 # uses _sums: few_classes padded reduce_columns reduce_split sum_split_squares
@@ -176,8 +176,8 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
     cdef Py_ssize_t c, k = group.job.k
     cdef int j
     open_group(group, s, m, limit)
-    column_exponentials(<const real*>s, s, k, <const real*>m,
-                        SL_COMPENSATED if real is double else SL_PLAIN, 1, group_ahead(group, &ahead))
+    column_exponentials(
+        <const real*>s, s, k, <const real*>m, for_products(m[0]), 1, group_ahead(group, &ahead))
     last_maxima(<const real*>s, k, at)
     for j in range(GROUP):
         rest.target[j] = take_out(s + group.y[j] * GROUP + j)
@@ -267,7 +267,7 @@ cdef void quadratic_row(Row* row, Group* group, int j, real* s) noexcept nogil:
     cdef const real* e
     cdef real* to
     cdef Py_ssize_t index, at
-    row.how = SL_COMPENSATED if real is double else SL_PLAIN
+    row.how = for_products(s[0])
     open_row(row, s)
     at = sum_pieces(row, &rest, s)
     group.loss[j] = finish_column(s[0], &rest, 0, row.weight, row.job.divisor, &out)
@@ -591,7 +591,7 @@ cdef void quadratic_product(Tile* tile, Quadratic* state, real* scratch) noexcep
 
 cdef void tile_quadratic(Tile* tile, real* scratch) noexcept nogil:
     cdef Quadratic state
-    state.columns.how = SL_COMPENSATED if real is double else SL_PLAIN
+    state.columns.how = for_products(scratch[0])
     state.columns.linear = False
     open_columns(tile, &state.columns, scratch)
     if tile.want & WANT_PRODUCT:
