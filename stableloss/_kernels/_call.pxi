@@ -8,7 +8,7 @@
 # uses _blocks: run sl_default_environment sl_restore_environment
 # uses _checks: DOUBLE_MAX NO_EXPONENT activations_in_range counted_in_range counted_rows_in_range
 # uses _checks: find_divisor in_range largest_exponent mark_counted targets_in_range weights_in_range
-# uses _job: Job SL_BRIEF open_job
+# uses _job: Job SL_BRIEF SL_COMPENSATED open_job
 # uses _loss: Loss bounded_axis
 # uses _math: PyArrayObject PyObject Py_INCREF Py_XDECREF
 # uses _operand: MAX_DIMS NO_AXIS Operand PyArray_BYTES PyArray_DIMS PyArray_ISALIGNED PyArray_ISNOTSWAPPED
@@ -323,6 +323,7 @@ cdef enum:
 
 cdef enum:
     BRIEF_GAMMA = 64        # focusing exponent up to which it multiplies an error of 2**-34 by less than 2**6
+    SINGLE_GAMMA = 2        # and that of float32 exponentials, with what they lack, to no more than 4 ulp
 
 
 # ---- losses ---------------------------------------------------------------------------------------
@@ -515,9 +516,20 @@ cdef class Call:
                           or self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) != 0
                           or (loss.wide_weights and not job.indexed))
         # float64 is there for an option that multiplies errors, not for digits that sums would lose
-        if (job.in_float64 and job.value_kind == np.NPY_FLOAT and loss.settings.focal_gamma <= BRIEF_GAMMA
+        if (job.in_float64 and job.value_kind == np.NPY_FLOAT
                 and not self.want & (WANT_PRODUCT | WANT_TARGET_GRAD) and not loss.wide_weights):
-            job.how = SL_BRIEF
+            if self.focuses_singles(job):
+                job.in_float64 = False
+                job.how = SL_COMPENSATED
+            elif loss.settings.focal_gamma <= BRIEF_GAMMA:
+                job.how = SL_BRIEF
+
+    cdef bint focuses_singles(self, const Job* job) noexcept:
+        """Whether focusing is all that asks for more digits than float32's, and is gentle enough for them
+        together with what the exponentials lack."""
+        cdef const Settings* o = job.o
+        return (0 < o.focal_gamma <= SINGLE_GAMMA and job.indexed and o.softcap == 0 and o.logit_scale == 1
+                and not o.from_probabilities and not self.in_shards)
 
     cdef bint describe(self, Job* job) noexcept:
         """Describe the call to the kernel; False where the arrays do not fit each other."""

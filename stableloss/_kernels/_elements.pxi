@@ -57,25 +57,25 @@ cdef inline real* place_gradient(
     const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch
 ) noexcept nogil:
     """Where the gradient of a chunk is computed."""
-    if job.any_weight or job.has_options:
+    if job.has_options:
         return scratch + GRAD
     return place_vectors(&job.g, start, n, scratch + GRAD)
 
 
 cdef extern from "sl_elements.h" nogil:
-    void sl_exponentials_f32(const float*, Py_ssize_t, float*, bint, const float*, const float*) noexcept
-    void sl_exponentials_f64(const double*, Py_ssize_t, double*, bint, const double*, const double*) noexcept
-    double sl_weighed_sum_f32(const float*, const float*, Py_ssize_t) noexcept
+    void sl_exponentials_f32(const float*, Py_ssize_t, float*, bint) noexcept
+    void sl_exponentials_f64(const double*, Py_ssize_t, double*, bint) noexcept
+    void sl_weigh_f32(float*, const float*, Py_ssize_t, bint) noexcept
+    void sl_weigh_f64(double*, const double*, Py_ssize_t, bint) noexcept
+    double sl_weighed_sum_f32(const float*, const float*, Py_ssize_t, bint) noexcept
 
 
-cdef inline void chunk_exponentials(
-    const Job* job, const real* z, const real* y, const real* grad, Py_ssize_t n, real* e
-) noexcept nogil:
+cdef inline void chunk_exponentials(const Job* job, const real* z, Py_ssize_t n, real* e) noexcept nogil:
     """e**-abs(z)."""
     if real is float:
-        sl_exponentials_f32(z, n, e, job.streams, y, grad)
+        sl_exponentials_f32(z, n, e, job.streams)
     else:
-        sl_exponentials_f64(z, n, e, job.streams, y, grad)
+        sl_exponentials_f64(z, n, e, job.streams)
 
 
 cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
@@ -103,21 +103,35 @@ cdef const real* open_chunk(
     return scratch
 
 
-cdef void weigh(real* values, const real* weight, Py_ssize_t n) noexcept nogil:
-    # a weight of 0 takes the element out, NaN and all
-    cdef Py_ssize_t i
-    for i in range(n):
-        values[i] = 0 if weight[i] == 0 else values[i] * weight[i]
+cdef inline void weigh(real* values, const real* weight, Py_ssize_t n, bint ahead) noexcept nogil:
+    """A weight of 0 takes the element out, NaN and all. Where `ahead`, the next weights come closer."""
+    if real is float:
+        sl_weigh_f32(values, weight, n, ahead)
+    else:
+        sl_weigh_f64(values, weight, n, ahead)
+
+
+cdef const real* view_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, real* buffer) noexcept nogil:
+    """What the elements of a chunk count for, followed by 0 up to whole vectors."""
+    if (job.has_weight and not job.masked and not job.extreme and job.o.class_weight == NULL
+            and in_vectors(&job.w, n, buffer[0])):
+        return <const real*>job.w.data + start
+    load_weights(job, start, n, True, False, buffer)
+    if job.o.class_weight != NULL:
+        output_weights(job, job.o.class_weight, job.o.n_class_weight, start, n, buffer)
+    clear_padding(buffer, n)
+    return buffer
 
 
 cdef inline double far_product(double a, double b) noexcept nogil:
     return 0 if a == 0 else a * FAR * b
 
 
-cdef void add_far_losses(const Job* job, Py_ssize_t n, const real* scratch, Sum* total) noexcept nogil:
+cdef void add_far_losses(
+    const Job* job, Py_ssize_t n, const real* weight, const real* scratch, Sum* total
+) noexcept nogil:
     """Add the weighted losses of a chunk that the type of the arithmetic does not hold, or their sum."""
     cdef const real* value = scratch + VALUE
-    cdef const real* weight = scratch + WEIGHT
     cdef double loss
     cdef Py_ssize_t i
     for i in range(n):
@@ -130,25 +144,26 @@ cdef void add_far_losses(const Job* job, Py_ssize_t n, const real* scratch, Sum*
         add_far(total, loss * weight[i] if job.any_weight else loss)
 
 
-cdef double sum_of_losses(const Job* job, Py_ssize_t n, real* scratch, double* lo) noexcept nogil:
+cdef double sum_of_losses(
+    const Job* job, Py_ssize_t n, const real* weight, real* scratch, double* lo
+) noexcept nogil:
     """Of a chunk, times their weights: the product of a small loss with a small weight may have no digits
     left in float32, where their mean has."""
     cdef real* value = scratch + VALUE
-    cdef real* weight = scratch + WEIGHT
+    cdef bint ahead = job.streams and not job.want & WANT_GRAD      # which met the weights before
     cdef real* weighed = scratch + PRODUCT      # no loss is wanted beside a product
     cdef Py_ssize_t i
     clear_padding(value, n)
     if not job.any_weight:
         return lane_sum(<const real*>value, padded(n), lo)
-    clear_padding(weight, n)
     if real is float:
         lo[0] = 0
-        return sl_weighed_sum_f32(value, weight, padded(n))
+        return sl_weighed_sum_f32(value, weight, padded(n), ahead)
     else:
         # beside the losses, which may be needed again
         for i in range(padded(n)):
             weighed[i] = value[i]
-        weigh(weighed, <const real*>weight, padded(n))
+        weigh(weighed, weight, padded(n), ahead)
         return lane_sum(<const real*>weighed, padded(n), lo)
 
 
@@ -161,7 +176,11 @@ cdef void close_chunk(
     cdef real* value = scratch + VALUE
     cdef real* hess = scratch + HESS
     cdef real* product = scratch + PRODUCT
+    cdef real* grad = NULL
+    cdef const real* weight = NULL
     cdef real factor = <real>(1 / job.divisor)
+    if job.want & (WANT_GRAD | WANT_TARGET_GRAD):
+        grad = place_gradient(job, start, n, scratch)
     if job.want & WANT_PRODUCT:
         load_flat(&job.v, start, n, product)
         # a direction that leaves a logit where it is gets nothing from it, however large its Hessian
@@ -169,25 +188,25 @@ cdef void close_chunk(
             product[i] = (0 if product[i] == 0 and absolute(hess[i]) == SL_INFINITY
                           else product[i] * (hess[i] * factor))
     if job.any_weight:
-        load_weights(job, start, n, True, False, scratch + WEIGHT)
-        if job.o.class_weight != NULL:
-            output_weights(job, job.o.class_weight, job.o.n_class_weight, start, n, scratch + WEIGHT)
-        weigh(scratch + GRAD, <const real*>(scratch + WEIGHT), n)
-        weigh(hess, <const real*>(scratch + WEIGHT), n)
+        weight = view_weights(job, start, n, scratch + WEIGHT)
+        if grad != NULL:
+            weigh(grad, weight, n, job.streams)
+        if job.want & WANT_HESS:
+            weigh(hess, weight, n, False)
         if job.want & WANT_PRODUCT:
-            weigh(product, <const real*>(scratch + WEIGHT), n)
+            weigh(product, weight, n, False)
     if job.loss != NULL:
         if job.any_weight:
-            weigh(value, <const real*>(scratch + WEIGHT), n)
+            weigh(value, weight, n, False)
         store_values(job.loss, job.value_kind, start, <const real*>value, n)
     elif job.want & WANT_LOSS:
-        sum_ = sum_of_losses(job, n, scratch, &lo)
+        sum_ = sum_of_losses(job, n, weight, scratch, &lo)
         if absolute(sum_) == SL_INFINITY or (job.any_weight and sum_ != sum_):
-            add_far_losses(job, n, <const real*>scratch, total)
+            add_far_losses(job, n, weight, <const real*>scratch, total)
         else:
             add(total, sum_, lo)
-    if job.want & (WANT_GRAD | WANT_TARGET_GRAD) and place_gradient(job, start, n, scratch) == scratch + GRAD:
-        store_flat(&job.g, start, n, <const real*>(scratch + GRAD))
+    if grad == scratch + GRAD:
+        store_flat(&job.g, start, n, <const real*>grad)
     if job.want & WANT_PRODUCT:
         store_flat(&job.g, start, n, <const real*>product)
     if job.want & WANT_HESS:

@@ -54,6 +54,8 @@ cdef struct Group:
     Py_ssize_t y[GROUP]     # class indices
     double m[GROUP]         # maxima, of activations and with z
     double z_slope[GROUP]   # 2 z lse
+    double lost[GROUP]      # what the sum of the others' exponentials lacks, and ...
+    double lost_target[GROUP]   # ... the target's, where they come with that
     TargetSums sums
     Smoothing smooth
 

@@ -6,9 +6,9 @@
 # uses _logits: indicator_logit
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather has_rows kind_of scatter
-# uses _rows: load_logits padded_copy row_exponentials rows_ahead
-# uses _sums: GROUP PIECE brief_sum few_classes lane_squares lane_sum ordered_sum padded
-# uses _tiles: TILE_SLOPE
+# uses _rows: is_compensated load_logits padded_copy row_exponentials rows_ahead sl_compensated_row
+# uses _sums: GROUP PIECE few_classes lane_squares ordered_sum padded sum_in_lanes
+# uses _tiles: TILE_LOST TILE_SLOPE
 
 cdef extern from "sl_columns.h":
     float sl_row_maximum_f32(const float*, Py_ssize_t, float) noexcept nogil
@@ -125,11 +125,22 @@ cdef void open_row(Row* row, real* s) noexcept nogil:
         row.slope_target = s[TILE_SLOPE + (0 if row.pieces > 1 else row.y)]
 
 
+cdef inline void exponentials_of_piece(
+    const Row* row, const real* x, Py_ssize_t n, const sl_ahead* ahead, real* e, real* lost
+) noexcept nogil:
+    if real is float:
+        if is_compensated(row.how, e[0]):
+            sl_compensated_row(x, e, n, <float>row.m, lost, ahead)
+            return
+    row_exponentials(x, e, n, <real>row.m, row.how, row.job.exponent_scale, ahead)
+
+
 cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
-    """The exponentials of a piece in s, where the logits of a row of one piece are already."""
+    """The exponentials of a piece in s, where the logits of a row of one piece are already, and in TILE_LOST
+    what they lack, if they come with that."""
     cdef Py_ssize_t lines = 0
     cdef const real* source = s
-    cdef real m = <real>row.m
+    cdef real* lost = s + TILE_LOST
     cdef sl_ahead ahead
     cdef const Job* job = row.job
     cdef sl_ahead* next = rows_ahead(
@@ -138,11 +149,14 @@ cdef void piece_exponentials(const Row* row, real* s) noexcept nogil:
         source = view_piece(row, s)
     if source != s:
         lines = row.n // GROUP
-        row_exponentials(source, s, lines * GROUP, m, row.how, job.exponent_scale, next)
+        exponentials_of_piece(row, source, lines * GROUP, next, s, lost)
     s += lines * GROUP
-    row_exponentials(<const real*>s, s, row.n - lines * GROUP, m, row.how, job.exponent_scale, next)
+    lost += lines * GROUP
+    exponentials_of_piece(row, <const real*>s, row.n - lines * GROUP, next, s, lost)
     if real is float:
         sl_clear_padding_f32(s, row.n - lines * GROUP)
+        if is_compensated(row.how, s[0]):
+            sl_clear_padding_f32(lost, row.n - lines * GROUP)
     else:
         sl_clear_padding_f64(s, row.n - lines * GROUP)
 
@@ -162,10 +176,8 @@ cdef inline double piece_sum(
         part = ordered_sum(s, row.n, squares, lo)
     elif squares:
         part = lane_squares(s, padded(row.n), lo)
-    elif row.how == SL_BRIEF:
-        part = brief_sum(s, padded(row.n))
     else:
-        part = lane_sum(s, padded(row.n), lo)
+        part = sum_in_lanes(s, padded(row.n), row.how == SL_BRIEF, lo)
     if row.how == SL_BRIEF:
         lo[0] = 0
     return part

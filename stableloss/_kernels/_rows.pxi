@@ -40,6 +40,9 @@ cdef extern from "sl_columns.h" nogil:
         const float*, float*, Py_ssize_t, float, int, double, const sl_ahead*) noexcept
     void sl_row_exponentials_f64(
         const double*, double*, Py_ssize_t, double, int, double, const sl_ahead*) noexcept
+    void sl_compensated_columns(
+        const float*, float*, Py_ssize_t, const float*, float*, const sl_ahead*) noexcept
+    void sl_compensated_row(const float*, float*, Py_ssize_t, float, float*, const sl_ahead*) noexcept
 
 
 cdef double ORDINARY_VECTOR = 2.0**600
@@ -273,6 +276,11 @@ cdef inline void row_exponentials(
         sl_row_exponentials_f64(x, e, n, m, how, scale, ahead)
 
 
+cdef inline bint is_compensated(int how, real hint) noexcept nogil:
+    """Whether exponentials of class indices come with what they lack, which their sum is not to."""
+    return real is float and how == SL_COMPENSATED
+
+
 cdef inline sl_ahead* rows_ahead(
     const Job* job, Py_ssize_t at, Py_ssize_t bytes, sl_ahead* ahead
 ) noexcept nogil:
@@ -378,7 +386,7 @@ cdef bint any_extreme(const Job* job, const double* factor, int n, real hint) no
     """Whether any factor from exponentials to a gradient is one of which float32 does not hold all digits."""
     cdef int j, out = 0
     if real is float:
-        if not job.any_weight and job.o.z_loss == 0:
+        if not job.any_weight and job.o.z_loss == 0 and job.o.focal_gamma == 0:
             return False
         for j in range(n):
             out |= (absolute(factor[j]) > 3e38) | ((absolute(factor[j]) < 1.2e-38) & (factor[j] != 0))

@@ -17,6 +17,7 @@ cdef enum:
     TILE_LOGITS = 0
     TILE_EXPS = TILE
     TILE_TARGETS = 2 * TILE
+    TILE_LOST = TILE_TARGETS        # what exponentials of class indices lack, where that counts
     TILE_SLOPE = 3 * TILE           # of the cap
     TILE_FIRST = 4 * TILE           # derivatives of a class's loss by log p (see softmax_ce_options.pxi)
     TILE_SECOND = 5 * TILE

@@ -25,12 +25,10 @@
 
 
 cdef extern from "sl_elements.h" nogil:
-    void sl_bce_losses_f32(const float*, const float*, const float*, Py_ssize_t, float*) noexcept
-    void sl_bce_losses_f64(const double*, const double*, const double*, Py_ssize_t, double*) noexcept
-    void sl_bce_gradients_f32(
-        const float*, const float*, const float*, Py_ssize_t, float, float*) noexcept
-    void sl_bce_gradients_f64(
-        const double*, const double*, const double*, Py_ssize_t, double, double*) noexcept
+    void sl_bce_f32(
+        const float*, const float*, const float*, Py_ssize_t, float, float*, float*, bint) noexcept
+    void sl_bce_f64(
+        const double*, const double*, const double*, Py_ssize_t, double, double*, double*, bint) noexcept
 
 
 cdef void plain_chunks(
@@ -38,6 +36,7 @@ cdef void plain_chunks(
 ) noexcept nogil:
     cdef real* hess = scratch + HESS
     cdef real* e = scratch + EXPONENTIAL
+    cdef real* loss = scratch + VALUE if job.want & WANT_LOSS else NULL
     cdef real* grad = NULL
     cdef const real* z
     cdef const real* y
@@ -47,17 +46,11 @@ cdef void plain_chunks(
         z = open_chunk(job, at, n, scratch, &y)
         if job.want & WANT_GRAD:
             grad = place_gradient(job, at, n, scratch)
-        chunk_exponentials(job, z, y, <const real*>grad, n, e)
+        chunk_exponentials(job, z, n, e)
         if real is float:
-            if job.want & WANT_LOSS:
-                sl_bce_losses_f32(z, y, <const real*>e, n, scratch + VALUE)
-            if job.want & WANT_GRAD:
-                sl_bce_gradients_f32(z, y, <const real*>e, n, <float>job.divisor, grad)
+            sl_bce_f32(z, y, <const real*>e, n, <float>job.divisor, loss, grad, job.streams)
         else:
-            if job.want & WANT_LOSS:
-                sl_bce_losses_f64(z, y, <const real*>e, n, scratch + VALUE)
-            if job.want & WANT_GRAD:
-                sl_bce_gradients_f64(z, y, <const real*>e, n, job.divisor, grad)
+            sl_bce_f64(z, y, <const real*>e, n, job.divisor, loss, grad, job.streams)
         if job.want & WANT_HESS:
             for i in range(n):
                 hess[i] = e[i] / square_of_one_plus(e[i])

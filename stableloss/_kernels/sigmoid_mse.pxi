@@ -20,10 +20,10 @@
 
 
 cdef extern from "sl_elements.h" nogil:
-    void sl_mse_losses_f32(const float*, const float*, Py_ssize_t, float*, float*) noexcept
-    void sl_mse_losses_f64(const double*, const double*, Py_ssize_t, double*, double*) noexcept
-    void sl_mse_gradients_f32(const float*, Py_ssize_t, float, float, float*) noexcept
-    void sl_mse_gradients_f64(const double*, Py_ssize_t, double, double, double*) noexcept
+    void sl_mse_f32(
+        const float*, const float*, Py_ssize_t, double, float*, float*, float*, bint, bint) noexcept
+    void sl_mse_f64(
+        const double*, const double*, Py_ssize_t, double, double*, double*, double*, bint, bint) noexcept
 
 cdef enum:
     # 1 / (1 + e) and a - y, after e
@@ -38,17 +38,12 @@ cdef inline void sigmoid_mse_values(
 ) noexcept nogil:
     """Losses, the gradient if there is a place for it, and what curvatures are made from."""
     cdef real* parts = scratch + EXPONENTIAL
-    cdef real scale = <real>(1 / job.divisor)
-    cdef real scale_lo = <real>(-product_error(<double>scale, job.divisor, <double>1) / job.divisor)
-    chunk_exponentials(job, z, y, <const real*>grad, n, parts)
+    cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
+    chunk_exponentials(job, z, n, parts)
     if real is float:
-        sl_mse_losses_f32(z, y, n, parts, scratch + VALUE)
-        if grad != NULL:
-            sl_mse_gradients_f32(<const real*>parts, n, scale, scale_lo, grad)
+        sl_mse_f32(z, y, n, job.divisor, parts, scratch + VALUE, grad, curved, job.streams)
     else:
-        sl_mse_losses_f64(z, y, n, parts, scratch + VALUE)
-        if grad != NULL:
-            sl_mse_gradients_f64(<const real*>parts, n, scale, scale_lo, grad)
+        sl_mse_f64(z, y, n, job.divisor, parts, scratch + VALUE, grad, curved, job.streams)
 
 
 # It finds its buffers by their places in scratch, so that the compiler sees that they are apart.

@@ -30,6 +30,7 @@ static SL_ALWAYS_INLINE void sl_fetch(sl_ahead *ahead, int bytes) {
 }
 
 enum { SL_PLAIN, SL_COMPENSATED, SL_SCALED, SL_BRIEF };    /* exponentials, see sl_columns_of.h */
+enum { SL_EACH = 1, SL_SUM };      /* what compensated ones lack: of each, or the sum of a lane; 0: neither */
 
 #define SL_OF(name) name##_f32
 #define SL_CONSTANT(name) name##_F32
@@ -197,6 +198,28 @@ static double sl_ordered_sum_f32(const float *v, Py_ssize_t n) {
         for (q = 0; q < 4; q++) sum[q] += v[i + q];
     for (q = 0; i + q < n; q++) sum[q] += v[i + q];
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* Of what the n exponentials of a row lack: of few classes in the order of a column, else in lanes. */
+static double sl_lost_sum(const float *lost, Py_ssize_t n, int few) {
+    enum { WIDTH = 2 * SL_DOUBLES };
+    sl_vector_f32 sum[SL_GROUP / WIDTH];
+    double hi[SL_GROUP];
+    float in_order = 0;
+    Py_ssize_t i;
+    int j;
+    if (few) {
+        for (i = 0; i < n; i++) in_order += lost[i];
+        return in_order;
+    }
+#pragma GCC unroll 8
+    for (j = 0; j < SL_GROUP / WIDTH; j++) sum[j] = sl_all_f32(0);
+    for (i = 0; i < n; i += SL_GROUP)
+#pragma GCC unroll 8
+        for (j = 0; j < SL_GROUP / WIDTH; j++) sum[j] += SL_READ(sl_vector_f32, lost + i + j * WIDTH);
+#pragma GCC unroll 8
+    for (j = 0; j < SL_GROUP; j++) hi[j] = sum[j / WIDTH][j % WIDTH];
+    return sl_fold_lanes(hi, SL_GROUP);
 }
 
 static void sl_column_sums_f64(const double *v, Py_ssize_t lines, double *hi, double *lo) {

@@ -44,7 +44,7 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_log1p_unit_f64(sl_vector_f64 t) {
 
 /* The sum of n losses times their weights, n a multiple of SL_GROUP, in float64, which holds each product as it
    is; a weight of 0 takes out its loss, NaN and all. */
-static double sl_weighed_sum_f32(const float *loss, const float *weight, Py_ssize_t n) {
+static double sl_weighed_sum_f32(const float *loss, const float *weight, Py_ssize_t n, int ahead) {
     sl_vector_f64 sum[SL_GROUP / SL_DOUBLES], w, product;
     double hi[SL_GROUP];
     Py_ssize_t i;
@@ -55,6 +55,7 @@ static double sl_weighed_sum_f32(const float *loss, const float *weight, Py_ssiz
 #pragma GCC unroll 16
         for (j = 0; j < SL_GROUP / SL_DOUBLES; j++) {
             w = sl_read_as_f64(weight + i + j * SL_DOUBLES);
+            if (ahead && j % 2 == 0) SL_FETCH(weight + i + j * SL_DOUBLES, 0);
             product = sl_read_as_f64(loss + i + j * SL_DOUBLES) * w;
             sum[j] += (sl_vector_f64)((sl_bits_vector_f64)(w != 0) & (sl_bits_vector_f64)product);
         }

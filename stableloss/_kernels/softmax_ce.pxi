@@ -20,11 +20,12 @@
 # uses _options: Settings WANT_GRAD
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece scale_row store_class
 # uses _pieces: take_out write_piece
-# uses _rows: any_extreme column_exponentials
+# uses _rows: any_extreme column_exponentials is_compensated sl_compensated_columns
 # uses _smoothing: mark_dead mark_piece open_smoothing smooth_columns smooth_gradients smooth_losses
 # uses _smoothing: smooth_piece smooth_target smooth_values
-# uses _sums: GROUP Sum column_sums
-# uses _tiles: TILE_SLOPE TILE_TARGETS columns_to_rows transposable write_columns write_scaled_columns
+# uses _sums: GROUP Sum column_sums few_classes lost_sum
+# uses _tiles: TILE_LOST TILE_SLOPE TILE_TARGETS columns_to_rows transposable write_columns
+# uses _tiles: write_scaled_columns
 # uses softmax_ce_options: focal_factor focal_slopes odds_of
 # uses softmax_ce_probabilities: few_probabilities raised_columns sum_probabilities sum_probability_rows
 # uses softmax_ce_probabilities: together write_quotient_rows write_quotients
@@ -228,6 +229,22 @@ cdef inline void index_gradients(
     store_gradients(group, <const real*>target, <const real*>scale, s)
 
 
+cdef inline void compensated_columns(
+    Group* group, const real* m, const real* target, const sl_ahead* ahead, real* s
+) noexcept nogil:
+    """Exponentials in place, and what they lack."""
+    cdef float lost[GROUP]
+    cdef float lost_target[GROUP]
+    cdef float e[GROUP]
+    cdef int j
+    if real is float:
+        sl_compensated_columns(s, s, group.job.k, m, lost, ahead)
+        sl_compensated_columns(target, e, 1, m, lost_target, NULL)
+        for j in range(GROUP):
+            group.lost[j] = <double>lost[j] - <double>lost_target[j]
+            group.lost_target[j] = lost_target[j]
+
+
 cdef inline void index_exponentials(
     Group* group, const Py_ssize_t* place, TargetSums* sums, real* s
 ) noexcept nogil:
@@ -252,8 +269,11 @@ cdef inline void index_exponentials(
         sums.gap[j] = (<double>m[j] - <double>target[j]) * group.job.exponent_scale
     if group.job.o.label_smoothing != 0:
         smooth_columns(group, <const real*>m, s)
-    column_exponentials(<const real*>s, s, group.job.k, <const real*>m, group.job.how,
-                        group.job.exponent_scale, group_ahead(group, &ahead))
+    if is_compensated(group.job.how, s[0]):
+        compensated_columns(group, <const real*>m, <const real*>target, group_ahead(group, &ahead), s)
+    else:
+        column_exponentials(<const real*>s, s, group.job.k, <const real*>m, group.job.how,
+                            group.job.exponent_scale, group_ahead(group, &ahead))
     if group.job.o.label_smoothing != 0 and group.smooth.any_dead:
         mark_dead(<const real*>(s + TILE_TARGETS), group.job.k * GROUP, s)
 
@@ -277,6 +297,10 @@ cdef void index_columns(Group* group, real* s) noexcept nogil:
     column_sums(<const real*>s, group.job.k, False, group.job.how == SL_BRIEF, &sums.rest)
     for j in range(GROUP):
         sums.e_target[j] = target[j]
+    if is_compensated(group.job.how, s[0]):
+        for j in range(GROUP):
+            sums.rest.hi[j] += group.lost[j]
+            sums.e_target[j] += group.lost_target[j]
     index_losses(s[0], group, sums, 0, GROUP)
     if group.job.want & WANT_GRAD:
         index_gradients(group, sums, target, s)
@@ -319,7 +343,7 @@ cdef bint smooth_row(
 
 cdef bint sum_others(Row* row, Group* group, int j, real* s) noexcept nogil:
     """What the loss of a row is made from; False where the call is to end."""
-    cdef double rest = 0, rest_lo = 0, e_target = 1
+    cdef double rest = 0, rest_lo = 0, e_target = 1, lost = 0, lost_target = 0
     cdef bint smooth = row.job.o.label_smoothing != 0
     cdef bint dead
     cdef Py_ssize_t index
@@ -335,13 +359,17 @@ cdef bint sum_others(Row* row, Group* group, int j, real* s) noexcept nogil:
             mark_piece(row, s)
         if row.first <= row.y < row.first + row.n:
             e_target = take_out(s + (row.y - row.first))
+            if is_compensated(row.how, s[0]):
+                lost_target = s[TILE_LOST + row.y - row.first]
         add_piece(row, <const real*>s, False, &rest, &rest_lo)
+        if is_compensated(row.how, s[0]):
+            lost += lost_sum(<const real*>(s + TILE_LOST), row.n, few_classes(s[0], row.job.k))
         if row.cached:
             write_piece(row, <const real*>s)
     group.sums.gap[j] = (row.m - row.x_target) * row.job.exponent_scale
-    group.sums.rest.hi[j] = rest
+    group.sums.rest.hi[j] = rest + (lost - lost_target)
     group.sums.rest.lo[j] = rest_lo
-    group.sums.e_target[j] = e_target
+    group.sums.e_target[j] = e_target + lost_target
     if row.job.o.z_loss != 0:
         group.m[j] = scaled_maximum(row.job, row.m, row.limit)
     return True
