@@ -471,6 +471,75 @@ def test_focal_of_confident_rows(dtype, gamma, k):
     check_entries(case, inputs, exact)
 
 
+@pytest.mark.parametrize("k", [10, 200])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"from_probabilities": True}],
+    ids=str,
+)
+def test_float32_rows_beside_extreme_ones(options, k):
+    """A factor that float32 has not all digits of changes how its own row is multiplied, and no other."""
+    rng = generator("extreme neighbours", k)
+    logits = (rng.normal(size=(33, k)) * 3).astype(np.float32)
+    logits[::7, 0] += 60
+    if "from_probabilities" in options:
+        logits = sl.softmax(logits)
+    targets, weight = rng.integers(0, k, 33), rng.uniform(1, 2, 33)
+    targets[::7] = 0
+    weight[5:9] = 1e-30
+    loss = sl.SoftmaxCE(reduction="sum", **options)
+    grad = loss.value_and_grad(logits, targets, sample_weight=weight)[1]
+    for i in range(33):
+        row = slice(i, i + 1)
+        alone = loss.value_and_grad(logits[row], targets[row], sample_weight=weight[row])[1]
+        assert_same_bits(alone, grad[row])
+
+
+def focal_of_margin(margin, gamma):
+    """Loss, and minus the gradient of the target, by float64 arithmetic without a difference that cancels."""
+    odds, right = np.exp(-abs(margin)), margin > 0
+    p, rest = np.where(right, 1, odds) / (1 + odds), np.where(right, odds, 1) / (1 + odds)
+    entropy = np.where(right, 0, -margin) + np.log1p(odds)
+    power = rest**gamma
+    return power * entropy, rest * (power + gamma * p * rest ** (gamma - 1) * entropy)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 2.5])
+def test_float32_focal_of_two_classes(gamma):
+    """Every 4099th logit below 128. Up to an exponent of 2 the exponentials are float32's own."""
+    size = np.arange(0, 0x43000000, 4099, dtype=np.uint32).view(np.float32)
+    logits = np.stack([np.concatenate([size, -size]), np.full(2 * size.size, np.float32(-0.17))], axis=1)
+    loss = sl.SoftmaxCE(focal_gamma=gamma, reduction="none")
+    for target in (0, 1):
+        values, grad = loss.value_and_grad(logits, np.full(len(logits), target))
+        margin = np.float64(logits[:, target]) - logits[:, 1 - target]
+        exact_loss, exact_grad = focal_of_margin(margin, gamma)
+        for got, exact in (
+            (values, exact_loss),
+            (-grad[:, target], exact_grad),
+            (grad[:, 1 - target], exact_grad),
+        ):
+            normal = exact >= np.finfo(np.float32).tiny
+            ulps = abs(got - exact)[normal] / np.spacing(np.float32(exact[normal]))
+            assert ulps.max() <= 4 + (not bits.fused())
+
+
+@pytest.mark.parametrize("k", [2, 33, 176, 177, 2049])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_float32_focal_of_equal_logits(gamma, k):
+    """All exponentials but the target's have the same error, in columns, in rows and in pieces of them."""
+    logits = np.full((34, k), np.float32(-0.1857))
+    logits[:, 0] = np.linspace(-3, 12, 34)
+    loss = sl.SoftmaxCE(focal_gamma=gamma, reduction="none")
+    values, grad = loss.value_and_grad(logits, np.zeros(34, np.int64))
+    margin = np.float64(logits[:, 0]) - logits[:, 1] - np.log(k - 1)
+    exact_loss, exact_grad = focal_of_margin(margin, gamma)
+    for got, exact in ((values, exact_loss), (-grad[:, 0], exact_grad), (grad[:, 1], exact_grad / (k - 1))):
+        assert (abs(got - exact) <= (4 + (not bits.fused())) * np.spacing(np.float32(exact))).all()
+    assert_same_bits(loss.value_and_grad(logits[5], 0)[1], grad[5])
+    assert_same_bits(loss.value_and_grad(np.asfortranarray(logits), np.zeros(34, np.int64))[1], grad)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("target", [0.0, 1.0, 0.25])

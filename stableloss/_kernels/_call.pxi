@@ -529,7 +529,7 @@ cdef class Call:
         together with what the exponentials lack."""
         cdef const Settings* o = job.o
         return (0 < o.focal_gamma <= SINGLE_GAMMA and job.indexed and o.softcap == 0 and o.logit_scale == 1
-                and not o.from_probabilities and not self.in_shards)
+                and not o.from_probabilities)
 
     cdef bint describe(self, Job* job) noexcept:
         """Describe the call to the kernel; False where the arrays do not fit each other."""

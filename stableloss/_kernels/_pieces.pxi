@@ -7,7 +7,7 @@
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather has_rows kind_of scatter
 # uses _rows: is_compensated load_logits padded_copy row_exponentials rows_ahead sl_compensated_row
-# uses _sums: GROUP PIECE few_classes lane_squares ordered_sum padded sum_in_lanes
+# uses _sums: GROUP PIECE few_classes lane_squares lost_sum ordered_sum padded sum_in_lanes
 # uses _tiles: TILE_LOST TILE_SLOPE
 
 cdef extern from "sl_columns.h":
@@ -167,6 +167,15 @@ cdef inline real take_out(real* at) noexcept nogil:
     return value
 
 
+cdef inline double lost_by_others(const Row* row, Py_ssize_t k, const real* s) noexcept nogil:
+    """What the sum of a piece lacks, whose target has been taken out of the exponentials."""
+    cdef const real* lost = s + TILE_LOST
+    cdef double part = lost_sum(lost, row.n, few_classes(s[0], k))
+    if row.first <= row.y < row.first + row.n:
+        part -= lost[row.y - row.first]
+    return part
+
+
 cdef inline double piece_sum(
     const Row* row, Py_ssize_t k, const real* s, bint squares, double* lo
 ) noexcept nogil:
@@ -180,6 +189,8 @@ cdef inline double piece_sum(
         part = sum_in_lanes(s, padded(row.n), row.how == SL_BRIEF, lo)
     if row.how == SL_BRIEF:
         lo[0] = 0
+    if is_compensated(row.how, s[0]):
+        part += lost_by_others(row, k, s)
     return part
 
 

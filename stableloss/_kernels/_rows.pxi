@@ -382,15 +382,24 @@ cdef inline double gap_of(double m, double x) noexcept nogil:
     return 0.5 * m - 0.5 * x
 
 
-cdef bint any_extreme(const Job* job, const double* factor, int n, real hint) noexcept nogil:
-    """Whether any factor from exponentials to a gradient is one of which float32 does not hold all digits."""
-    cdef int j, out = 0
+cdef inline bint is_extreme(real hint, double factor) noexcept nogil:
+    """Whether a factor from exponentials to a gradient is one of which float32 does not hold all digits."""
     if real is float:
-        if not job.any_weight and job.o.z_loss == 0 and job.o.focal_gamma == 0:
-            return False
-        for j in range(n):
-            out |= (absolute(factor[j]) > 3e38) | ((absolute(factor[j]) < 1.2e-38) & (factor[j] != 0))
-    return out != 0
+        return (absolute(factor) > 3e38) | ((absolute(factor) < 1.2e-38) & (factor != 0))
+    else:
+        return False
+
+
+cdef inline bint mark_extremes(real hint, const Job* job, const double* factor, bint* extreme) noexcept nogil:
+    """Which factors of a group are, and whether any is: none that is not multiplied by anything but a
+    divisor."""
+    cdef int j, any = 0
+    if real is float:
+        if job.any_weight or job.o.z_loss != 0 or job.o.focal_gamma != 0:
+            for j in range(GROUP):
+                extreme[j] = is_extreme(hint, factor[j])
+                any |= extreme[j]
+    return any != 0
 
 
 # ---- targets and directions -----------------------------------------------------------------------

@@ -12,15 +12,15 @@
 # uses _math: SL_INFINITY SL_ISFINITE SL_UNIT_F64 is_positive_infinity product product_error real two_sum unit
 # uses _operand: Operand has_rows load_flat row_offsets
 # uses _options: Settings WANT_GRAD WANT_LOSS
-# uses _pieces: Row load_limited maximum_of_pieces piece_exponentials piece_sum place_piece scale_piece
-# uses _pieces: store_class take_out write_piece
-# uses _rows: Columns any_extreme column_exponentials column_maxima count_live finish_exponentials
-# uses _rows: for_products gap_of given_targets inverse_square load_tile open_tile row_exponentials
+# uses _pieces: Row exponentials_of_piece load_limited maximum_of_pieces piece_exponentials piece_sum
+# uses _pieces: place_piece scale_piece store_class take_out write_piece
+# uses _rows: Columns column_exponentials column_maxima count_live finish_exponentials for_products gap_of
+# uses _rows: given_targets inverse_square is_compensated is_extreme load_tile open_tile row_exponentials
 # uses _rows: target_sums tile_exponentials to_real
 # uses _sums: GROUP PIECE Pairs Split Sum clear_pairs clear_split few_classes fold_columns maximum_of padded
 # uses _sums: reduce_split sum_exponentials
-# uses _tiles: TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_SLOPE TILE_TARGETS Tile open_rows place_tile
-# uses _tiles: write_tile
+# uses _tiles: TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_LOST TILE_SLOPE TILE_TARGETS Tile open_rows
+# uses _tiles: place_tile write_tile
 # uses _weights: drops_by_class load_classes load_weights
 # uses softmax_ce: close_indices index_losses index_target losses_first scaled_maximum
 # uses softmax_ce_options: CrossEntropy FocalColumns FocalEntries FocalSums ce_gradient clear_focal
@@ -289,7 +289,6 @@ cdef real open_whole(const Shard* shard, Row* row, Py_ssize_t at, real* s) noexc
     """Begin to finish a row; returns the target's exponential."""
     cdef const double* whole = part_row(shard, at)
     cdef Py_ssize_t offset
-    cdef real m
     row.m = whole[PART_MAXIMUM]
     row.limit = is_positive_infinity(row.m)
     row.x_target = whole[PART_TARGET]
@@ -300,10 +299,9 @@ cdef real open_whole(const Shard* shard, Row* row, Py_ssize_t at, real* s) noexc
         row_offsets(&shard.job.g, at, 1, &offset)
         row.grad = shard.job.g.data + offset
         row.in_place = has_rows(&shard.job.g, s[0])
-    m = <real>row.m
     for offset in range(GROUP):
         s[offset] = <real>row.x_target
-    row_exponentials(<const real*>s, s, GROUP, m, row.how, shard.job.exponent_scale, NULL)
+    exponentials_of_piece(row, <const real*>s, GROUP, NULL, s, s + TILE_LOST)
     return s[0]
 
 
@@ -319,6 +317,8 @@ cdef void finish_indices(const Shard* shard, Group* group, int j, real* s) noexc
     open_shard_row(shard, group, j, &row)
     row.how = shard.job.how
     group.sums.e_target[j] = open_whole(shard, &row, group.start + j, s)
+    if is_compensated(row.how, s[0]):
+        group.sums.e_target[j] += s[TILE_LOST]
     for index in range(whole_pieces(shard)):
         to = rescale_of(shard, piece[PIECE_MAXIMUM], whole[PART_MAXIMUM])
         add_rescaled(&to, &piece[INDEX_REST], &rest, &rest_lo)
@@ -333,7 +333,7 @@ cdef void finish_indices(const Shard* shard, Group* group, int j, real* s) noexc
     if shard.pieces == 0:
         return
     target = index_target(s[0], group, j, &factor)
-    extreme = any_extreme(&shard.job, &factor, 1, s[0])
+    extreme = is_extreme(s[0], factor)
     for index in range(shard.pieces):
         if not place_piece(index, &row):
             return

@@ -20,10 +20,10 @@
 # uses _options: Settings WANT_GRAD
 # uses _pieces: Row add_piece open_row piece_exponentials place_piece return_to_piece scale_row store_class
 # uses _pieces: take_out write_piece
-# uses _rows: any_extreme column_exponentials is_compensated sl_compensated_columns
+# uses _rows: column_exponentials is_compensated is_extreme mark_extremes sl_compensated_columns
 # uses _smoothing: mark_dead mark_piece open_smoothing smooth_columns smooth_gradients smooth_losses
 # uses _smoothing: smooth_piece smooth_target smooth_values
-# uses _sums: GROUP Sum column_sums few_classes lost_sum
+# uses _sums: GROUP Sum column_sums
 # uses _tiles: TILE_LOST TILE_SLOPE TILE_TARGETS columns_to_rows transposable write_columns
 # uses _tiles: write_scaled_columns
 # uses softmax_ce_options: focal_factor focal_slopes odds_of
@@ -191,6 +191,7 @@ cdef inline void index_gradients(
 ) noexcept nogil:
     """Gradient of a group from its exponentials; `target` gets that of the targets."""
     cdef double factor[GROUP]
+    cdef bint extreme[GROUP]
     cdef real scale[GROUP]
     cdef double value
     cdef Py_ssize_t c
@@ -220,12 +221,13 @@ cdef inline void index_gradients(
         bend_columns(group, factor, target, s)
         for j in range(GROUP):
             scale[j] = 1
-    elif any_extreme(group.job, factor, GROUP, s[0]):
+    elif mark_extremes(s[0], group.job, factor, extreme):
         for c in range(group.job.k):
             for j in range(GROUP):
-                s[c * GROUP + j] = <real>(s[c * GROUP + j] * factor[j])
+                value = s[c * GROUP + j] * factor[j]
+                s[c * GROUP + j] = <real>value if extreme[j] else s[c * GROUP + j]
         for j in range(GROUP):
-            scale[j] = 1
+            scale[j] = 1 if extreme[j] else scale[j]
     store_gradients(group, <const real*>target, <const real*>scale, s)
 
 
@@ -343,7 +345,7 @@ cdef bint smooth_row(
 
 cdef bint sum_others(Row* row, Group* group, int j, real* s) noexcept nogil:
     """What the loss of a row is made from; False where the call is to end."""
-    cdef double rest = 0, rest_lo = 0, e_target = 1, lost = 0, lost_target = 0
+    cdef double rest = 0, rest_lo = 0, e_target = 1
     cdef bint smooth = row.job.o.label_smoothing != 0
     cdef bint dead
     cdef Py_ssize_t index
@@ -360,16 +362,14 @@ cdef bint sum_others(Row* row, Group* group, int j, real* s) noexcept nogil:
         if row.first <= row.y < row.first + row.n:
             e_target = take_out(s + (row.y - row.first))
             if is_compensated(row.how, s[0]):
-                lost_target = s[TILE_LOST + row.y - row.first]
+                e_target += s[TILE_LOST + row.y - row.first]
         add_piece(row, <const real*>s, False, &rest, &rest_lo)
-        if is_compensated(row.how, s[0]):
-            lost += lost_sum(<const real*>(s + TILE_LOST), row.n, few_classes(s[0], row.job.k))
         if row.cached:
             write_piece(row, <const real*>s)
     group.sums.gap[j] = (row.m - row.x_target) * row.job.exponent_scale
-    group.sums.rest.hi[j] = rest + (lost - lost_target)
+    group.sums.rest.hi[j] = rest
     group.sums.rest.lo[j] = rest_lo
-    group.sums.e_target[j] = e_target + lost_target
+    group.sums.e_target[j] = e_target
     if row.job.o.z_loss != 0:
         group.m[j] = scaled_maximum(row.job, row.m, row.limit)
     return True
@@ -396,7 +396,7 @@ cdef void index_row(Row* row, Group* group, int j, real* s) noexcept nogil:
         target *= row.job.logit_scale * row.slope_target
     if smooth:
         target = smooth_target(s[0], group, &group.sums, j, &factor, &less)
-    extreme = any_extreme(row.job, &factor, 1, s[0]) or any_extreme(row.job, &less, 1, s[0])
+    extreme = is_extreme(s[0], factor) or is_extreme(s[0], less)
     if smooth:
         done = smooth_row(row, group, factor, less, extreme, s)
     elif o.from_probabilities:

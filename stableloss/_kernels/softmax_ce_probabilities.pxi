@@ -9,7 +9,7 @@
 # uses _operand: gather has_rows row_offsets
 # uses _options: WANT_GRAD
 # uses _pieces: Row place_piece place_row take_out write_piece
-# uses _rows: any_extreme load_columns rows_ahead
+# uses _rows: load_columns mark_extremes rows_ahead
 # uses _sums: GROUP NARROW ordered_sum
 
 cdef extern from "sl_probabilities.h" nogil:
@@ -174,7 +174,8 @@ cdef void write_quotient_rows(
 ) noexcept nogil:
     """Gradients; `target` has those of the targets."""
     cdef const Job* job = group.job
-    cdef bint extreme = any_extreme(job, factor, group.count, s[0])
+    cdef bint extreme[GROUP]
+    cdef bint any = mark_extremes(s[0], job, factor, extreme)
     cdef Py_ssize_t at, row = job.k * job.x.inner
     cdef Py_ssize_t from_[GROUP]
     cdef Py_ssize_t to[GROUP]
@@ -189,6 +190,6 @@ cdef void write_quotient_rows(
             continue
         grad = <real*>(job.g.data + to[j])
         at = from_[j] + group.count * row
-        quotients(job, <const real*>(job.x.data + from_[j]), job.k, factor[j], extreme, grad,
+        quotients(job, <const real*>(job.x.data + from_[j]), job.k, factor[j], any and extreme[j], grad,
                   rows_ahead(job, at, 0, &ahead))
         grad[group.y[j]] = <real>target[j]
