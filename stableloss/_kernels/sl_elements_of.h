@@ -108,7 +108,7 @@ static SL_ALWAYS_INLINE void SL_OF(sl_bce_of)(
         x = SL_READ(V, z + i);
         t = SL_READ(V, y + i);
         power = SL_READ(V, e + i);
-        if (ahead) SL_FETCH(y + i, 0);
+        if (ahead && loss != NULL) SL_FETCH(y + i, 0);
         if (loss != NULL) SL_WRITE(V, loss + i, SL_OF(sl_bce_loss)(x, t, power));
         if (grad == NULL) continue;
         if (ahead) SL_FETCH(grad + i, 1);
@@ -116,16 +116,17 @@ static SL_ALWAYS_INLINE void SL_OF(sl_bce_of)(
     }
 }
 
-/* Losses and gradients; either may be NULL. */
+/* Losses and gradients; either may be NULL. In one loop where there are 32 registers: with 16 it has a tenth more
+   instructions than two. */
 static void SL_OF(sl_bce)(
         const SL_REAL *z, const SL_REAL *y, const SL_REAL *e, Py_ssize_t n, SL_REAL divisor, SL_REAL *loss,
         SL_REAL *grad, int ahead) {
-    if (loss == NULL && grad != NULL)
-        SL_OF(sl_bce_of)(z, y, e, n, divisor, NULL, grad, ahead);
-    else if (grad != NULL)
+    if (SL_VECTOR_BYTES == 64 && loss != NULL && grad != NULL) {
         SL_OF(sl_bce_of)(z, y, e, n, divisor, loss, grad, ahead);
-    else if (loss != NULL)
-        SL_OF(sl_bce_of)(z, y, e, n, divisor, loss, NULL, ahead);
+        return;
+    }
+    if (loss != NULL) SL_OF(sl_bce_of)(z, y, e, n, divisor, loss, NULL, ahead);
+    if (grad != NULL) SL_OF(sl_bce_of)(z, y, e, n, divisor, NULL, grad, ahead);
 }
 
 /* ---- quadratic cost: see sigmoid_mse.pxi ---- */
