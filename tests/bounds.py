@@ -1,13 +1,13 @@
 """What is promised of each result, options included: bounds in ulps, and what they leave out.
 
 Results are counted in ulps of the largest term of the difference that they are, as in the contract. For
-float32 the scaled, capped and focal arithmetic has float64 behind it: 4 ulp, like the plain loss. float64
-has nothing wider behind it. There 4 ulp are allowed too, 5 for the gradient and 8 for second derivatives,
-which are sums of products; and the `spread` of the exact value (oracle.Quantity) times eps: what moving
-each scaled logit by 1 ulp, each capped one by 2 more, and the exponent gamma log(1 - p) of the focal factor
-by 1 changes. float16 and bfloat16 gradients are rounded once from float32: half an ulp of theirs, and 0.01
-for the float32 arithmetic, whose spread counts with the eps of float32. Without fused multiply-add, on the
-base level of x86-64, one ulp more is allowed.
+float32 the scaled, capped and focal arithmetic has more digits behind it: 4 ulp, like the plain loss.
+float64 has nothing wider behind it. There 4 ulp are allowed too, 5 for the gradient and 8 for second
+derivatives, which are sums of products; and the `spread` of the exact value (oracle.Quantity) times eps:
+what moving each scaled logit by 1 ulp, each capped one by 2 more, and the exponent gamma log(1 - p) of the
+focal factor by 1 changes. float16 and bfloat16 gradients are rounded once from float32: half an ulp of
+theirs, and 0.01 for the float32 arithmetic, whose spread counts with the eps of float32. Without fused
+multiply-add, on the base level of x86-64, one ulp more is allowed.
 """
 
 from typing import NamedTuple
