@@ -7,7 +7,7 @@
 # uses _options: Settings
 
 cdef extern from "sl_brief.h":
-    void sl_brief_caps(double*, Py_ssize_t, double, double, double, double*) noexcept nogil
+    void sl_brief_caps(double*, Py_ssize_t, double, double*) noexcept nogil
 
 
 cdef void clamp(real* x, Py_ssize_t n, double clip) noexcept nogil:
@@ -67,7 +67,7 @@ cdef void cap_logits(const Job* job, Py_ssize_t n, real* x, real* slope) noexcep
     cdef Py_ssize_t i
     if real is double:
         if job.how == SL_BRIEF:
-            sl_brief_caps(x, n, cap, power, inverse, slope)
+            sl_brief_caps(x, n, cap, slope)
             return
     for i in range(n):
         x[i] = capped(x[i], <real>cap, <real>power, <real>scaled, <real>inverse, &slope[i])

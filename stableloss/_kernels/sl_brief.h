@@ -25,31 +25,31 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_brief_exp(sl_vector_f64 d, double magic
     return sl_fma_f64(p, power, power);
 }
 
-/* cap * tanh(x / cap), and its derivative: see `capped` in _logits.pxi, which has all digits. */
+/* cap * tanh(x / cap), and its derivative: see `capped` in _logits.pxi, which has all digits. `rate` is 2 / cap. */
 static SL_ALWAYS_INLINE sl_vector_f64 sl_brief_cap(
-        sl_vector_f64 x, double cap, double factor, double inverse, sl_vector_f64 *slope) {
+        sl_vector_f64 x, double cap, double rate, sl_vector_f64 *slope) {
     sl_bits_vector_f64 sign = (sl_bits_vector_f64)sl_all_f64(-0.0);
-    sl_vector_f64 t = (sl_vector_f64)((sl_bits_vector_f64)x & ~sign) * factor * inverse, power;
-    sl_vector_f64 p = sl_brief_expm1(
-        sl_max_f64(sl_all_f64(SL_EXP_MIN_F64), -(t + t)), SL_MAGIC_F64, &power);
+    sl_vector_f64 d = (sl_vector_f64)((sl_bits_vector_f64)x | sign) * rate, power;
+    sl_vector_f64 p = sl_brief_expm1(sl_max_f64(sl_all_f64(SL_EXP_MIN_F64), d), SL_MAGIC_F64, &power);
     sl_vector_f64 e = sl_fma_f64(p, power, power), share = 1 / (1 + e);
+    sl_vector_f64 t = cap * share * sl_fma_f64(p, power, power - 1);
     *slope = 4 * e * share * share;
-    t = cap * share * -sl_fma_f64(p, power, power - 1);
-    return (sl_vector_f64)((sl_bits_vector_f64)t | ((sl_bits_vector_f64)x & sign));
+    return (sl_vector_f64)((~sign & (sl_bits_vector_f64)t) | ((sl_bits_vector_f64)x & sign));
 }
 
-/* Of n logits in place; `inverse` is that of the cap times `factor`. */
-static void sl_brief_caps(
-        double *x, Py_ssize_t n, double cap, double factor, double inverse, double *slope) {
+/* Of n logits in place. */
+static void sl_brief_caps(double *x, Py_ssize_t n, double cap, double *slope) {
+    /* of a cap so small that this is infinite, no logit but 0 is below it */
+    double rate = 2 / cap < 1.7976931348623157e308 ? 2 / cap : 1.7976931348623157e308;
     sl_vector_f64 v, s;
     Py_ssize_t i = 0;
     for (; i + SL_DOUBLES <= n; i += SL_DOUBLES) {
         v = SL_READ(sl_vector_f64, x + i);
-        SL_WRITE(sl_vector_f64, x + i, sl_brief_cap(v, cap, factor, inverse, &s));
+        SL_WRITE(sl_vector_f64, x + i, sl_brief_cap(v, cap, rate, &s));
         SL_WRITE(sl_vector_f64, slope + i, s);
     }
     if (i < n) {
-        v = sl_brief_cap(sl_read_first_f64(x + i, n - i, sl_all_f64(0)), cap, factor, inverse, &s);
+        v = sl_brief_cap(sl_read_first_f64(x + i, n - i, sl_all_f64(0)), cap, rate, &s);
         sl_write_first_f64(x + i, n - i, v);
         sl_write_first_f64(slope + i, n - i, s);
     }
