@@ -58,17 +58,19 @@ cdef inline real capped(real x, real cap, real power, real scaled, real inverse,
 cdef void cap_logits(const Job* job, Py_ssize_t n, real* x, real* slope) noexcept nogil:
     """In place; `slope` gets the derivative."""
     cdef double cap = job.o.softcap
-    # a power of two brings the cap near 1, where its inverse is a number: three divisions per logit would
-    # take longer than everything else
-    cdef int64_t exponent = <int64_t>(sl_bits_f64(cap) >> 52)
-    cdef double power = sl_from_bits_f64(<uint64_t>max(<int64_t>1, 2046 - exponent) << 52)
-    cdef double scaled = cap * power
-    cdef double inverse = 1 / scaled
+    cdef double power, scaled, inverse
+    cdef int64_t exponent
     cdef Py_ssize_t i
     if real is double:
         if job.how == SL_BRIEF:
             sl_brief_caps(x, n, cap, slope)
             return
+    # a power of two brings the cap near 1, where its inverse is a number: three divisions per logit would
+    # take longer than everything else
+    exponent = <int64_t>(sl_bits_f64(cap) >> 52)
+    power = sl_from_bits_f64(<uint64_t>max(<int64_t>1, 2046 - exponent) << 52)
+    scaled = cap * power
+    inverse = 1 / scaled
     for i in range(n):
         x[i] = capped(x[i], <real>cap, <real>power, <real>scaled, <real>inverse, &slope[i])
 

@@ -7,12 +7,13 @@
 # uses _math: SL_INFINITY is_positive_infinity real two_sum
 # uses _operand: gather has_rows kind_of scatter
 # uses _rows: is_compensated load_logits padded_copy row_exponentials rows_ahead sl_compensated_row
-# uses _sums: GROUP PIECE few_classes lane_squares lost_sum ordered_sum padded sum_in_lanes
+# uses _sums: GROUP PIECE few_classes lane_squares ordered_sum padded sum_in_lanes
 # uses _tiles: TILE_LOST TILE_SLOPE
 
 cdef extern from "sl_columns.h":
     float sl_row_maximum_f32(const float*, Py_ssize_t, float) noexcept nogil
     double sl_row_maximum_f64(const double*, Py_ssize_t, double) noexcept nogil
+    double sl_lost_sum(const float*, Py_ssize_t, bint) noexcept nogil
     void sl_clear_padding_f32(float*, Py_ssize_t) noexcept nogil
     void sl_clear_padding_f64(double*, Py_ssize_t) noexcept nogil
     void sl_scale_f32(const float*, Py_ssize_t, float, float*) noexcept nogil
@@ -170,9 +171,11 @@ cdef inline real take_out(real* at) noexcept nogil:
 cdef inline double lost_by_others(const Row* row, Py_ssize_t k, const real* s) noexcept nogil:
     """What the sum of a piece lacks, whose target has been taken out of the exponentials."""
     cdef const real* lost = s + TILE_LOST
-    cdef double part = lost_sum(lost, row.n, few_classes(s[0], k))
-    if row.first <= row.y < row.first + row.n:
-        part -= lost[row.y - row.first]
+    cdef double part = 0
+    if real is float:
+        part = sl_lost_sum(lost, row.n, few_classes(s[0], k))
+        if row.first <= row.y < row.first + row.n:
+            part -= lost[row.y - row.first]
     return part
 
 

@@ -391,8 +391,8 @@ cdef inline bint is_extreme(real hint, double factor) noexcept nogil:
 
 
 cdef inline bint mark_extremes(real hint, const Job* job, const double* factor, bint* extreme) noexcept nogil:
-    """Which factors of a group are, and whether any is: none that is not multiplied by anything but a
-    divisor."""
+    """Which factors of a group are, and whether any is; without weights, z and focusing they are not
+    looked at, nor marked."""
     cdef int j, any = 0
     if real is float:
         if job.any_weight or job.o.z_loss != 0 or job.o.focal_gamma != 0:

@@ -13,7 +13,7 @@
 # uses _math: SL_FMA SL_INFINITY SL_ISFINITE fma log1p_positive real sl_bits_f64 sl_bits_from_float two_sum
 # uses _math: unit
 # uses _pieces: Row load_limited view_piece
-# uses _rows: is_extreme load_columns load_logits mark_extremes
+# uses _rows: load_columns load_logits mark_extremes
 # uses _sums: GROUP Pairs accumulate clear_pairs few_classes sl_fold
 # uses _tiles: TILE_TARGETS
 
@@ -137,6 +137,8 @@ cdef void smooth_gradients(
     cdef real scale[GROUP]
     cdef real minus[GROUP]
     cdef bint extreme[GROUP]
+    cdef bint extreme_less[GROUP]
+    cdef bint any
     cdef double value
     cdef real rounded
     cdef Py_ssize_t c, i, n = group.job.k * GROUP
@@ -146,12 +148,14 @@ cdef void smooth_gradients(
         target[j] = <real>(0 if group.weight[j] == 0 else value)
         scale[j] = <real>factor[j]
         minus[j] = -<real>less[j]
-    if mark_extremes(s[0], group.job, factor, extreme) or mark_extremes(s[0], group.job, less, extreme):
+    any = mark_extremes(s[0], group.job, factor, extreme)
+    any |= mark_extremes(s[0], group.job, less, extreme_less)
+    if any:
         for i in range(n):
             j = i % GROUP
             value = s[i] * factor[j] - (0 if is_mark(s[i]) else less[j])
             rounded = fma(s[i], scale[j], <real>0 if is_mark(s[i]) else minus[j])
-            s[i] = <real>value if is_extreme(s[0], factor[j]) or is_extreme(s[0], less[j]) else rounded
+            s[i] = <real>value if extreme[j] or extreme_less[j] else rounded
     elif group.smooth.any_dead:
         for i in range(n):
             s[i] = fma(s[i], scale[i % GROUP], <real>0 if is_mark(s[i]) else minus[i % GROUP])

@@ -18,7 +18,6 @@ cdef extern from "sl_columns.h":
     double sl_ordered_sum_f32(const float*, Py_ssize_t) noexcept nogil
     void sl_column_sums_f64(const double*, Py_ssize_t, double*, double*) noexcept nogil
     double sl_lane_sum_f32(const float*, Py_ssize_t) noexcept nogil
-    double sl_lost_sum(const float*, Py_ssize_t, bint) noexcept nogil
     double sl_lane_sum_f64(const double*, Py_ssize_t, double*) noexcept nogil
     void sl_brief_column_sums(const double*, Py_ssize_t, double*) noexcept nogil
     double sl_brief_lane_sum(const double*, Py_ssize_t) noexcept nogil
@@ -184,13 +183,6 @@ cdef inline double lane_sum(const real* v, Py_ssize_t n, double* lo) noexcept no
         return sl_lane_sum_f32(v, n)
     else:
         return sl_lane_sum_f64(v, n, lo)
-
-
-cdef inline double lost_sum(const real* lost, Py_ssize_t n, bint few) noexcept nogil:
-    if real is float:
-        return sl_lost_sum(lost, n, few)
-    else:
-        return 0
 
 
 cdef inline double sum_in_lanes(const real* v, Py_ssize_t n, bint brief, double* lo) noexcept nogil:

@@ -39,10 +39,10 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_brief_cap(
 
 /* Of n logits in place. */
 static void sl_brief_caps(double *x, Py_ssize_t n, double cap, double *slope) {
-    /* of a cap so small that this is infinite, no logit but 0 is below it */
-    double rate = 2 / cap < 1.7976931348623157e308 ? 2 / cap : 1.7976931348623157e308;
+    double rate = 2 / cap;
     sl_vector_f64 v, s;
     Py_ssize_t i = 0;
+    if (rate > __DBL_MAX__) rate = __DBL_MAX__;     /* of a tiny cap: 0 * inf would be NaN */
     for (; i + SL_DOUBLES <= n; i += SL_DOUBLES) {
         v = SL_READ(sl_vector_f64, x + i);
         SL_WRITE(sl_vector_f64, x + i, sl_brief_cap(v, cap, rate, &s));
