@@ -6,7 +6,7 @@
 # uses _operand: Operand PyArray_NDIM bind gather is_floating load_flat row_offsets view_flat
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
 # uses _sums: Sum add clear_padding clear_sum lane_sum padded quotient
-# uses _weights: CHECKED class_at frexp load_weights
+# uses _weights: CHECKED class_at frexp in_line load_weights mark_kept
 
 # Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
 # and at one that is read as a float64 first. Found as those of `COST`, level v4.
@@ -240,6 +240,19 @@ cdef bint activations_in_range(const Operand* op, Py_ssize_t count) except -1:
     return not check.outside
 
 
+cdef void count_kept(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef uint8_t kept[CHECKED]
+    cdef Py_ssize_t at, i, n
+    cdef int sum_
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        mark_kept(check.job, at, n, kept)
+        sum_ = 0
+        for i in range(n):
+            sum_ += kept[i]
+        total.hi += sum_
+
+
 cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
     cdef double weight[CHECKED]
     cdef double sum_, lo
@@ -259,7 +272,8 @@ cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tot
 cdef int weight_total(Job* job, bint samples, bint classes) except -1:
     """To the job's divisor."""
     cdef Check check
-    check.look = add_weights
+    cdef bint weighted = samples and job.has_weight or classes and job.hard and job.o.class_weight != NULL
+    check.look = add_weights if weighted or job.extreme else count_kept
     check.job = job
     check.count = job.n
     check.block = BLOCK_ITEMS
@@ -394,30 +408,64 @@ cdef int find_divisor(Job* job, int reduction, bint rowwise) except -1:
     return 0
 
 
+cdef inline int kept_outside(const real* v, const uint8_t* kept, Py_ssize_t n, real top) noexcept nogil:
+    """Whether any number that is kept is not in [0, top]."""
+    cdef int outside = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        outside |= (kept[i] != 0) & (1 - ((v[i] >= 0) & (v[i] <= top)))
+    return outside
+
+
 cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
     cdef const Job* job = check.job
+    cdef float single[CHECKED]
     cdef double target[CHECKED]
-    cdef double kept[CHECKED]
-    cdef double ignored = job.o.ignore_index
-    cdef double top = check.top
-    # the next whole number to one that is in range is the sum with this, if that is taken off again
-    cdef double magic = 4503599627370496.0 if check.whole else 0        # 2**52
-    cdef int may_ignore = check.whole and job.o.has_ignore_index
-    cdef int ignoring = 0, outside = 0, counts, missing
-    cdef Py_ssize_t at, i, n
-    for i in range(CHECKED):
-        kept[i] = 1
+    cdef uint8_t kept[CHECKED]
+    cdef Py_ssize_t at, n
+    cdef int outside
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
-        load_flat(&job.t, at, n, target)
-        if job.masked:
-            load_flat(&job.mask, at, n, kept)
-        for i in range(n):
-            counts = kept[i] != 0
-            missing = may_ignore & (target[i] == ignored)
-            ignoring |= counts & missing
-            outside |= counts & (1 - missing) & (
-                1 - ((target[i] >= 0) & (target[i] <= top) & ((target[i] + magic) - magic == target[i])))
+        mark_kept(job, at, n, kept)
+        if job.t.kind == np.NPY_FLOAT:
+            # converted within its range, or the caller would find an overflow flag
+            outside = kept_outside(view_flat(&job.t, at, n, single), kept, n, <float>min(check.top, 3.4028234e38))
+        else:
+            outside = kept_outside(view_flat(&job.t, at, n, target), kept, n, check.top)
+        if outside:
+            SL_STORE(&check.outside, 1)
+            return
+
+
+cdef void look_at_labels(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
+    cdef const Job* job = check.job
+    cdef double buffer[CHECKED]
+    cdef uint8_t kept[CHECKED]
+    cdef const int64_t* label
+    cdef const double* target
+    cdef int64_t last = <int64_t>check.top
+    cdef int64_t index = <int64_t>job.o.ignore_index
+    # the next whole number to one that is in range is the sum with this, if that is taken off again
+    cdef double magic = 4503599627370496.0          # 2**52
+    cdef int may_ignore = job.o.has_ignore_index
+    cdef int ignoring = 0, outside = 0, missing
+    cdef Py_ssize_t at, i, n
+    for at from start <= at < start + count by CHECKED:
+        n = min(<Py_ssize_t>CHECKED, start + count - at)
+        mark_kept(job, at, n, kept)
+        if in_line(&job.t, np.NPY_INT64, 8):
+            label = <const int64_t*>job.t.data + at
+            for i in range(n):
+                missing = may_ignore & (label[i] == index)
+                ignoring |= kept[i] & missing
+                outside |= kept[i] & (1 - missing) & ((label[i] < 0) | (label[i] > last))
+        else:
+            target = view_flat(&job.t, at, n, buffer)
+            for i in range(n):
+                missing = may_ignore & (target[i] == job.o.ignore_index)
+                ignoring |= kept[i] & missing
+                outside |= kept[i] & (1 - missing) & (1 - (
+                    (target[i] >= 0) & (target[i] <= check.top) & ((target[i] + magic) - magic == target[i])))
         if ignoring:
             SL_STORE(&check.ignoring, 1)
         if outside:
@@ -425,15 +473,15 @@ cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
             return
 
 
-cdef bint counted_in_range(Job* job, double top, bint whole) except -1:
-    """`in_range` for the targets of rows (elements) that count; notes whether any has the ignored index."""
+cdef bint counted_in_range(Job* job, double top, bint labels) except -1:
+    """Whether the targets of rows (elements) that count are from 0 to `top`; of labels, also whether they are
+    whole, or have the ignored index, which is noted."""
     cdef Check check
-    check.look = look_at_counted
+    check.look = look_at_labels if labels else look_at_counted
     check.job = job
     check.count = job.n
     check.block = BLOCK_ITEMS
     check.top = top
-    check.whole = whole
     look_at_all(&check, job.n, CONVERTED_LOOK)
     job.ignoring = job.ignoring or check.ignoring
     return not check.outside
@@ -483,11 +531,12 @@ cdef bint targets_in_range(Job* job, PyArrayObject* targets, bint rowwise) excep
     cdef Operand every
     cdef double top = job.k - 1 if job.hard else min(job.target_max, DOUBLE_MAX)
     cdef bint may_ignore = job.hard and job.o.has_ignore_index and 0 <= job.o.ignore_index <= top
-    if not job.masked and not may_ignore:
+    if not may_ignore:
+        # what is masked as well: where all are right, the mask need not be looked at
         bind(&every, targets, job.t.kind, PyArray_NDIM(targets))
         if in_range(&every, job.n if job.hard else job.n * job.k, top, job.hard):
             return True
-        if not job.hard:
+        if not job.hard and not job.masked:
             return False
     if rowwise and not job.hard:
         return counted_rows_in_range(job, &job.t, top, True)

@@ -11,7 +11,7 @@
 # uses _operand: Operand kind_of load_flat store_flat store_values
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_TARGET_GRAD
 # uses _sums: CHUNK FAR GROUP Sum add add_far clear_padding lane_sum padded
-# uses _weights: load_weights output_weights
+# uses _weights: in_line load_weights output_weights
 
 cdef enum:
     # places of chunks in scratch, after logits and targets
@@ -83,7 +83,7 @@ cdef const real* view_targets(const Job* job, Py_ssize_t start, Py_ssize_t n, re
     conversion of all their digits."""
     cdef const int64_t* labels
     cdef Py_ssize_t i
-    if job.target_max > 1 or job.t.kind != np.NPY_INT64 or job.t.ndim != 1 or job.t.stride[0] != 8:
+    if job.target_max > 1 or not in_line(&job.t, np.NPY_INT64, 8):
         return view_vectors(&job.t, start, n, buffer)
     labels = <const int64_t*>job.t.data + start
     for i in range(n):
@@ -148,13 +148,16 @@ cdef double sum_of_losses(
     const Job* job, Py_ssize_t n, const real* weight, real* scratch, double* lo
 ) noexcept nogil:
     """Of a chunk, times their weights: the product of a small loss with a small weight may have no digits
-    left in float32, where their mean has."""
+    left in float32, where their mean has. A mask has no such products."""
     cdef real* value = scratch + VALUE
+    cdef bint weighted = job.has_weight or job.o.class_weight != NULL or job.extreme
     cdef bint ahead = job.streams and not job.want & WANT_GRAD      # which met the weights before
     cdef real* weighed = scratch + PRODUCT      # no loss is wanted beside a product
     cdef Py_ssize_t i
     clear_padding(value, n)
-    if not job.any_weight:
+    if not weighted:
+        if job.masked:
+            weigh(value, weight, padded(n), False)
         return lane_sum(<const real*>value, padded(n), lo)
     if real is float:
         lo[0] = 0

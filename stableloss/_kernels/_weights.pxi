@@ -9,7 +9,7 @@
 #
 # uses _job: Job
 # uses _math: absolute real sl_from_bits_f64
-# uses _operand: load_flat
+# uses _operand: Operand load_flat
 # uses _sums: GROUP
 
 from libc.math cimport frexp, ldexp
@@ -23,15 +23,20 @@ cdef inline Py_ssize_t class_at(double label, Py_ssize_t k) noexcept nogil:
     return <Py_ssize_t>(label if 0 <= label < k else 0)
 
 
+cdef inline bint in_line(const Operand* op, int kind, Py_ssize_t size) noexcept nogil:
+    """Whether elements of that kind, of so many bytes each, follow one another."""
+    return op.ndim == 1 and op.kind == kind and op.stride[0] == size
+
+
 cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* y) noexcept nogil:
     """Class indices of rows, at most GROUP of them; those of rows that do not count, which may be anything,
     as ones in range. They are copied before they are clamped: a compiler may read an array twice, and GCC
     does, once to compare and once to use."""
     cdef double label[GROUP]
     cdef Py_ssize_t at, j, k = job.k
-    if job.t.ndim == 1 and job.t.kind == np.NPY_INT64 and job.t.stride[0] == 8:
+    if in_line(&job.t, np.NPY_INT64, 8):
         memcpy(y, job.t.data + start * 8, count * 8)
-    elif job.t.ndim == 1 and job.t.kind == np.NPY_INT32 and job.t.stride[0] == 4:
+    elif in_line(&job.t, np.NPY_INT32, 4):
         for j in range(count):
             y[j] = (<const int32_t*>job.t.data)[start + j]
     else:
@@ -54,30 +59,58 @@ cdef inline double scaled_product(double a, double b, int exponent) noexcept nog
     return ldexp(product, of_a + of_b - exponent)
 
 
+cdef void mark_kept(const Job* job, Py_ssize_t start, Py_ssize_t count, uint8_t* kept) noexcept nogil:
+    """Mark rows (elements), at most CHECKED of them, with 0 where they are masked or ignored, else with 1."""
+    cdef double value[CHECKED]
+    cdef const uint8_t* mask = <const uint8_t*>job.mask.data + start
+    cdef const int64_t* label = <const int64_t*>job.t.data + start
+    cdef int64_t ignored
+    cdef Py_ssize_t i
+    if not job.masked:
+        memset(kept, 1, count)
+    elif in_line(&job.mask, np.NPY_BOOL, 1):
+        for i in range(count):
+            kept[i] = mask[i] != 0
+    else:
+        load_flat(&job.mask, start, count, value)
+        for i in range(count):
+            kept[i] = value[i] != 0
+    if not (job.hard and job.ignoring):
+        return
+    if in_line(&job.t, np.NPY_INT64, 8):
+        ignored = <int64_t>job.o.ignore_index
+        for i in range(count):
+            kept[i] &= label[i] != ignored
+    else:
+        load_flat(&job.t, start, count, value)
+        for i in range(count):
+            kept[i] &= value[i] != job.o.ignore_index
+
+
 cdef void load_weights(
     const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, real* weight
 ) noexcept nogil:
     """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
     or ignored, else the product of their weight (`samples`) and that of their class index (`classes`), over
     the job's power of two."""
-    cdef double label[CHECKED]
-    cdef real kept[CHECKED]
-    cdef double ignored = job.o.ignore_index
+    cdef uint8_t kept[CHECKED]
+    cdef bint some = job.masked or (job.hard and job.ignoring)
     cdef Py_ssize_t i
+    samples = samples and job.has_weight
     classes = classes and job.hard and job.o.class_weight != NULL
-    if samples and job.has_weight:
+    if samples:
         load_flat(&job.w, start, count, weight)
-    else:
-        for i in range(count):
-            weight[i] = 1
-    if job.masked:
-        load_flat(&job.mask, start, count, kept)
+    if some:
+        mark_kept(job, start, count, kept)
+    if some and samples:
         for i in range(count):
             weight[i] = 0 if kept[i] == 0 else weight[i]
-    if job.hard and job.ignoring:
-        load_flat(&job.t, start, count, label)
+    elif some:
         for i in range(count):
-            weight[i] = 0 if label[i] == ignored else weight[i]
+            weight[i] = kept[i]
+    elif not samples:
+        for i in range(count):
+            weight[i] = 1
     if classes or job.extreme:
         for i from 0 <= i < count by GROUP:
             weigh_classes(job, start + i, <int>min(<Py_ssize_t>GROUP, count - i), classes, weight + i)
