@@ -59,6 +59,22 @@ def rest_of_atanh(z):
     return 2 * (mpmath.atanh(s) - s) / s**3 if s > NEAR else mpf(2) / 3
 
 
+def rest_of_tanh(z):
+    """(tanh(t) - t) / t**3 with t**2 = z"""
+    t = mpmath.sqrt(z)
+    return (mpmath.tanh(t) - t) / t**3 if t > NEAR else -mpf(1) / 3
+
+
+def weight_of_tanh(z):
+    t = mpmath.sqrt(z)
+    return t**3 / mpmath.tanh(t) if t else mpf(0)
+
+
+def rest_of_share(e):
+    """(1 / (1 + e) - 1) / e"""
+    return -1 / (1 + e)
+
+
 def reduced():
     """The arguments of e**r: up to ln(2) / 2, and a little beyond where their reduction has rounded."""
     end = mpmath.ln2 / 2 * mpf("1.0001")
@@ -72,6 +88,14 @@ FITS = {
     ("EXP", "F32"): EXP[5],
     ("EXP", "F64"): EXP[10],
     ("BRIEF", "F64"): EXP[6],
+    ("SHARE", "F64"): Fit(
+        6,
+        rest_of_share,
+        lambda e: e * (1 + e),
+        lambda: (mpf(0), mpmath.exp(-2) * mpf("1.0001")),
+        "1 / (1 + e)",
+    ),
+    ("TANH", "F64"): Fit(9, rest_of_tanh, weight_of_tanh, lambda: (mpf(0), mpf(1)), "tanh(t)"),
     ("LOG", "F32"): Fit(
         10,
         rest_of_log1p,

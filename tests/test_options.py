@@ -524,6 +524,29 @@ def test_float32_focal_of_two_classes(gamma):
             assert ulps.max() <= 4 + (not bits.fused())
 
 
+@pytest.mark.parametrize("cap", [0.75, 30.0, 1e5])
+def test_float32_capped_logits_of_two_classes(cap):
+    """Every 4099th logit there is: below the cap they are capped in one way, above it in another, and what is
+    beside them does not matter."""
+    size = np.arange(0, 0x7F800000, 4099, dtype=np.uint32).view(np.float32)
+    logits = np.stack([np.concatenate([size, -size]), np.zeros(2 * size.size, np.float32)], axis=1)
+    loss = sl.SoftmaxCE(softcap=cap, reduction="none")
+    values, grad = loss.value_and_grad(logits, np.zeros(len(logits), np.int64))
+    t = np.float64(logits[:, 0]) / cap
+    margin, decay = cap * np.tanh(t), np.exp(-2 * abs(t))
+    odds = np.exp(-abs(margin))
+    exact_loss = np.where(margin > 0, 0, -margin) + np.log1p(odds)
+    exact_grad = np.where(margin > 0, odds, 1) / (1 + odds) * 4 * decay / (1 + decay) ** 2
+    for got, exact in ((values, exact_loss), (-grad[:, 0], exact_grad)):
+        normal = exact >= np.finfo(np.float32).tiny
+        ulps = abs(got - exact)[normal] / np.spacing(np.float32(exact[normal]))
+        assert ulps.max() <= 1
+    order = generator("capped", cap).permutation(len(logits))
+    shuffled_values, shuffled_grad = loss.value_and_grad(logits[order], np.zeros(len(logits), np.int64))
+    assert_same_bits(values[order], shuffled_values)
+    assert_same_bits(grad[order], shuffled_grad)
+
+
 @pytest.mark.parametrize("k", [2, 33, 176, 177, 2049])
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_float32_focal_of_equal_logits(gamma, k):
@@ -590,13 +613,15 @@ def test_disabled_classes_get_no_smoothing_mass():
     np.testing.assert_array_equal(grad[:, [1, 3]], [[0, 0]])
 
 
-def test_infinite_logits_under_a_cap_or_a_clip():
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_infinite_logits_under_a_cap_or_a_clip(dtype):
     """They are finite numbers then: classes like any other."""
-    logits, targets = np.array([[INF, -INF, 0.0]]), [2]
+    logits, targets = np.array([[INF, -INF, 0.0]], dtype), [2]
     for options, finite in [({"softcap": 2.0}, [2.0, -2.0, 0.0]), ({"logit_clip": 3.0}, [3.0, -3.0, 0.0])]:
         loss = sl.SoftmaxCE(label_smoothing=0.1, **options)
         plain = sl.SoftmaxCE(label_smoothing=0.1)
-        assert loss(logits, targets) == pytest.approx(plain(np.array([finite]), targets), rel=1e-15)
+        limit = plain(np.array([finite], dtype), targets)
+        assert loss(logits, targets) == pytest.approx(limit, rel=1e-15 if dtype == np.float64 else 5e-7)
     assert sl.SoftmaxCE(softcap=2.0).value_and_grad(logits, targets)[1][0, :2].tolist() == [0, 0]
 
 

@@ -422,14 +422,15 @@ cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
     cdef float single[CHECKED]
     cdef double target[CHECKED]
     cdef uint8_t kept[CHECKED]
+    # converted within its range, or the caller would find an overflow flag
+    cdef float top = <float>min(check.top, 3.4028234e38)
     cdef Py_ssize_t at, n
     cdef int outside
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
         mark_kept(job, at, n, kept)
         if job.t.kind == np.NPY_FLOAT:
-            # converted within its range, or the caller would find an overflow flag
-            outside = kept_outside(view_flat(&job.t, at, n, single), kept, n, <float>min(check.top, 3.4028234e38))
+            outside = kept_outside(view_flat(&job.t, at, n, single), kept, n, top)
         else:
             outside = kept_outside(view_flat(&job.t, at, n, target), kept, n, check.top)
         if outside:

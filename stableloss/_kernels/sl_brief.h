@@ -25,31 +25,68 @@ static SL_ALWAYS_INLINE sl_vector_f64 sl_brief_exp(sl_vector_f64 d, double magic
     return sl_fma_f64(p, power, power);
 }
 
-/* cap * tanh(x / cap), and its derivative: see `capped` in _logits.pxi, which has all digits. `rate` is 2 / cap. */
-static SL_ALWAYS_INLINE sl_vector_f64 sl_brief_cap(
-        sl_vector_f64 x, double cap, double rate, sl_vector_f64 *slope) {
+/* cap * tanh(t) and its derivative by x for t = x / cap, from t**2 <= 1. */
+static SL_ALWAYS_INLINE sl_vector_f64 sl_brief_near_cap(
+        sl_vector_f64 x, sl_vector_f64 t, sl_vector_f64 square, sl_vector_f64 *slope) {
+    sl_vector_f64 q = sl_fma_f64(sl_all_f64(SL_TANH8_F64), square, sl_all_f64(SL_TANH7_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH6_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH5_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH4_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH3_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH2_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH1_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH0_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(1));
+    t *= q;
+    *slope = sl_fma_f64(-t, t, sl_all_f64(1));
+    return x * q;
+}
+
+/* The same for t**2 >= 1: with e = e**-2|t|, tanh is 1 - 2e / (1 + e), and its derivative 4e / (1 + e)**2. */
+static SL_ALWAYS_INLINE sl_vector_f64 sl_brief_far_cap(
+        sl_vector_f64 t, double cap, sl_vector_f64 *slope) {
     sl_bits_vector_f64 sign = (sl_bits_vector_f64)sl_all_f64(-0.0);
-    sl_vector_f64 d = (sl_vector_f64)((sl_bits_vector_f64)x | sign) * rate, power;
+    sl_vector_f64 d = 2 * (sl_vector_f64)((sl_bits_vector_f64)t | sign), power;
     sl_vector_f64 p = sl_brief_expm1(sl_max_f64(sl_all_f64(SL_EXP_MIN_F64), d), SL_MAGIC_F64, &power);
-    sl_vector_f64 e = sl_fma_f64(p, power, power), share = 1 / (1 + e);
-    sl_vector_f64 t = cap * share * sl_fma_f64(p, power, power - 1);
-    *slope = 4 * e * share * share;
-    return (sl_vector_f64)((~sign & (sl_bits_vector_f64)t) | ((sl_bits_vector_f64)x & sign));
+    sl_vector_f64 e = sl_fma_f64(p, power, power), capped;
+    sl_vector_f64 q = sl_fma_f64(sl_all_f64(SL_SHARE5_F64), e, sl_all_f64(SL_SHARE4_F64));
+    q = sl_fma_f64(q, e, sl_all_f64(SL_SHARE3_F64));
+    q = sl_fma_f64(q, e, sl_all_f64(SL_SHARE2_F64));
+    q = sl_fma_f64(q, e, sl_all_f64(SL_SHARE1_F64));
+    q = sl_fma_f64(q, e, sl_all_f64(SL_SHARE0_F64));
+    q = sl_fma_f64(q, e, sl_all_f64(1));
+    e = 2 * e * q;
+    capped = sl_fma_f64(e, sl_all_f64(-cap), sl_all_f64(cap));
+    *slope = 2 * e * q;
+    return (sl_vector_f64)((sl_bits_vector_f64)capped | ((sl_bits_vector_f64)t & sign));
+}
+
+/* What lies beyond the cap, as few logits do, takes a second way; all go the first, whatever is beside them. */
+static SL_ALWAYS_INLINE sl_vector_f64 sl_brief_cap(
+        sl_vector_f64 x, double cap, double inverse, sl_vector_f64 *slope) {
+    sl_vector_f64 one = sl_all_f64(1), t = x * inverse, square = t * t, far_slope, far;
+    sl_vector_f64 near = sl_brief_near_cap(x, t, square, slope);
+    if (sl_any_f64((sl_vector_f64)(square > one))) {
+        far = sl_brief_far_cap(t, cap, &far_slope);
+        near = sl_where_less_f64(one, square, far, near);
+        *slope = sl_where_less_f64(one, square, far_slope, *slope);
+    }
+    return near;
 }
 
 /* Of n logits in place. */
 static void sl_brief_caps(double *x, Py_ssize_t n, double cap, double *slope) {
-    double rate = 2 / cap;
+    double inverse = 1 / cap;
     sl_vector_f64 v, s;
     Py_ssize_t i = 0;
-    if (rate > __DBL_MAX__) rate = __DBL_MAX__;     /* of a tiny cap: 0 * inf would be NaN */
+    if (inverse > __DBL_MAX__) inverse = __DBL_MAX__;   /* of a tiny cap: 0 * inf would be NaN */
     for (; i + SL_DOUBLES <= n; i += SL_DOUBLES) {
         v = SL_READ(sl_vector_f64, x + i);
-        SL_WRITE(sl_vector_f64, x + i, sl_brief_cap(v, cap, rate, &s));
+        SL_WRITE(sl_vector_f64, x + i, sl_brief_cap(v, cap, inverse, &s));
         SL_WRITE(sl_vector_f64, slope + i, s);
     }
     if (i < n) {
-        v = sl_brief_cap(sl_read_first_f64(x + i, n - i, sl_all_f64(0)), cap, rate, &s);
+        v = sl_brief_cap(sl_read_first_f64(x + i, n - i, sl_all_f64(0)), cap, inverse, &s);
         sl_write_first_f64(x + i, n - i, v);
         sl_write_first_f64(slope + i, n - i, s);
     }

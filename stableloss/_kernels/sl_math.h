@@ -94,6 +94,23 @@ static inline double sl_pow2_f64(double shifted) {
 #define SL_BRIEF4_F64 0x1.6d8d073ae424ep-10         /* 0.0013944659865253897 */
 #define SL_BRIEF5_F64 0x1.9f089017d26c1p-13         /* 0.00019790337023044803 */
 #define SL_LN2_F64 0x1.62e42fefa39efp-1             /* 0.69314718055994531 */
+/* 1 / (1 + e) = 1 + e q(e), 0 <= e <= 1/e**2, for that: relative error 2**-33.7 */
+#define SL_SHARE0_F64 -0x1.fffffee7cfeacp-1         /* -0.99999996738184427 */
+#define SL_SHARE1_F64 0x1.ffff61ae36dfep-1          /* 0.99999528171196039 */
+#define SL_SHARE2_F64 -0x1.ffe201c61f8b2p-1         /* -0.99977117103096291 */
+#define SL_SHARE3_F64 0x1.fd5c185de53fp-1           /* 0.99484325548348629 */
+#define SL_SHARE4_F64 -0x1.e14fbc3a1e578p-1         /* -0.94006145677046415 */
+#define SL_SHARE5_F64 0x1.47ef385652279p-1          /* 0.6404969792720997 */
+/* tanh(t) = t + t**3 q(t**2), |t| <= 1, for that: relative error 2**-34.8 */
+#define SL_TANH0_F64 -0x1.5555550d71e81p-2          /* -0.33333332914887853 */
+#define SL_TANH1_F64 0x1.1110fa308316cp-3           /* 0.13333316288516117 */
+#define SL_TANH2_F64 -0x1.ba1693a8fc547p-5          /* -0.05396584358084993 */
+#define SL_TANH3_F64 0x1.66087057fca68p-6           /* 0.021852597914355704 */
+#define SL_TANH4_F64 -0x1.2033d3d827f79p-7          /* -0.0087952408214844058 */
+#define SL_TANH5_F64 0x1.c0a0049dcd52ep-9           /* 0.0034227376590033809 */
+#define SL_TANH6_F64 -0x1.368a55dd16f1fp-10         /* -0.0011846175105096402 */
+#define SL_TANH7_F64 0x1.40b932d407f17p-12          /* 0.0003058656996035454 */
+#define SL_TANH8_F64 -0x1.596b4a2805c9p-15          /* -4.1177165542354986e-05 */
 
 /* log1p(t) = t + t**2 q(t), 0 <= t <= 1: relative error 2**-30.2 */
 #define SL_LOG0_F32 -0x1.fffff8p-2f                 /* -0.499999881 */
