@@ -173,19 +173,27 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
     cdef Gradients out
     cdef real e_max = unit(s[0])
     cdef sl_ahead ahead
+    cdef real target[GROUP]
+    cdef real found[GROUP]
     cdef Py_ssize_t c, k = group.job.k
-    cdef int j
+    cdef int j, apart
     open_group(group, s, m, limit)
     column_exponentials(
         <const real*>s, s, k, <const real*>m, for_products(m[0]), 1, group_ahead(group, &ahead))
     last_maxima(<const real*>s, k, at)
+    # Without a branch: whether the maximum is the target can not be foreseen, which took 1.3 to 1.8 times the
+    # time of 3 classes. Where no other class is to be taken out, it is the target again. All is read before
+    # anything is written: a load waits for stores that may have been to its place.
     for j in range(GROUP):
-        rest.target[j] = take_out(s + group.y[j] * GROUP + j)
-        if rest.target[j] == e_max or s[at[j] * GROUP + j] != e_max:
-            at[j] = -1
-            rest.max[j] = 0
-        else:
-            rest.max[j] = take_out(s + at[j] * GROUP + j)
+        target[j] = s[group.y[j] * GROUP + j]
+        found[j] = s[at[j] * GROUP + j]
+    for j in range(GROUP):
+        apart = (target[j] != e_max) & (found[j] == e_max)
+        at[j] = at[j] if apart else <int32_t>group.y[j]
+        rest.target[j] = target[j]
+        rest.max[j] = found[j] if apart else 0
+    for j in range(GROUP):
+        s[group.y[j] * GROUP + j] = s[at[j] * GROUP + j] = 0
     column_sums(<const real*>s, k, False, False, &rest.sum)
     column_sums(<const real*>s, k, True, False, &rest.squares)
     for j in range(GROUP):
@@ -196,9 +204,8 @@ cdef void quadratic_columns(Group* group, real* s) noexcept nogil:
         for j in range(GROUP):
             s[c * GROUP + j] = gradient_entry(s[c * GROUP + j], &out, j)
     for j in range(GROUP):
+        s[at[j] * GROUP + j] = <real>out.max[j]
         s[group.y[j] * GROUP + j] = <real>(0 if group.weight[j] == 0 else out.target[j])
-        if at[j] >= 0:
-            s[at[j] * GROUP + j] = <real>out.max[j]
     write_columns(<const real*>s, &group.job.g, group.start, group.count, k)
 
 
