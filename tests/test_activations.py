@@ -169,6 +169,21 @@ def test_other_real_input_counts_as_float64(name, dtype):
     assert_same_bits(function(given), function(whole.astype(np.float64)))
 
 
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("length", [*range(1, 34), 65536])
+def test_every_half(length, step):
+    """Each is read and written as numpy does it, in vectors and beside them, in a row and apart."""
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    x = every[: 65536 // length * length].reshape(-1, length)[:, ::step]
+    for function in (sl.sigmoid, sl.log_sigmoid):
+        with np.errstate(over="ignore", under="ignore"):
+            expected = function(x.astype(np.float32)).astype(np.float16)
+        got = function(x)
+        nan = np.isnan(x)
+        assert_same_bits(got[~nan], expected[~nan])
+        assert np.isnan(got[nan]).all()
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_half_precision_is_float32_rounded_once(name):
     function = getattr(sl, name)

@@ -7,6 +7,8 @@ cdef extern from "sl_half.h":
     float sl_from_bfloat(uint16_t) noexcept nogil
     uint16_t sl_to_half(float) noexcept nogil
     uint16_t sl_to_bfloat(float) noexcept nogil
+    void sl_from_halves_f32(const uint16_t*, Py_ssize_t, float*) noexcept nogil
+    void sl_to_halves_f32(const float*, Py_ssize_t, uint16_t*) noexcept nogil
 
 cdef extern from "sl_columns.h":
     void sl_copy_f32(const float*, Py_ssize_t, float*) noexcept nogil
@@ -40,6 +42,9 @@ cdef enum:
 cdef enum:
     # element types beside numpy's numbers
     KIND_BFLOAT = 10000
+
+cdef enum:
+    HALVES = 64             # float16 numbers that become float64 together
 
 ctypedef fused element:
     int8_t
@@ -351,12 +356,24 @@ cdef void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, re
         gather_short(data, kind, stride, n, to)
 
 
+cdef void gather_halves(const uint16_t* line, Py_ssize_t n, real* to) noexcept nogil:
+    cdef float single[HALVES]
+    cdef Py_ssize_t at, i, m
+    if real is float:
+        sl_from_halves_f32(line, n, to)
+    else:
+        for at from 0 <= at < n by HALVES:
+            m = min(<Py_ssize_t>HALVES, n - at)
+            sl_from_halves_f32(line + at, m, single)
+            for i in range(m):
+                to[at + i] = single[i]
+
+
 cdef void gather_short(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, real* to) noexcept nogil:
     cdef const uint16_t* line = <const uint16_t*>data
     cdef Py_ssize_t i
     if stride == 2 and kind == NPY_HALF:
-        for i in range(n):
-            to[i] = sl_from_half(line[i])
+        gather_halves(line, n, to)
     elif stride == 2:
         for i in range(n):
             to[i] = sl_from_bfloat(line[i])
@@ -371,14 +388,26 @@ cdef inline bint has_rows(const Operand* op, real hint) noexcept nogil:
     return op.kind == kind_of(hint) and op.inner == <Py_ssize_t>sizeof(real)
 
 
+cdef void scatter_halves(const real* values, uint16_t* line, Py_ssize_t n) noexcept nogil:
+    cdef float single[HALVES]
+    cdef Py_ssize_t at, i, m
+    if real is float:
+        sl_to_halves_f32(values, n, line)
+    else:
+        for at from 0 <= at < n by HALVES:
+            m = min(<Py_ssize_t>HALVES, n - at)
+            for i in range(m):
+                single[i] = <float>values[at + i]
+            sl_to_halves_f32(single, m, line + at)
+
+
 cdef void scatter_short(
     const real* values, char* data, int kind, Py_ssize_t stride, Py_ssize_t n
 ) noexcept nogil:
     cdef uint16_t* line = <uint16_t*>data
     cdef Py_ssize_t i
     if stride == 2 and kind == NPY_HALF:
-        for i in range(n):
-            line[i] = sl_to_half(<float>values[i])
+        scatter_halves(values, line, n)
     elif stride == 2:
         for i in range(n):
             line[i] = sl_to_bfloat(<float>values[i])
