@@ -259,7 +259,7 @@ cdef Py_ssize_t correct_elements(const Job* job) noexcept nogil:
     for start from 0 <= start < job.n by CHECKED:
         n = min(<Py_ssize_t>CHECKED, job.n - start)
         load_flat(&job.t, start, n, target)
-        load_weights(job, start, n, True, False, weight)
+        load_weights(job, start, n, True, NULL, weight)
         for i in range(n):
             correct += (weight[i] != 0 and job.predicted[start + i] == (target[i] > 0.5)
                         and is_number(job, start + i))

@@ -6,7 +6,7 @@
 # uses _operand: Operand PyArray_NDIM bind gather is_floating load_flat row_offsets view_flat
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
 # uses _sums: Sum add clear_padding clear_sum lane_sum padded quotient
-# uses _weights: CHECKED class_at frexp in_line load_weights mark_kept
+# uses _weights: CHECKED class_at frexp in_line load_class_weights load_weights mark_kept weighs_classes
 
 # Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
 # and at one that is read as a float64 first. Found as those of `COST`, level v4.
@@ -259,7 +259,10 @@ cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tot
     cdef Py_ssize_t at, i, n
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
-        load_weights(check.job, at, n, check.samples, check.classes, weight)
+        if check.classes:
+            load_class_weights(check.job, at, n, check.samples, weight)
+        else:
+            load_weights(check.job, at, n, check.samples, NULL, weight)
         clear_padding(weight, n)
         sum_ = lane_sum(<const double*>weight, padded(n), &lo)
         if SL_ISFINITE(sum_):
@@ -272,7 +275,7 @@ cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tot
 cdef int weight_total(Job* job, bint samples, bint classes) except -1:
     """To the job's divisor."""
     cdef Check check
-    cdef bint weighted = samples and job.has_weight or classes and job.hard and job.o.class_weight != NULL
+    cdef bint weighted = samples and job.has_weight or classes and weighs_classes(job)
     check.look = add_weights if weighted or job.extreme else count_kept
     check.job = job
     check.count = job.n
@@ -289,7 +292,10 @@ cdef void mark_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total
     cdef Py_ssize_t at, i, n
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
-        load_weights(check.job, at, n, check.samples, check.classes, weight)
+        if check.classes:
+            load_class_weights(check.job, at, n, check.samples, weight)
+        else:
+            load_weights(check.job, at, n, check.samples, NULL, weight)
         for i in range(n):
             check.marks[at + i] = weight[i] != 0
             total.hi += check.marks[at + i]
@@ -302,11 +308,11 @@ cdef void look_for_exponents(Check* check, Py_ssize_t start, Py_ssize_t count, S
     cdef const Job* job = check.job
     cdef Py_ssize_t at, i, n
     cdef int exponent, of_class
-    cdef bint classes = job.hard and job.o.class_weight != NULL
+    cdef bint classes = weighs_classes(job)
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
-        load_weights(job, at, n, True, False, weight)
-        load_weights(job, at, n, False, True, one)      # 0 for what does not count
+        load_weights(job, at, n, True, NULL, weight)
+        load_class_weights(job, at, n, False, one)      # 0 for what does not count
         if classes:
             load_flat(&job.t, at, n, label)
         for i in range(n):
@@ -347,7 +353,7 @@ cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tota
         if job.inner > 1:
             at = row // job.inner * job.inner * job.outputs + row % job.inner
             for i in range(job.outputs):
-                load_weights(job, at + i * job.inner, 1, check.samples, False, weight)
+                load_weights(job, at + i * job.inner, 1, check.samples, NULL, weight)
                 any |= weight[0] != 0
             if check.marks != NULL:
                 check.marks[row] = any
@@ -357,7 +363,7 @@ cdef void count_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tota
             if at % BLOCK_ITEMS == 0 and stopped(job):
                 return
             n = min(<Py_ssize_t>CHECKED, job.outputs - at)
-            load_weights(job, row * job.outputs + at, n, check.samples, False, weight)
+            load_weights(job, row * job.outputs + at, n, check.samples, NULL, weight)
             for i in range(n):
                 any |= weight[i] != 0
         if check.marks != NULL:
@@ -497,7 +503,7 @@ cdef void look_at_counted_rows(Check* check, Py_ssize_t start, Py_ssize_t count,
     cdef Py_ssize_t first, at, i, c, n, m
     for first from start <= first < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - first)
-        load_weights(job, first, n, not check.targets, False, counted)
+        load_weights(job, first, n, not check.targets, NULL, counted)
         row_offsets(op, first, n, offset)
         for i in range(n):
             if counted[i] == 0:

@@ -116,7 +116,7 @@ cdef const real* view_weights(const Job* job, Py_ssize_t start, Py_ssize_t n, re
     if (job.has_weight and not job.masked and not job.extreme and job.o.class_weight == NULL
             and in_vectors(&job.w, n, buffer[0])):
         return <const real*>job.w.data + start
-    load_weights(job, start, n, True, False, buffer)
+    load_weights(job, start, n, True, NULL, buffer)
     if job.o.class_weight != NULL:
         output_weights(job, job.o.class_weight, job.o.n_class_weight, start, n, buffer)
     clear_padding(buffer, n)

@@ -21,7 +21,7 @@
 # uses _sums: reduce_split sum_exponentials
 # uses _tiles: TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_LOST TILE_SLOPE TILE_TARGETS Tile open_rows
 # uses _tiles: place_tile write_tile
-# uses _weights: drops_by_class load_classes load_weights
+# uses _weights: drops_by_class load_class_weights load_classes load_weights weighs_classes
 # uses softmax_ce: close_indices index_losses index_target losses_first scaled_maximum
 # uses softmax_ce_options: CrossEntropy FocalColumns FocalEntries FocalSums ce_gradient clear_focal
 # uses softmax_ce_options: finish_factors finish_losses focal_columns focal_derivatives focal_entries
@@ -146,10 +146,9 @@ cdef inline void add_rescaled(const Rescale* to, const double* pair, double* hi,
 
 # ---- blocks of rows -------------------------------------------------------------------------------
 
-cdef void local_classes(const Shard* shard, Py_ssize_t start, int count, Py_ssize_t* y) noexcept nogil:
-    """Class indices of rows as classes of the shard, -1 where they are in another."""
+cdef void to_local_classes(const Shard* shard, int count, Py_ssize_t* y) noexcept nogil:
+    """Class indices to classes of the shard, -1 where they are in another."""
     cdef Py_ssize_t j, at
-    load_classes(&shard.whole, start, count, y)
     for j in range(count):
         at = y[j] - shard.first
         y[j] = at if 0 <= at < shard.job.k else -1
@@ -165,10 +164,13 @@ cdef void open_shard_group(
     for j in range(GROUP):
         group.weight[j] = 1
         group.y[j] = -1
-    if shard.whole.any_weight:
-        load_weights(&shard.whole, start, group.count, True, shard.job.indexed, group.weight)
     if shard.job.hard:
-        local_classes(shard, start, group.count, group.y)
+        load_classes(&shard.whole, start, group.count, group.y)
+    if shard.whole.any_weight:
+        load_weights(&shard.whole, start, group.count, True,
+                     group.y if shard.job.indexed and weighs_classes(&shard.whole) else NULL, group.weight)
+    if shard.job.hard:
+        to_local_classes(shard, group.count, group.y)
 
 
 cdef void part_of_rows(const Shard* shard, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
@@ -705,7 +707,7 @@ cdef void finish_entropy_tiles(
     finish_losses(tile, state, scratch[0])
     clear_focal(&again)
     if drops_by_class(&shard.whole):
-        load_weights(&shard.whole, tile.start, 1, False, True, &present)
+        load_class_weights(&shard.whole, tile.start, 1, False, &present)
     if present == 0:
         tile.weight[0] = 0
         clear_shard_row(shard, tile.start, scratch)

@@ -146,7 +146,7 @@ cdef void chunk_statistics(
     cdef double large, small
     cdef Py_ssize_t i
     if job.any_weight:
-        load_weights(job, start, n, True, False, scratch + WEIGHT)
+        load_weights(job, start, n, True, NULL, scratch + WEIGHT)
     for i in range(n):
         (<char*>job.predicted)[start + i] = x[i] > 0 and not (job.any_weight and weight[i] == 0)
     for i in range(n):

@@ -10,7 +10,6 @@
 # uses _job: Job
 # uses _math: absolute real sl_from_bits_f64
 # uses _operand: Operand load_flat
-# uses _sums: GROUP
 
 from libc.math cimport frexp, ldexp
 
@@ -28,11 +27,11 @@ cdef inline bint in_line(const Operand* op, int kind, Py_ssize_t size) noexcept 
     return op.ndim == 1 and op.kind == kind and op.stride[0] == size
 
 
-cdef void load_classes(const Job* job, Py_ssize_t start, int count, Py_ssize_t* y) noexcept nogil:
-    """Class indices of rows, at most GROUP of them; those of rows that do not count, which may be anything,
+cdef void load_classes(const Job* job, Py_ssize_t start, Py_ssize_t count, Py_ssize_t* y) noexcept nogil:
+    """Class indices of rows, at most CHECKED of them; those of rows that do not count, which may be anything,
     as ones in range. They are copied before they are clamped: a compiler may read an array twice, and GCC
     does, once to compare and once to use."""
-    cdef double label[GROUP]
+    cdef double label[CHECKED]
     cdef Py_ssize_t at, j, k = job.k
     if in_line(&job.t, np.NPY_INT64, 8):
         memcpy(y, job.t.data + start * 8, count * 8)
@@ -57,6 +56,11 @@ cdef inline double scaled_product(double a, double b, int exponent) noexcept nog
         return product * sl_from_bits_f64(<uint64_t>(1023 - exponent) << 52)
     product = frexp(a, &of_a) * frexp(b, &of_b)
     return ldexp(product, of_a + of_b - exponent)
+
+
+cdef inline bint weighs_classes(const Job* job) noexcept nogil:
+    """Whether rows have the weights of their class indices."""
+    return job.hard and job.o.class_weight != NULL
 
 
 cdef void mark_kept(const Job* job, Py_ssize_t start, Py_ssize_t count, uint8_t* kept) noexcept nogil:
@@ -88,16 +92,15 @@ cdef void mark_kept(const Job* job, Py_ssize_t start, Py_ssize_t count, uint8_t*
 
 
 cdef void load_weights(
-    const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, real* weight
+    const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, const Py_ssize_t* y, real* weight
 ) noexcept nogil:
     """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
-    or ignored, else the product of their weight (`samples`) and that of their class index (`classes`), over
-    the job's power of two."""
+    or ignored, else the product of their weight (`samples`) and that of their class y (unless NULL), over the
+    job's power of two."""
     cdef uint8_t kept[CHECKED]
     cdef bint some = job.masked or (job.hard and job.ignoring)
     cdef Py_ssize_t i
     samples = samples and job.has_weight
-    classes = classes and job.hard and job.o.class_weight != NULL
     if samples:
         load_flat(&job.w, start, count, weight)
     if some:
@@ -111,35 +114,38 @@ cdef void load_weights(
     elif not samples:
         for i in range(count):
             weight[i] = 1
-    if classes or job.extreme:
-        for i from 0 <= i < count by GROUP:
-            weigh_classes(job, start + i, <int>min(<Py_ssize_t>GROUP, count - i), classes, weight + i)
+    if job.extreme:
+        scale_weights(job, count, y, weight)
+    elif y != NULL:
+        for i in range(count):
+            weight[i] *= <real>job.o.class_weight[y[i]]
 
 
-cdef void weigh_classes(
-    const Job* job, Py_ssize_t start, int count, bint classes, real* weight
-) noexcept nogil:
-    """Multiply weights of at most GROUP rows by those of their class indices, and divide them by the job's
-    power of two."""
-    cdef const double* class_weight = job.o.class_weight
-    cdef Py_ssize_t y[GROUP]
+cdef void scale_weights(const Job* job, Py_ssize_t count, const Py_ssize_t* y, real* weight) noexcept nogil:
+    """Multiply weights by those of their classes, and divide them by the job's power of two."""
     cdef double of_class
-    cdef int j
-    if classes:
+    cdef Py_ssize_t i
+    for i in range(count):
+        if weight[i] != 0:
+            of_class = 1 if y == NULL else job.o.class_weight[y[i]]
+            weight[i] = <real>scaled_product(weight[i], of_class, job.exponent)
+
+
+cdef void load_class_weights(
+    const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, real* weight
+) noexcept nogil:
+    """The same with the weights of class indices, where the job has them."""
+    cdef Py_ssize_t y[CHECKED]
+    if weighs_classes(job):
         load_classes(job, start, count, y)
-    if not job.extreme:
-        for j in range(count):
-            weight[j] *= <real>class_weight[y[j]]
-        return
-    for j in range(count):
-        if weight[j] != 0:
-            of_class = class_weight[y[j]] if classes else 1
-            weight[j] = <real>scaled_product(weight[j], of_class, job.exponent)
+        load_weights(job, start, count, samples, y, weight)
+    else:
+        load_weights(job, start, count, samples, NULL, weight)
 
 
 cdef bint drops_by_class(const Job* job) noexcept nogil:
     """Whether a class weight of 0 leaves nothing of a row."""
-    return job.hard and job.o.class_weight != NULL and job.o.label_smoothing == 0 and job.o.z_loss == 0
+    return weighs_classes(job) and job.o.label_smoothing == 0 and job.o.z_loss == 0
 
 
 cdef void output_weights(

@@ -30,7 +30,7 @@
 # uses _sums: sum_split
 # uses _tiles: TILE_DIRECTION TILE_EV TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_OUT TILE_SECOND
 # uses _tiles: TILE_SLOPE TILE_TARGETS TILE_VECTOR Tile view_row write_tile
-# uses _weights: drops_by_class load_weights
+# uses _weights: drops_by_class load_class_weights
 
 cdef struct FocalSums:
     # in this order for sl_focal.h:
@@ -953,7 +953,7 @@ cdef void drop_absent_rows(Tile* tile, real* scratch) noexcept nogil:
     cdef int j
     if not drops_by_class(tile.job):
         return
-    load_weights(tile.job, tile.start, tile.count, False, True, present)
+    load_class_weights(tile.job, tile.start, tile.count, False, present)
     for j in range(tile.count):
         if present[j] == 0:
             tile.weight[j] = 0
