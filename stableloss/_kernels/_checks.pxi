@@ -194,19 +194,33 @@ cdef void look_at_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
             judge_weights(check, view_flat(check.op, at, n, doubles), n)
 
 
+cdef Py_ssize_t without_repeats(Operand* op, Py_ssize_t n) noexcept:
+    """Leave each number once that the innermost dimension repeats; returns how many that is of n elements."""
+    cdef Py_ssize_t length = op.shape[0]
+    cdef int d
+    if op.ndim == 1 or op.stride[0] != 0:
+        return n
+    op.ndim -= 1
+    for d in range(op.ndim):
+        op.shape[d] = op.shape[d + 1]
+        op.stride[d] = op.stride[d + 1]
+    return (n + length - 1) // length
+
+
 cdef bint weights_in_range(Job* job, double low, double high) except -1:
     """Whether all sample weights are finite; notes whether any but 0 is not between `low` and `high`, and
     whether any is negative."""
     cdef Check check
+    cdef Operand weights = job.w
     check.look = look_at_weights
     check.job = NULL
-    check.op = &job.w
-    check.count = job.n
+    check.op = &weights
+    check.count = without_repeats(&weights, job.n)
     check.block = BLOCK_ITEMS
     check.low = low
     check.high = high
     check.extreme = check.negative = False
-    look_at_all(&check, job.n, CONVERTED_LOOK)
+    look_at_all(&check, check.count, CONVERTED_LOOK)
     job.extreme = job.extreme or check.extreme
     job.signed_ = check.negative
     return not check.outside

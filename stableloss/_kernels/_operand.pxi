@@ -44,7 +44,7 @@ cdef enum:
     KIND_BFLOAT = 10000
 
 cdef enum:
-    HALVES = 64             # float16 numbers that become float64 together
+    TOGETHER = 64           # numbers that are converted, or moved, together
 
 ctypedef fused element:
     int8_t
@@ -253,12 +253,14 @@ cdef void bind_weights(Operand* op, PyArrayObject* a, PyArrayObject* logits, int
     close_dimensions(op)
 
 
-cdef inline Py_ssize_t advance(const Operand* op, Py_ssize_t* index, Py_ssize_t count) noexcept nogil:
-    """Step an index by `count` along the innermost dimension, which it may just reach the end of,
-    and carry; returns the change of the byte offset."""
-    cdef Py_ssize_t change = count * op.stride[0]
-    cdef int d = 0
-    index[0] += count
+cdef inline Py_ssize_t advance(
+    const Operand* op, Py_ssize_t* index, int along, Py_ssize_t count
+) noexcept nogil:
+    """Step an index by `count` along a dimension, which it may just reach the end of, and carry; returns the
+    change of the byte offset."""
+    cdef Py_ssize_t change = count * op.stride[along]
+    cdef int d = along
+    index[d] += count
     while d < op.ndim - 1 and index[d] == op.shape[d]:
         change -= index[d] * op.stride[d]
         index[d] = 0
@@ -297,7 +299,7 @@ cdef void row_offsets(
             offset[j] = at + j * op.stride[0]
         offset += take
         count -= take
-        at += advance(op, index, take)
+        at += advance(op, index, 0, take)
 
 
 cdef inline void gather_typed(
@@ -357,13 +359,13 @@ cdef void gather(const char* data, int kind, Py_ssize_t stride, Py_ssize_t n, re
 
 
 cdef void gather_halves(const uint16_t* line, Py_ssize_t n, real* to) noexcept nogil:
-    cdef float single[HALVES]
+    cdef float single[TOGETHER]
     cdef Py_ssize_t at, i, m
     if real is float:
         sl_from_halves_f32(line, n, to)
     else:
-        for at from 0 <= at < n by HALVES:
-            m = min(<Py_ssize_t>HALVES, n - at)
+        for at from 0 <= at < n by TOGETHER:
+            m = min(<Py_ssize_t>TOGETHER, n - at)
             sl_from_halves_f32(line + at, m, single)
             for i in range(m):
                 to[at + i] = single[i]
@@ -389,13 +391,13 @@ cdef inline bint has_rows(const Operand* op, real hint) noexcept nogil:
 
 
 cdef void scatter_halves(const real* values, uint16_t* line, Py_ssize_t n) noexcept nogil:
-    cdef float single[HALVES]
+    cdef float single[TOGETHER]
     cdef Py_ssize_t at, i, m
     if real is float:
         sl_to_halves_f32(values, n, line)
     else:
-        for at from 0 <= at < n by HALVES:
-            m = min(<Py_ssize_t>HALVES, n - at)
+        for at from 0 <= at < n by TOGETHER:
+            m = min(<Py_ssize_t>TOGETHER, n - at)
             for i in range(m):
                 single[i] = <float>values[at + i]
             sl_to_halves_f32(single, m, line + at)
@@ -461,20 +463,87 @@ cdef void store_values(
 # ---- operands read element by element -------------------------------------------------------------
 # Bound over all their dimensions, so that every element is a row of its own.
 
+# Where the innermost dimension repeats one number, as a weight for all of a row does, or has the longer steps,
+# as in Fortran's order, as many of its runs as there are whole ones are read or written together.
+
+cdef inline Py_ssize_t whole_runs(
+    const Operand* op, const Py_ssize_t* index, Py_ssize_t count
+) noexcept nogil:
+    """How many runs of the innermost dimension lie ahead, one after another along the next; 0 where they are
+    better taken one by one."""
+    cdef Py_ssize_t step = -op.stride[0] if op.stride[0] < 0 else op.stride[0]
+    cdef Py_ssize_t next_step = -op.stride[1] if op.stride[1] < 0 else op.stride[1]
+    if index[0] != 0 or 0 < step <= next_step:
+        return 0
+    return min(count // op.shape[0], op.shape[1] - index[1])
+
+
+cdef void repeat_numbers(
+    const char* data, int kind, Py_ssize_t stride, Py_ssize_t runs, Py_ssize_t length, real* to
+) noexcept nogil:
+    """Each of as many numbers as there are runs, `length` times."""
+    cdef real number[TOGETHER]
+    cdef Py_ssize_t first, i, j, n
+    for first from 0 <= first < runs by TOGETHER:
+        n = min(<Py_ssize_t>TOGETHER, runs - first)
+        gather(data + first * stride, kind, stride, n, number)
+        for i in range(n):
+            for j in range(length):
+                to[(first + i) * length + j] = number[i]
+
+
+cdef void load_runs(const Operand* op, const char* data, Py_ssize_t runs, real* to) noexcept nogil:
+    cdef real line[TOGETHER]
+    cdef const real* from_
+    cdef Py_ssize_t length = op.shape[0]
+    cdef Py_ssize_t first, i, j, n
+    if op.stride[0] == 0:
+        repeat_numbers(data, op.kind, op.stride[1], runs, length, to)
+        return
+    for j in range(length):
+        for first from 0 <= first < runs by TOGETHER:
+            n = min(<Py_ssize_t>TOGETHER, runs - first)
+            from_ = <const real*>(data + j * op.stride[0]) + first
+            if op.kind != kind_of(line[0]) or op.stride[1] != <Py_ssize_t>sizeof(real):
+                gather(data + j * op.stride[0] + first * op.stride[1], op.kind, op.stride[1], n, line)
+                from_ = line
+            for i in range(n):
+                to[(first + i) * length + j] = from_[i]
+
+
+cdef void store_runs(const Operand* op, char* data, Py_ssize_t runs, const real* values) noexcept nogil:
+    cdef real line[TOGETHER]
+    cdef Py_ssize_t length = op.shape[0]
+    cdef Py_ssize_t first, i, j, n
+    for j in range(length):
+        for first from 0 <= first < runs by TOGETHER:
+            n = min(<Py_ssize_t>TOGETHER, runs - first)
+            for i in range(n):
+                line[i] = values[(first + i) * length + j]
+            scatter(<const real*>line, data + j * op.stride[0] + first * op.stride[1], op.kind, op.stride[1],
+                    n)
+
+
 cdef void load_flat(const Operand* op, Py_ssize_t start, Py_ssize_t count, real* to) noexcept nogil:
     """Read elements start ... start + count - 1 in C order, as floats."""
     cdef Py_ssize_t index[MAX_DIMS]
-    cdef Py_ssize_t at, take
+    cdef Py_ssize_t at, take, runs
     if op.ndim == 1:
         gather(op.data + start * op.stride[0], op.kind, op.stride[0], count, to)
         return
     at = locate(op, start, index)
     while count > 0:
-        take = min(count, op.shape[0] - index[0])
-        gather(op.data + at, op.kind, op.stride[0], take, to)
+        runs = whole_runs(op, index, count)
+        if runs > 0:
+            take = runs * op.shape[0]
+            load_runs(op, op.data + at, runs, to)
+            at += advance(op, index, 1, runs)
+        else:
+            take = min(count, op.shape[0] - index[0])
+            gather(op.data + at, op.kind, op.stride[0], take, to)
+            at += advance(op, index, 0, take)
         to += take
         count -= take
-        at += advance(op, index, take)
 
 
 cdef void store_flat(
@@ -482,17 +551,23 @@ cdef void store_flat(
 ) noexcept nogil:
     """Write elements start ... start + count - 1 in C order."""
     cdef Py_ssize_t index[MAX_DIMS]
-    cdef Py_ssize_t at, take
+    cdef Py_ssize_t at, take, runs
     if op.ndim == 1:
         scatter(values, op.data + start * op.stride[0], op.kind, op.stride[0], count)
         return
     at = locate(op, start, index)
     while count > 0:
-        take = min(count, op.shape[0] - index[0])
-        scatter(values, op.data + at, op.kind, op.stride[0], take)
+        runs = whole_runs(op, index, count)
+        if runs > 0:
+            take = runs * op.shape[0]
+            store_runs(op, op.data + at, runs, values)
+            at += advance(op, index, 1, runs)
+        else:
+            take = min(count, op.shape[0] - index[0])
+            scatter(values, op.data + at, op.kind, op.stride[0], take)
+            at += advance(op, index, 0, take)
         values += take
         count -= take
-        at += advance(op, index, take)
 
 
 cdef inline const real* view_flat(

@@ -10,6 +10,7 @@
 # uses _job: Job
 # uses _math: absolute real sl_from_bits_f64
 # uses _operand: Operand load_flat
+# uses _sums: CHUNK
 
 from libc.math cimport frexp, ldexp
 
@@ -151,17 +152,27 @@ cdef bint drops_by_class(const Job* job) noexcept nogil:
 cdef void output_weights(
     const Job* job, const double* weight, Py_ssize_t weights, Py_ssize_t start, Py_ssize_t n, real* to
 ) noexcept nogil:
-    """Multiply elements start ... start + n - 1 by the weights of their outputs."""
+    """Multiply elements start ... start + n - 1, at most CHUNK of them, by the weights of their outputs."""
+    cdef real every[CHUNK]
     cdef Py_ssize_t outputs = job.outputs
-    cdef Py_ssize_t i, until, output = start // job.inner % outputs
+    cdef Py_ssize_t i, until, have, output = start // job.inner % outputs
     if weights == 1:
         for i in range(n):
             to[i] *= <real>weight[0]
         return
     if job.inner == 1:
+        # one period after another, twice as many in each step
+        have = min(outputs, n)
+        until = min(outputs - output, have)
+        for i in range(until):
+            every[i] = <real>weight[output + i]
+        for i in range(have - until):
+            every[until + i] = <real>weight[i]
+        while have < n:
+            memcpy(every + have, every, min(have, n - have) * sizeof(real))
+            have += min(have, n - have)
         for i in range(n):
-            to[i] *= <real>weight[output]
-            output = output + 1 if output + 1 < outputs else 0
+            to[i] *= every[i]
         return
     until = job.inner - start % job.inner
     for i in range(n):
