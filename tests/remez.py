@@ -84,6 +84,16 @@ def reduced():
 EXP = {
     count: Fit(count, rest_of_exp, lambda r: r**2 / mpmath.exp(r), reduced, "e**r") for count in (5, 6, 10)
 }
+LOG1P = {
+    count: Fit(
+        count,
+        rest_of_log1p,
+        lambda t: t**2 / mpmath.log1p(t) if t else mpf(0),
+        lambda: (mpf(0), mpf(1)),
+        "log(1 + t)",
+    )
+    for count in (10, 12)
+}
 FITS = {
     ("EXP", "F32"): EXP[5],
     ("EXP", "F64"): EXP[10],
@@ -96,13 +106,8 @@ FITS = {
         "1 / (1 + e)",
     ),
     ("TANH", "F64"): Fit(9, rest_of_tanh, weight_of_tanh, lambda: (mpf(0), mpf(1)), "tanh(t)"),
-    ("LOG", "F32"): Fit(
-        10,
-        rest_of_log1p,
-        lambda t: t**2 / mpmath.log1p(t) if t else mpf(0),
-        lambda: (mpf(0), mpf(1)),
-        "log(1 + t)",
-    ),
+    ("LOG", "F32"): LOG1P[10],
+    ("BRIEFLOG", "F64"): LOG1P[12],
     # log(1 + f) = 2 atanh(s) with s = f / (2 + f), at most 1/5; the error is relative to 2 s
     ("LOG", "F64"): Fit(8, rest_of_atanh, lambda z: z / 2, lambda: (mpf(0), mpf("0.0401")), "2 s"),
 }

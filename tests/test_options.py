@@ -524,6 +524,29 @@ def test_float32_focal_of_two_classes(gamma):
             assert ulps.max() <= 4 + (not bits.fused())
 
 
+GAMMAS_OF_ELEMENTS = [0.5, 1.0, 2.0, 7.0, 8.0, (3.0, 0.5)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"logit_scale": 1.7}, *({"focal_gamma": gamma} for gamma in GAMMAS_OF_ELEMENTS)], ids=str
+)
+def test_float32_options_of_elements(options):
+    """Every 4099th logit below 128."""
+    size = np.arange(0, 0x43000000, 4099, dtype=np.uint32).view(np.float32)
+    logits = np.concatenate([size, -size])
+    loss = sl.SigmoidBCE(reduction="none", **options)
+    scale, gamma = options.get("logit_scale", 1.0), options.get("focal_gamma", 0.0)
+    for target in (0.0, 1.0):
+        values, grad = loss.value_and_grad(logits, np.full_like(logits, target))
+        side = 2 * target - 1
+        exponent = gamma if np.isscalar(gamma) else gamma[0 if target else 1]
+        exact_loss, exact_grad = focal_of_margin(side * scale * np.float64(logits), exponent)
+        for got, exact in ((values, exact_loss), (-side * grad, scale * exact_grad)):
+            normal = exact >= np.finfo(np.float32).tiny
+            ulps = abs(got - exact)[normal] / np.spacing(np.float32(exact[normal]))
+            assert ulps.max() <= 1
+
+
 @pytest.mark.parametrize("cap", [0.75, 30.0, 1e5])
 def test_float32_capped_logits_of_two_classes(cap):
     """Every 4099th logit there is: below the cap they are capped in one way, above it in another, and what is
@@ -868,6 +891,14 @@ def test_empty_batch(cls, options):
             assert grad.shape == shape
             assert stats.correct == 0
             assert stats.predicted.shape == targets.shape
+
+
+@pytest.mark.parametrize("loss", [sl.sigmoid_bce, sl.sigmoid_mse], ids=lambda loss: loss._stem)
+def test_weights_of_no_rows(loss):
+    for shape in [(0, 10), (3, 0), (0, 2, 3)]:
+        value, grad = loss.value_and_grad(np.zeros(shape), np.zeros(shape), sample_weight=np.zeros(shape[0]))
+        assert value == 0
+        assert grad.shape == shape
 
 
 def test_ignore_index_of_any_integer():

@@ -521,7 +521,7 @@ cdef class Call:
             if self.focuses_singles(job):
                 job.in_float64 = False
                 job.how = SL_COMPENSATED
-            elif loss.settings.focal_gamma <= BRIEF_GAMMA:
+            elif max(loss.settings.focal_gamma, loss.settings.focal_gamma_negative) <= BRIEF_GAMMA:
                 job.how = SL_BRIEF
 
     cdef bint focuses_singles(self, const Job* job) noexcept:

@@ -198,7 +198,7 @@ cdef Py_ssize_t without_repeats(Operand* op, Py_ssize_t n) noexcept:
     """Leave each number once that the innermost dimension repeats; returns how many that is of n elements."""
     cdef Py_ssize_t length = op.shape[0]
     cdef int d
-    if op.ndim == 1 or op.stride[0] != 0:
+    if n == 0 or op.ndim == 1 or op.stride[0] != 0:
         return n
     op.ndim -= 1
     for d in range(op.ndim):

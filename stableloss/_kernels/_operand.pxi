@@ -463,8 +463,8 @@ cdef void store_values(
 # ---- operands read element by element -------------------------------------------------------------
 # Bound over all their dimensions, so that every element is a row of its own.
 
-# Where the innermost dimension repeats one number, as a weight for all of a row does, or has the longer steps,
-# as in Fortran's order, as many of its runs as there are whole ones are read or written together.
+# Where the innermost dimension repeats one number, as a weight for all of a row does, or has the longer
+# steps, as in Fortran's order, as many of its runs as there are whole ones are read or written together.
 
 cdef inline Py_ssize_t whole_runs(
     const Operand* op, const Py_ssize_t* index, Py_ssize_t count

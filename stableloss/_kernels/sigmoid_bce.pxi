@@ -12,9 +12,9 @@
 #   grad  -A b**g (b + g a S) + B a**h (a + h b T)
 #   hess  A b**g (a b (1 + 2g) + g a S (g a - b)) + B a**h (a b (1 + 2h) + h b T (h b - a))
 #
-# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE SLOPE VALUE chunk_exponentials
-# uses _elements: close_chunk open_chunk place_gradient
-# uses _job: Job loss_kernel
+# uses _elements: EXPONENTIAL GRAD HESS LOGIT LOG_OFF LOG_ON NEGATIVE POSITIVE PRODUCT SLOPE VALUE WEIGHT
+# uses _elements: chunk_exponentials close_chunk open_chunk place_gradient
+# uses _job: Job SL_BRIEF loss_kernel
 # uses _logits: chain_first chain_second smallest_normal transform_logits
 # uses _math: absolute exp_negative fma log1p_positive log1p_unit product_error real square_of_one_plus
 # uses _operand: load_flat
@@ -29,6 +29,15 @@ cdef extern from "sl_elements.h" nogil:
         const float*, const float*, const float*, Py_ssize_t, float, float*, float*, bint) noexcept
     void sl_bce_f64(
         const double*, const double*, const double*, Py_ssize_t, double, double*, double*, bint) noexcept
+
+
+cdef extern from "sl_brief.h" nogil:
+    void sl_brief_logs(const double*, Py_ssize_t, double*, double*, double*) noexcept
+    void sl_brief_shares(const double*, const double*, Py_ssize_t, double*, double*) noexcept
+
+
+cdef enum:
+    WHOLE_EXPONENT = 7      # focusing exponents of float32 up to here that are whole numbers are products
 
 
 cdef void plain_chunks(
@@ -91,6 +100,10 @@ cdef void option_logits(const Job* job, Py_ssize_t start, Py_ssize_t n, real* sc
             x[i] = a - b
         return
     transform_logits(job, n, x, scratch + SLOPE)
+    if real is double:
+        if job.how == SL_BRIEF:
+            sl_brief_logs(x, n, e, on, off)
+            return
     for i in range(n):
         e[i] = exp_negative(-absolute(x[i]))
     for i in range(n):
@@ -148,36 +161,75 @@ cdef inline real focal_power(real gamma, real minus_log) noexcept nogil:
     return exp_negative(-exponent) * (<real>1 - lo)
 
 
+cdef inline int whole_exponent(double gamma) noexcept nogil:
+    """gamma where its power is a product, else -1."""
+    cdef int whole = <int>gamma if gamma <= WHOLE_EXPONENT else -1
+    return whole if whole == gamma else -1
+
+
+cdef void brief_powers(
+    Py_ssize_t n, const double* base, const double* minus_log, double gamma, double* power
+) noexcept nogil:
+    """base**gamma for float32, of which minus_log is -log(base)."""
+    cdef int whole = whole_exponent(gamma)
+    cdef double square
+    cdef Py_ssize_t i
+    if whole < 0:
+        for i in range(n):
+            power[i] = focal_power(gamma, minus_log[i])
+        return
+    for i in range(n):
+        square = base[i] * base[i]
+        power[i] = ((base[i] if whole & 1 else 1) * (square if whole & 2 else 1)
+                    * (square * square if whole & 4 else 1))
+
+
+cdef inline void focal_element(
+    Py_ssize_t i, real a, real b, real a_power, real b_power, const real* gamma, bint curved, real* scratch
+) noexcept nogil:
+    """From a and b = 1 - a, and their powers with gamma[1] and gamma[0]."""
+    cdef real on = scratch[POSITIVE + i]
+    cdef real off = scratch[NEGATIVE + i]
+    cdef real log_on = scratch[LOG_ON + i]
+    cdef real log_off = scratch[LOG_OFF + i]
+    # a S tends to 0 with a
+    cdef real a_log = gamma[0] * bounded_product(a, log_on)
+    cdef real b_log = gamma[1] * bounded_product(b, log_off)
+    scratch[VALUE + i] = bounded_product(on * b_power, log_on) + bounded_product(off * a_power, log_off)
+    scratch[GRAD + i] = off * a_power * (a + b_log) - on * b_power * (b + a_log)
+    if curved:
+        scratch[HESS + i] = (
+            on * b_power * (a * b * (<real>1 + <real>2 * gamma[0]) + a_log * (gamma[0] * a - b))
+            + off * a_power * (a * b * (<real>1 + <real>2 * gamma[1]) + b_log * (gamma[1] * b - a)))
+
+
 cdef void focal_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:
     """The same with focusing."""
     cdef const real* x = scratch + LOGIT
     cdef const real* e = scratch + EXPONENTIAL
-    cdef const real* on = scratch + POSITIVE
-    cdef const real* off = scratch + NEGATIVE
     cdef const real* log_on = scratch + LOG_ON
     cdef const real* log_off = scratch + LOG_OFF
-    cdef real* value = scratch + VALUE
-    cdef real* grad = scratch + GRAD
-    cdef real* hess = scratch + HESS
-    cdef real gamma = <real>job.o.focal_gamma
-    cdef real gamma_off = <real>job.o.focal_gamma_negative
     cdef bint curved = job.want & (WANT_HESS | WANT_PRODUCT) != 0
-    cdef real a, b, a_power, b_power, a_log, b_log
+    cdef real[2] gamma = [<real>job.o.focal_gamma, <real>job.o.focal_gamma_negative]
+    cdef real* share = scratch + WEIGHT         # these two until the chunk is closed
+    cdef real* rest = scratch + PRODUCT
+    cdef real* share_power = scratch + VALUE    # and these until they are overwritten by results
+    cdef real* rest_power = scratch + GRAD
+    cdef real a, b
     cdef Py_ssize_t i
+    if real is double:
+        if job.how == SL_BRIEF:
+            sl_brief_shares(x, e, n, share, rest)
+            brief_powers(n, rest, log_off, job.o.focal_gamma, rest_power)
+            brief_powers(n, share, log_on, job.o.focal_gamma_negative, share_power)
+            for i in range(n):
+                focal_element(i, share[i], rest[i], share_power[i], rest_power[i], gamma, curved, scratch)
+            return
     for i in range(n):
         a = (e[i] if x[i] < 0 else <real>1) / (<real>1 + e[i])
         b = (<real>1 if x[i] < 0 else e[i]) / (<real>1 + e[i])
-        b_power = focal_power(gamma, log_off[i])
-        a_power = focal_power(gamma_off, log_on[i])
-        # a S tends to 0 with a
-        a_log = gamma * bounded_product(a, log_on[i])
-        b_log = gamma_off * bounded_product(b, log_off[i])
-        value[i] = bounded_product(on[i] * b_power, log_on[i]) + bounded_product(off[i] * a_power, log_off[i])
-        grad[i] = off[i] * a_power * (a + b_log) - on[i] * b_power * (b + a_log)
-        if curved:
-            hess[i] = (
-                on[i] * b_power * (a * b * (<real>1 + <real>2 * gamma) + a_log * (gamma * a - b))
-                + off[i] * a_power * (a * b * (<real>1 + <real>2 * gamma_off) + b_log * (gamma_off * b - a)))
+        focal_element(i, a, b, focal_power(gamma[1], log_on[i]), focal_power(gamma[0], log_off[i]), gamma,
+                      curved, scratch)
 
 
 cdef void target_chunk(const Job* job, Py_ssize_t start, Py_ssize_t n, real* scratch) noexcept nogil:

@@ -123,6 +123,19 @@ static inline double sl_pow2_f64(double shifted) {
 #define SL_LOG7_F32 0x1.57e962p-5f                  /* 0.0419814028 */
 #define SL_LOG8_F32 -0x1.bead4ep-7f                 /* -0.0136314994 */
 #define SL_LOG9_F32 0x1.0fb4b4p-9f                  /* 0.00207295129 */
+/* the same for float32 that is computed in float64: relative error 2**-35.5 */
+#define SL_BRIEFLOG0_F64 -0x1.ffffffb3dbefep-2      /* -0.499999995568018 */
+#define SL_BRIEFLOG1_F64 0x1.55554064c77e8p-2       /* 0.33333302130802034 */
+#define SL_BRIEFLOG2_F64 -0x1.fffbf32df0419p-3      /* -0.24999227508490732 */
+#define SL_BRIEFLOG3_F64 0x1.9966c313afbd1p-3       /* 0.19990303424671521 */
+#define SL_BRIEFLOG4_F64 -0x1.53d9be7619c7cp-3      /* -0.1659426574508166 */
+#define SL_BRIEFLOG5_F64 0x1.1d5efae34c9adp-3       /* 0.13934131628191207 */
+#define SL_BRIEFLOG6_F64 -0x1.cfde281ead0a1p-4      /* -0.11324897453124773 */
+#define SL_BRIEFLOG7_F64 0x1.53ce2d4ab0dcp-4        /* 0.082960297509138137 */
+#define SL_BRIEFLOG8_F64 -0x1.9922062d374fap-5      /* -0.049942981780739928 */
+#define SL_BRIEFLOG9_F64 0x1.6b2287c8903d2p-6       /* 0.022163994408632544 */
+#define SL_BRIEFLOG10_F64 -0x1.99f3c0fcfeb49p-8     /* -0.0062553735888240614 */
+#define SL_BRIEFLOG11_F64 0x1.b1fe0e61690c1p-11     /* 0.0008277748240073311 */
 /* atanh(s) = s + s**3 p(s**2) / 2, |s| <= 1/5: error of the logarithm 2**-62.7 */
 #define SL_LOG0_F64 0x1.555555555554fp-1            /* 0.66666666666666596 */
 #define SL_LOG1_F64 0x1.999999999c1adp-2            /* 0.40000000000056951 */
