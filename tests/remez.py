@@ -105,7 +105,8 @@ FITS = {
         lambda: (mpf(0), mpmath.exp(-2) * mpf("1.0001")),
         "1 / (1 + e)",
     ),
-    ("TANH", "F64"): Fit(9, rest_of_tanh, weight_of_tanh, lambda: (mpf(0), mpf(1)), "tanh(t)"),
+    ("BRIEFTANH", "F64"): Fit(9, rest_of_tanh, weight_of_tanh, lambda: (mpf(0), mpf(1)), "tanh(t)"),
+    ("TANH", "F64"): Fit(10, rest_of_tanh, weight_of_tanh, lambda: (mpf(0), mpf("0.2501")), "tanh(t)"),
     ("LOG", "F32"): LOG1P[10],
     ("BRIEFLOG", "F64"): LOG1P[12],
     # log(1 + f) = 2 atanh(s) with s = f / (2 + f), at most 1/5; the error is relative to 2 s

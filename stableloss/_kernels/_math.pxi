@@ -44,6 +44,8 @@ cdef extern from "sl_math.h":
     const double SL_UNIT_F64
     const float SL_LOG0_F32, SL_LOG1_F32, SL_LOG2_F32, SL_LOG3_F32, SL_LOG4_F32
     const float SL_LOG5_F32, SL_LOG6_F32, SL_LOG7_F32, SL_LOG8_F32, SL_LOG9_F32
+    const double SL_TANH0_F64, SL_TANH1_F64, SL_TANH2_F64, SL_TANH3_F64, SL_TANH4_F64
+    const double SL_TANH5_F64, SL_TANH6_F64, SL_TANH7_F64, SL_TANH8_F64, SL_TANH9_F64
 
 # A literal beside a float is cast to `real`: as it stands it would be a C double, and take the whole
 # expression to float64 with it.

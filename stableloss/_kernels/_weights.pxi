@@ -67,13 +67,14 @@ cdef inline bint weighs_classes(const Job* job) noexcept nogil:
 cdef void mark_kept(const Job* job, Py_ssize_t start, Py_ssize_t count, uint8_t* kept) noexcept nogil:
     """Mark rows (elements), at most CHECKED of them, with 0 where they are masked or ignored, else with 1."""
     cdef double value[CHECKED]
-    cdef const uint8_t* mask = <const uint8_t*>job.mask.data + start
-    cdef const int64_t* label = <const int64_t*>job.t.data + start
+    cdef const uint8_t* mask
+    cdef const int64_t* label
     cdef int64_t ignored
     cdef Py_ssize_t i
     if not job.masked:
         memset(kept, 1, count)
     elif in_line(&job.mask, np.NPY_BOOL, 1):
+        mask = <const uint8_t*>job.mask.data + start
         for i in range(count):
             kept[i] = mask[i] != 0
     else:
@@ -83,6 +84,7 @@ cdef void mark_kept(const Job* job, Py_ssize_t start, Py_ssize_t count, uint8_t*
     if not (job.hard and job.ignoring):
         return
     if in_line(&job.t, np.NPY_INT64, 8):
+        label = <const int64_t*>job.t.data + start
         ignored = <int64_t>job.o.ignore_index
         for i in range(count):
             kept[i] &= label[i] != ignored

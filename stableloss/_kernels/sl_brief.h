@@ -73,14 +73,14 @@ static void sl_brief_shares(const double *x, const double *e, Py_ssize_t n, doub
 /* cap * tanh(t) and its derivative by x for t = x / cap, from t**2 <= 1. */
 static SL_ALWAYS_INLINE sl_vector_f64 sl_brief_near_cap(
         sl_vector_f64 x, sl_vector_f64 t, sl_vector_f64 square, sl_vector_f64 *slope) {
-    sl_vector_f64 q = sl_fma_f64(sl_all_f64(SL_TANH8_F64), square, sl_all_f64(SL_TANH7_F64));
-    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH6_F64));
-    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH5_F64));
-    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH4_F64));
-    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH3_F64));
-    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH2_F64));
-    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH1_F64));
-    q = sl_fma_f64(q, square, sl_all_f64(SL_TANH0_F64));
+    sl_vector_f64 q = sl_fma_f64(sl_all_f64(SL_BRIEFTANH8_F64), square, sl_all_f64(SL_BRIEFTANH7_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_BRIEFTANH6_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_BRIEFTANH5_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_BRIEFTANH4_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_BRIEFTANH3_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_BRIEFTANH2_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_BRIEFTANH1_F64));
+    q = sl_fma_f64(q, square, sl_all_f64(SL_BRIEFTANH0_F64));
     q = sl_fma_f64(q, square, sl_all_f64(1));
     t *= q;
     *slope = sl_fma_f64(-t, t, sl_all_f64(1));

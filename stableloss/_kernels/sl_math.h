@@ -102,15 +102,26 @@ static inline double sl_pow2_f64(double shifted) {
 #define SL_SHARE4_F64 -0x1.e14fbc3a1e578p-1         /* -0.94006145677046415 */
 #define SL_SHARE5_F64 0x1.47ef385652279p-1          /* 0.6404969792720997 */
 /* tanh(t) = t + t**3 q(t**2), |t| <= 1, for that: relative error 2**-34.8 */
-#define SL_TANH0_F64 -0x1.5555550d71e81p-2          /* -0.33333332914887853 */
-#define SL_TANH1_F64 0x1.1110fa308316cp-3           /* 0.13333316288516117 */
-#define SL_TANH2_F64 -0x1.ba1693a8fc547p-5          /* -0.05396584358084993 */
-#define SL_TANH3_F64 0x1.66087057fca68p-6           /* 0.021852597914355704 */
-#define SL_TANH4_F64 -0x1.2033d3d827f79p-7          /* -0.0087952408214844058 */
-#define SL_TANH5_F64 0x1.c0a0049dcd52ep-9           /* 0.0034227376590033809 */
-#define SL_TANH6_F64 -0x1.368a55dd16f1fp-10         /* -0.0011846175105096402 */
-#define SL_TANH7_F64 0x1.40b932d407f17p-12          /* 0.0003058656996035454 */
-#define SL_TANH8_F64 -0x1.596b4a2805c9p-15          /* -4.1177165542354986e-05 */
+#define SL_BRIEFTANH0_F64 -0x1.5555550d71e81p-2     /* -0.33333332914887853 */
+#define SL_BRIEFTANH1_F64 0x1.1110fa308316cp-3      /* 0.13333316288516117 */
+#define SL_BRIEFTANH2_F64 -0x1.ba1693a8fc547p-5     /* -0.05396584358084993 */
+#define SL_BRIEFTANH3_F64 0x1.66087057fca68p-6      /* 0.021852597914355704 */
+#define SL_BRIEFTANH4_F64 -0x1.2033d3d827f79p-7     /* -0.0087952408214844058 */
+#define SL_BRIEFTANH5_F64 0x1.c0a0049dcd52ep-9      /* 0.0034227376590033809 */
+#define SL_BRIEFTANH6_F64 -0x1.368a55dd16f1fp-10    /* -0.0011846175105096402 */
+#define SL_BRIEFTANH7_F64 0x1.40b932d407f17p-12     /* 0.0003058656996035454 */
+#define SL_BRIEFTANH8_F64 -0x1.596b4a2805c9p-15     /* -4.1177165542354986e-05 */
+/* and with all digits, |t| <= 1/2: relative error 2**-58.3 */
+#define SL_TANH0_F64 -0x1.5555555555537p-2          /* -0.33333333333333165 */
+#define SL_TANH1_F64 0x1.111111110e27ap-3           /* 0.13333333333300229 */
+#define SL_TANH2_F64 -0x1.ba1ba1b707ab3p-5          /* -0.053968253945858712 */
+#define SL_TANH3_F64 0x1.664f47b42863fp-6           /* 0.021869487784561988 */
+#define SL_TANH4_F64 -0x1.226e162a1bcfcp-7          /* -0.0088632209992440744 */
+#define SL_TANH5_F64 0x1.d6cdf6a4f262bp-9           /* 0.0035919536189552756 */
+#define SL_TANH6_F64 -0x1.7d4906888ec95p-10         /* -0.001454487823265881 */
+#define SL_TANH7_F64 0x1.31d0b84848fbfp-11          /* 0.00058329641709464048 */
+#define SL_TANH8_F64 -0x1.c8ce86f61c16p-13          /* -0.00021782243101454556 */
+#define SL_TANH9_F64 0x1.dc6a53a531c4p-15           /* 5.6793134072523777e-05 */
 
 /* log1p(t) = t + t**2 q(t), 0 <= t <= 1: relative error 2**-30.2 */
 #define SL_LOG0_F32 -0x1.fffff8p-2f                 /* -0.499999881 */
