@@ -60,8 +60,10 @@ cdef inline double capped(
 
 
 cdef inline double near_capped(double x, double power, double inverse, double* slope) noexcept nogil:
-    """The same for |t| up to 1/2, without exponential and division: 1.25 ulp at x = 0x1.0eafb870dfc75p+1 of the
-    cap 0x1.0fb7489b1747p+2, its derivative 1.42 at 0x1.f4856ed8c0124p+1 of 0x1.f893bae4327b8p+2."""
+    """The same for |t| up to 1/2, without exponential and division.
+
+    1.25 ulp at x = 0x1.0eafb870dfc75p+1 of the cap 0x1.0fb7489b1747p+2, the derivative 1.42 at
+    0x1.f4856ed8c0124p+1 of 0x1.f893bae4327b8p+2 (of as many)."""
     cdef double t = x * power * inverse
     cdef double square = t * t
     cdef double q = SL_FMA(SL_TANH9_F64, square, SL_TANH8_F64)
