@@ -470,12 +470,13 @@ cdef inline Py_ssize_t whole_runs(
     const Operand* op, const Py_ssize_t* index, Py_ssize_t count
 ) noexcept nogil:
     """How many runs of the innermost dimension lie ahead, one after another along the next; 0 where they are
-    better taken one by one."""
+    better taken one by one, as those are that are fewer than they are long."""
     cdef Py_ssize_t step = -op.stride[0] if op.stride[0] < 0 else op.stride[0]
     cdef Py_ssize_t next_step = -op.stride[1] if op.stride[1] < 0 else op.stride[1]
-    if index[0] != 0 or 0 < step <= next_step:
+    cdef Py_ssize_t runs = min(count // op.shape[0], op.shape[1] - index[1])
+    if index[0] != 0 or 0 < step <= next_step or (step > 0 and runs < op.shape[0]):
         return 0
-    return min(count // op.shape[0], op.shape[1] - index[1])
+    return runs
 
 
 cdef void repeat_numbers(
