@@ -504,6 +504,12 @@ def focal_of_margin(margin, gamma):
     return power * entropy, rest * (power + gamma * p * rest ** (gamma - 1) * entropy)
 
 
+def largest_error(got, exact):
+    """In ulps of float32, among normal numbers."""
+    normal = exact >= np.finfo(np.float32).tiny
+    return (abs(got - exact)[normal] / np.spacing(np.float32(exact[normal]))).max()
+
+
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 2.5])
 def test_float32_focal_of_two_classes(gamma):
     """Every 4099th logit below 128. Up to an exponent of 2 the exponentials are float32's own."""
@@ -519,9 +525,7 @@ def test_float32_focal_of_two_classes(gamma):
             (-grad[:, target], exact_grad),
             (grad[:, 1 - target], exact_grad),
         ):
-            normal = exact >= np.finfo(np.float32).tiny
-            ulps = abs(got - exact)[normal] / np.spacing(np.float32(exact[normal]))
-            assert ulps.max() <= 4 + (not bits.fused())
+            assert largest_error(got, exact) <= 4 + (not bits.fused())
 
 
 GAMMAS_OF_ELEMENTS = [0.5, 1.0, 2.0, 7.0, 8.0, (3.0, 0.5)]
@@ -542,9 +546,7 @@ def test_float32_options_of_elements(options):
         exponent = gamma if np.isscalar(gamma) else gamma[0 if target else 1]
         exact_loss, exact_grad = focal_of_margin(side * scale * np.float64(logits), exponent)
         for got, exact in ((values, exact_loss), (-side * grad, scale * exact_grad)):
-            normal = exact >= np.finfo(np.float32).tiny
-            ulps = abs(got - exact)[normal] / np.spacing(np.float32(exact[normal]))
-            assert ulps.max() <= 1
+            assert largest_error(got, exact) <= 1
 
 
 @pytest.mark.parametrize("cap", [0.75, 30.0, 1e5])
@@ -561,9 +563,7 @@ def test_float32_capped_logits_of_two_classes(cap):
     exact_loss = np.where(margin > 0, 0, -margin) + np.log1p(odds)
     exact_grad = np.where(margin > 0, odds, 1) / (1 + odds) * 4 * decay / (1 + decay) ** 2
     for got, exact in ((values, exact_loss), (-grad[:, 0], exact_grad)):
-        normal = exact >= np.finfo(np.float32).tiny
-        ulps = abs(got - exact)[normal] / np.spacing(np.float32(exact[normal]))
-        assert ulps.max() <= 1
+        assert largest_error(got, exact) <= 1
     order = generator("capped", cap).permutation(len(logits))
     shuffled_values, shuffled_grad = loss.value_and_grad(logits[order], np.zeros(len(logits), np.int64))
     assert_same_bits(values[order], shuffled_values)

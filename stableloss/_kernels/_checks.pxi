@@ -3,10 +3,10 @@
 # uses _blocks: SL_PEEK SL_STORE stopped sum_blocks
 # uses _job: BLOCK_ITEMS Job
 # uses _math: PyArrayObject SL_INFINITY SL_ISFINITE absolute real sl_bits_f64 sl_bits_from_float
-# uses _operand: Operand PyArray_NDIM bind gather is_floating load_flat row_offsets view_flat
+# uses _operand: Operand PyArray_NDIM bind gather is_floating row_offsets view_flat
 # uses _options: REDUCE_BATCHMEAN REDUCE_MEAN
 # uses _sums: Sum add clear_padding clear_sum lane_sum padded quotient
-# uses _weights: CHECKED class_at frexp in_line load_class_weights load_weights mark_kept weighs_classes
+# uses _weights: CHECKED frexp in_line load_class_weights load_classes load_weights mark_kept weighs_classes
 
 # Nanoseconds that a look takes at least, outside the innermost cache: at the bits of an element, by the byte,
 # and at one that is read as a float64 first. Found as those of `COST`, level v4.
@@ -20,6 +20,11 @@ cdef enum:
     EXPONENTS = 4195
 
 cdef double DOUBLE_MAX = 1.7976931348623157e308
+
+
+cdef inline float single_within(double top) noexcept nogil:
+    """As float32, converted within its range, or the caller would find an overflow flag."""
+    return <float>min(top, 3.4028234e38)
 
 
 cdef bint bits_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, double top) noexcept nogil:
@@ -44,8 +49,7 @@ cdef bint bits_in_range(const Operand* op, Py_ssize_t start, Py_ssize_t count, d
         return byte <= min(top, <double>(127 if op.kind == np.NPY_INT8 else 255))
     if (op.kind == np.NPY_FLOAT or op.kind == np.NPY_INT32 or op.kind == np.NPY_UINT32) and op.stride[0] == 4:
         if op.kind == np.NPY_FLOAT:
-            # converted within its range, or the caller would find an overflow flag
-            last_word = sl_bits_from_float(<float>min(top, 3.4028234e38))
+            last_word = sl_bits_from_float(single_within(top))
         else:
             last_word = <uint32_t>min(top, <double>(0x7fffffff if op.kind == np.NPY_INT32 else 0xffffffff))
         for i in range(count):
@@ -68,7 +72,7 @@ cdef bint elements_in_range(
     cdef double doubles[CHECKED]
     cdef const float* s
     cdef const double* v
-    cdef float top_single
+    cdef float top_single = single_within(top)
     cdef Py_ssize_t at, n, i
     cdef int ok = 1
     if not (whole and is_floating(op.kind)) and bits_in_range(op, start, count, top):
@@ -76,8 +80,6 @@ cdef bint elements_in_range(
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
         if op.kind == np.NPY_FLOAT and not whole:
-            # converted within its range, or the caller would find an overflow flag
-            top_single = <float>min(top, 3.4028234e38)
             s = view_flat(op, at, n, singles)
             for i in range(n):
                 ok &= (s[i] >= 0) & (s[i] <= top_single)
@@ -273,10 +275,7 @@ cdef void add_weights(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* tot
     cdef Py_ssize_t at, i, n
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
-        if check.classes:
-            load_class_weights(check.job, at, n, check.samples, weight)
-        else:
-            load_weights(check.job, at, n, check.samples, NULL, weight)
+        load_class_weights(check.job, at, n, check.samples, check.classes, weight)
         clear_padding(weight, n)
         sum_ = lane_sum(<const double*>weight, padded(n), &lo)
         if SL_ISFINITE(sum_):
@@ -306,10 +305,7 @@ cdef void mark_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total
     cdef Py_ssize_t at, i, n
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
-        if check.classes:
-            load_class_weights(check.job, at, n, check.samples, weight)
-        else:
-            load_weights(check.job, at, n, check.samples, NULL, weight)
+        load_class_weights(check.job, at, n, check.samples, check.classes, weight)
         for i in range(n):
             check.marks[at + i] = weight[i] != 0
             total.hi += check.marks[at + i]
@@ -318,7 +314,7 @@ cdef void mark_rows(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total
 cdef void look_for_exponents(Check* check, Py_ssize_t start, Py_ssize_t count, Sum* total) noexcept nogil:
     cdef double weight[CHECKED]
     cdef double one[CHECKED]
-    cdef double label[CHECKED]
+    cdef Py_ssize_t y[CHECKED]
     cdef const Job* job = check.job
     cdef Py_ssize_t at, i, n
     cdef int exponent, of_class
@@ -326,15 +322,15 @@ cdef void look_for_exponents(Check* check, Py_ssize_t start, Py_ssize_t count, S
     for at from start <= at < start + count by CHECKED:
         n = min(<Py_ssize_t>CHECKED, start + count - at)
         load_weights(job, at, n, True, NULL, weight)
-        load_class_weights(job, at, n, False, one)      # 0 for what does not count
         if classes:
-            load_flat(&job.t, at, n, label)
+            load_classes(job, at, n, y)
+        load_weights(job, at, n, False, y if classes else NULL, one)    # 0 for what does not count
         for i in range(n):
             if weight[i] == 0 or one[i] == 0:
                 continue
             frexp(weight[i], &exponent)
             if classes:
-                frexp(job.o.class_weight[class_at(label[i], job.k)], &of_class)
+                frexp(job.o.class_weight[y[i]], &of_class)
                 exponent += of_class
             SL_STORE(&check.exponents[exponent - LEAST_EXPONENT], 1)
 
@@ -442,8 +438,7 @@ cdef void look_at_counted(Check* check, Py_ssize_t start, Py_ssize_t count, Sum*
     cdef float single[CHECKED]
     cdef double target[CHECKED]
     cdef uint8_t kept[CHECKED]
-    # converted within its range, or the caller would find an overflow flag
-    cdef float top = <float>min(check.top, 3.4028234e38)
+    cdef float top = single_within(check.top)
     cdef Py_ssize_t at, n
     cdef int outside
     for at from start <= at < start + count by CHECKED:

@@ -11,7 +11,7 @@
 # uses _sums: FAR GROUP NARROW Pairs Split Sum add add_before add_far clear_pairs clear_split copy_pairs
 # uses _sums: copy_split few_classes fold_columns fold_half reduce_split sum_exponentials sum_split
 # uses _tiles: TILE_EV TILE_EXPS TILE_LOGITS TILE_TARGETS Tile open_rows place_tile write_tile
-# uses _weights: load_classes load_weights weighs_classes
+# uses _weights: load_classes load_weights
 
 cdef struct TargetSums:
     # Per row, for the cross-entropy of class indices.
@@ -313,8 +313,7 @@ cdef void softmax_rows(
             load_classes(job, at, group.count, group.y)
         if job.any_weight:
             # in tiles the weights of classes are part of the targets
-            load_weights(job, at, group.count, True,
-                         group.y if job.indexed and weighs_classes(job) else NULL, group.weight)
+            load_weights(job, at, group.count, True, group.y if job.indexed else NULL, group.weight)
         if want:
             tile_rows(&group, want, tiles, scratch)
         if job.indexed:

@@ -114,6 +114,12 @@ cdef inline real square_of_one_plus(real e) noexcept nogil:
     return fma(e, e + <real>2, <real>1)
 
 
+cdef inline int whole_exponent(double exponent, int most) noexcept nogil:
+    """An exponent, not negative, as an integer where it is one up to `most`, else -1."""
+    cdef int whole = <int>exponent if exponent <= most else -1
+    return whole if whole == exponent else -1
+
+
 # ---- e**d for d <= 0 ------------------------------------------------------------------------------
 
 cdef inline real exp_min(real hint) noexcept nogil:

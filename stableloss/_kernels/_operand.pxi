@@ -495,6 +495,7 @@ cdef void repeat_numbers(
 
 cdef void load_runs(const Operand* op, const char* data, Py_ssize_t runs, real* to) noexcept nogil:
     cdef real line[TOGETHER]
+    cdef const char* run
     cdef const real* from_
     cdef Py_ssize_t length = op.shape[0]
     cdef Py_ssize_t first, i, j, n
@@ -504,9 +505,10 @@ cdef void load_runs(const Operand* op, const char* data, Py_ssize_t runs, real* 
     for j in range(length):
         for first from 0 <= first < runs by TOGETHER:
             n = min(<Py_ssize_t>TOGETHER, runs - first)
-            from_ = <const real*>(data + j * op.stride[0]) + first
+            run = data + j * op.stride[0] + first * op.stride[1]
+            from_ = <const real*>run
             if op.kind != kind_of(line[0]) or op.stride[1] != <Py_ssize_t>sizeof(real):
-                gather(data + j * op.stride[0] + first * op.stride[1], op.kind, op.stride[1], n, line)
+                gather(run, op.kind, op.stride[1], n, line)
                 from_ = line
             for i in range(n):
                 to[(first + i) * length + j] = from_[i]

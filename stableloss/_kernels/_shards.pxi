@@ -21,7 +21,7 @@
 # uses _sums: reduce_split sum_exponentials
 # uses _tiles: TILE_EXPS TILE_FIRST TILE_GRAD TILE_LOGITS TILE_LOST TILE_SLOPE TILE_TARGETS Tile open_rows
 # uses _tiles: place_tile write_tile
-# uses _weights: drops_by_class load_class_weights load_classes load_weights weighs_classes
+# uses _weights: drops_by_class load_class_weights load_classes load_weights
 # uses softmax_ce: close_indices index_losses index_target losses_first scaled_maximum
 # uses softmax_ce_options: CrossEntropy FocalColumns FocalEntries FocalSums ce_gradient clear_focal
 # uses softmax_ce_options: finish_factors finish_losses focal_columns focal_derivatives focal_entries
@@ -167,8 +167,8 @@ cdef void open_shard_group(
     if shard.job.hard:
         load_classes(&shard.whole, start, group.count, group.y)
     if shard.whole.any_weight:
-        load_weights(&shard.whole, start, group.count, True,
-                     group.y if shard.job.indexed and weighs_classes(&shard.whole) else NULL, group.weight)
+        load_weights(&shard.whole, start, group.count, True, group.y if shard.job.indexed else NULL,
+                     group.weight)
     if shard.job.hard:
         to_local_classes(shard, group.count, group.y)
 
@@ -707,7 +707,7 @@ cdef void finish_entropy_tiles(
     finish_losses(tile, state, scratch[0])
     clear_focal(&again)
     if drops_by_class(&shard.whole):
-        load_class_weights(&shard.whole, tile.start, 1, False, &present)
+        load_class_weights(&shard.whole, tile.start, 1, False, True, &present)
     if present == 0:
         tile.weight[0] = 0
         clear_shard_row(shard, tile.start, scratch)

@@ -98,12 +98,13 @@ cdef void load_weights(
     const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, const Py_ssize_t* y, real* weight
 ) noexcept nogil:
     """What rows (elements) start ... start + count - 1 count for, at most CHECKED of them: 0 where masked
-    or ignored, else the product of their weight (`samples`) and that of their class y (unless NULL), over the
-    job's power of two."""
+    or ignored, else the product of their weight (`samples`) and that of their class y (unless NULL, or the
+    job has none), over its power of two."""
     cdef uint8_t kept[CHECKED]
     cdef bint some = job.masked or (job.hard and job.ignoring)
     cdef Py_ssize_t i
     samples = samples and job.has_weight
+    y = NULL if job.o.class_weight == NULL else y
     if samples:
         load_flat(&job.w, start, count, weight)
     if some:
@@ -135,15 +136,14 @@ cdef void scale_weights(const Job* job, Py_ssize_t count, const Py_ssize_t* y, r
 
 
 cdef void load_class_weights(
-    const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, real* weight
+    const Job* job, Py_ssize_t start, Py_ssize_t count, bint samples, bint classes, real* weight
 ) noexcept nogil:
-    """The same with the weights of class indices, where the job has them."""
+    """The same; `classes`: with the weights of class indices."""
     cdef Py_ssize_t y[CHECKED]
-    if weighs_classes(job):
+    classes = classes and weighs_classes(job)
+    if classes:
         load_classes(job, start, count, y)
-        load_weights(job, start, count, samples, y, weight)
-    else:
-        load_weights(job, start, count, samples, NULL, weight)
+    load_weights(job, start, count, samples, y if classes else NULL, weight)
 
 
 cdef bint drops_by_class(const Job* job) noexcept nogil:

@@ -17,6 +17,7 @@
 # uses _job: Job SL_BRIEF loss_kernel
 # uses _logits: chain_first chain_second smallest_normal transform_logits
 # uses _math: absolute exp_negative fma log1p_positive log1p_unit product_error real square_of_one_plus
+# uses _math: whole_exponent
 # uses _operand: load_flat
 # uses _options: WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _stats: chunk_statistics
@@ -161,17 +162,11 @@ cdef inline real focal_power(real gamma, real minus_log) noexcept nogil:
     return exp_negative(-exponent) * (<real>1 - lo)
 
 
-cdef inline int whole_exponent(double gamma) noexcept nogil:
-    """gamma where its power is a product, else -1."""
-    cdef int whole = <int>gamma if gamma <= WHOLE_EXPONENT else -1
-    return whole if whole == gamma else -1
-
-
 cdef void brief_powers(
     Py_ssize_t n, const double* base, const double* minus_log, double gamma, double* power
 ) noexcept nogil:
     """base**gamma for float32, of which minus_log is -log(base)."""
-    cdef int whole = whole_exponent(gamma)
+    cdef int whole = whole_exponent(gamma, WHOLE_EXPONENT)
     cdef double square
     cdef Py_ssize_t i
     if whole < 0:

@@ -19,7 +19,7 @@
 # uses _job: Job SL_BRIEF
 # uses _logits: chain_first chain_product chain_second
 # uses _math: SL_FMA SL_INFINITY absolute exp_negative fma log1p_positive product product_error real
-# uses _math: remainder_of two_sum unit
+# uses _math: remainder_of two_sum unit whole_exponent
 # uses _operand: has_rows
 # uses _options: Settings WANT_GRAD WANT_HESS WANT_LOSS WANT_PRODUCT WANT_STATS WANT_TARGET_GRAD
 # uses _pieces: row_maximum
@@ -105,8 +105,7 @@ cdef struct FocalEntries:
 
 cdef inline int whole_gamma(const Job* job) noexcept nogil:
     """gamma, if it is small and whole, else 0."""
-    cdef int whole = <int>job.o.focal_gamma if job.o.focal_gamma <= WHOLE_GAMMA else 0
-    return whole if whole == job.o.focal_gamma else 0
+    return max(whole_exponent(job.o.focal_gamma, WHOLE_GAMMA), 0)
 
 
 cdef void focal_columns(const Job* job, const Columns* columns, FocalColumns* focal) noexcept nogil:
@@ -953,7 +952,7 @@ cdef void drop_absent_rows(Tile* tile, real* scratch) noexcept nogil:
     cdef int j
     if not drops_by_class(tile.job):
         return
-    load_class_weights(tile.job, tile.start, tile.count, False, present)
+    load_class_weights(tile.job, tile.start, tile.count, False, True, present)
     for j in range(tile.count):
         if present[j] == 0:
             tile.weight[j] = 0
